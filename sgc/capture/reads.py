@@ -1,0 +1,185 @@
+"""What a program reads from its tensors in Python while it is captured.
+
+A branch, ``.item()`` or a Boolean index makes the structure of the program depend on a value. Where that value
+follows from the inputs alone, it is computed and becomes a guard: a later call with another value specialises
+anew. Where it depends on a sample, no one structure is right, and the capture ends with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from sgc.capture import tracer
+from sgc.capture.source import current_line
+from sgc.errors import DataDependenceError, SourceLine
+from sgc.graph.effects import ancestors, dependencies, is_random
+
+_READS = frozenset(
+    "__bool__ __int__ __float__ __index__ __complex__ __contains__ __array__ __format__ item tolist numpy "
+    "is_nonzero equal allclose nonzero argwhere".split()
+)
+_REMEDY = (
+    "a compiled program has one structure: write the choice with tensors (torch.where, indexing, poutine.mask), "
+    "or marginalise the site"
+)
+
+
+@dataclass
+class ReadGuard:
+    """A value read during the capture: the graph that recomputes it, the nodes it starts from, and the value."""
+
+    module: fx.GraphModule
+    sources: tuple[fx.Node, ...]
+    value: Any
+    source: SourceLine | None
+
+
+@dataclass
+class Reads(TorchFunctionMode):
+    """Answers reads from concrete values, and rewrites 0-d indices, which would be reads, as tensor indices."""
+
+    concrete_inputs: Mapping[str, Tensor]
+    guards: list[ReadGuard] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in _READS and not _concrete_call(args, kwargs):
+            return self._read(func, args, kwargs)
+        if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
+            return args[0].detach()
+        if name in ("__getitem__", "__setitem__") and isinstance(args[0], Tensor):
+            tensor, index, *rest = args
+            return func(*self._index(tensor, index, write=name == "__setitem__"), *rest)
+        return func(*args, **kwargs)
+
+    def _read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of ``func`` on the concrete values of its traced arguments, guarded."""
+        values: dict[int, Any] = {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                values[id(leaf)] = self.evaluate(leaf, f"Tensor.{getattr(func, '__name__', func)}")
+        concrete_args, concrete_kwargs = torch.utils._pytree.tree_map_only(
+            Tensor, lambda tensor: values[id(tensor)], (args, kwargs)
+        )
+        with tracer.concrete(), torch._C.DisableTorchFunction():
+            return func(*concrete_args, **concrete_kwargs)
+
+    def evaluate(self, tensor: Tensor, reader: str) -> Tensor:
+        """The concrete value of a traced tensor that depends on no sample.
+
+        :raises DataDependenceError: if it depends on a sample.
+        """
+        node = tracer.node_of(tensor)
+        graph = tracer.current_tracer().graph
+        depends = dependencies(graph)
+        needed = ancestors([node], depends)
+        random = [other for other in graph.nodes if other in needed and is_random(other)]
+        if random:
+            marks = [other.meta["sgc_mark"] for other in graph.nodes if other in needed and "sgc_mark" in other.meta]
+            source = current_line()
+            if marks:
+                raise DataDependenceError(
+                    f"{reader} reads the value of a sample, so that the program's structure depends on it",
+                    site=marks[-1],
+                    source=source,
+                    remedy=_REMEDY,
+                )
+            raise DataDependenceError(
+                f"{reader} reads a random number ({random[-1].target}) drawn outside of any site",
+                source=source,
+                remedy=_REMEDY,
+            )
+        module, sources = _slice(graph, node, needed)
+        with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad():
+            value = module(*(self._concrete(origin).clone() for origin in sources))
+            if sources:
+                self.guards.append(ReadGuard(module, sources, value, current_line()))
+        return value
+
+    def _concrete(self, node: fx.Node) -> Tensor:
+        if node.op == "placeholder":
+            return self.concrete_inputs[node.name].detach()
+        value = getattr(tracer.current_tracer().root, str(node.target))
+        return value.detach()
+
+    def _index(self, tensor: Tensor, index: Any, *, write: bool) -> tuple[Tensor, Any]:
+        parts = list(index) if isinstance(index, tuple) else [index]
+        consumed = sum(_dims_consumed(part) for part in parts)
+        changed = False
+        dim = 0
+        result: list[Any] = []
+        for part in parts:
+            if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) and part.dim() > 0:
+                mask = self.evaluate(part, "a Boolean index")
+                with tracer.concrete():
+                    result.extend(mask.bool().nonzero(as_tuple=True))
+                changed, dim = True, dim + part.dim()
+                continue
+            if isinstance(part, Tensor) and part.dim() == 0 and not part.dtype.is_floating_point:
+                if part.dtype is torch.bool:
+                    part = bool(self.evaluate(part, "a Boolean index"))
+                elif write:
+                    part, changed = part.reshape(1), True
+                else:
+                    # Indexing with a 0-d integer calls .item(); a one-element index picks the same entry.
+                    tensor = tensor[(slice(None),) * dim + (part.reshape(1),)]
+                    part, changed = 0, True
+            result.append(part)
+            dim += tensor.dim() - consumed if part is Ellipsis else _dims_consumed(part)
+        return (tensor, tuple(result)) if changed else (tensor, index)
+
+
+def _dims_consumed(part: Any) -> int:
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    if isinstance(part, Tensor) and part.dtype is torch.bool:
+        return part.dim()
+    return 1
+
+
+def _concrete_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+
+
+def _slice(
+    graph: fx.Graph, node: fx.Node, needed: set[fx.Node]
+) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
+    """The part of an unfinished graph that computes ``node``, with its sources as placeholders."""
+    root = tracer.current_tracer().root
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    origins = [n for n in graph.nodes if n in needed and (n.op == "placeholder" or _is_external(n))]
+    for origin in origins:
+        copies[origin] = part.placeholder(origin.name)
+    for other in graph.nodes:
+        if other in needed and other not in copies and other.target is not torch._C._set_grad_enabled:
+            copies[other] = part.node_copy(other, lambda argument: copies[argument])
+    part.output(copies[node])
+    return fx.GraphModule(root, part), tuple(origins)
+
+
+def _is_external(node: fx.Node) -> bool:
+    """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
+    return node.op == "get_attr" and not all(
+        user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
+        for user in node.users
+    ) or (node.op == "get_attr" and not node.users)
+
+

@@ -1,0 +1,159 @@
+"""The one eager run of Pyro that precedes a capture.
+
+It creates the parameters, runs Pyro's own validation with its own errors and warnings, finds the plate nesting
+and the modules that take part. Whatever else it changes (random state, buffers, baseline averages) is put back,
+also when it fails.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import TraceGraph_ELBO
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor, nn
+
+from sgc.capture.parameters import ModuleWatch
+from sgc.config import Options
+
+BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the eager run found out."""
+
+    max_plate_nesting: float
+    modules: tuple[nn.Module, ...]
+
+
+def pyro_elbo(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
+    """Pyro's own loss for the same options."""
+    elbo = TraceGraph_ELBO(
+        num_particles=options.num_particles,
+        vectorize_particles=options.vectorize_particles,
+        max_plate_nesting=options.max_plate_nesting,
+    )
+    if max_plate_nesting is not None:
+        elbo.max_plate_nesting = max_plate_nesting
+    return elbo
+
+
+def rehearse(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+) -> Rehearsal:
+    """Run Pyro once as eager TraceGraph_ELBO would.
+
+    The random state is left as it was, unless parameters were created from random numbers: then it is left
+    as that creation left it, lest the first samples repeat the numbers of the initial parameters.
+    """
+    callables = [part for part in (model, guide) if isinstance(part, nn.Module)]
+    start = random_state()
+    before = set(_parameter_ids(callables))
+    elbo = pyro_elbo(options)
+    elbo.num_particles = 1 if not options.vectorize_particles else options.num_particles
+    with ModuleWatch() as watch, preserved_state():
+        try:
+            _run(elbo, model, guide, args, kwargs)
+        except BaseException:
+            restore_random_state(start)
+            raise
+    roots = watch.roots(callables)
+    end = random_state()
+    created = set(_parameter_ids([*callables, *roots])) - before
+    restore_random_state(start)
+    if created and not _same_random_state(start, end):
+        # Does the creation itself draw random numbers? A second run, now without creation, tells.
+        with preserved_state(roots), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _run(elbo, model, guide, args, kwargs)
+        drew = not _same_random_state(random_state(), end)
+        restore_random_state(end if drew else start)
+    return Rehearsal(elbo.max_plate_nesting, tuple([*callables, *roots]))
+
+
+def _run(
+    elbo: TraceGraph_ELBO,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
+
+
+def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:
+    for tensor in pyro.get_param_store()._params.values():
+        yield id(tensor)
+    for module in modules:
+        for tensor in module.parameters():
+            yield id(tensor)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that a Pyro program may draw from."""
+    state = get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`random_state` returned."""
+    set_rng_state(state)
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    devices = zip(one.get("cuda", []), other.get("cuda", []), strict=False)
+    return (
+        torch.equal(one["torch"], other["torch"])
+        and one["random"] == other["random"]
+        and all(torch.equal(a, b) for a, b in devices)
+        and bool((one["numpy"][1] == other["numpy"][1]).all())
+        and one["numpy"][2:] == other["numpy"][2:]
+    )
+
+
+@contextmanager
+def preserved_state(modules: list[nn.Module] | tuple[nn.Module, ...] = ()) -> Iterator[None]:
+    """Put back module buffers and baseline averages after an eager run, which starts without averages."""
+    saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def save(module: nn.Module, _inputs: object = None) -> None:
+        for buffer in module._buffers.values():
+            if buffer is not None and id(buffer) not in saved:
+                saved[id(buffer)] = (buffer, buffer.detach().clone())
+
+    for module in modules:
+        for inner in module.modules():
+            save(inner)
+    handle = nn.modules.module.register_module_forward_pre_hook(save)
+    store = pyro.get_param_store()
+    averages = {name: t for name, t in store._params.items() if name.startswith(BASELINE_PREFIX)}
+    for name in averages:
+        del store[name]
+    try:
+        yield
+    finally:
+        handle.remove()
+        with torch.no_grad():
+            for buffer, value in saved.values():
+                buffer.copy_(value)
+        for name in [name for name in store._params if name.startswith(BASELINE_PREFIX)]:
+            del store[name]
+        for name, tensor in averages.items():
+            store._params[name] = tensor
+            store._param_to_name[tensor] = name
+            store._constraints[name] = torch.distributions.constraints.real

@@ -1,0 +1,50 @@
+"""Finds the user's own line: the innermost stack frame that belongs neither to a library nor to sgc."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+import networkx
+import pyro
+import torch
+
+from sgc.errors import SourceLine
+
+_SGC = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_LIBRARIES = tuple(os.path.dirname(os.path.abspath(m.__file__)) + os.sep for m in (torch, pyro, networkx))
+_STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+
+
+def _belongs_to_user(file: str) -> bool:
+    if file.startswith(_LIBRARIES) or file.startswith(_SGC) or file.startswith("<frozen"):
+        return False
+    return not file.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in file
+
+
+def current_line() -> SourceLine | None:
+    """The user's line being executed; inside a library's own model (an autoguide), that library's line."""
+    frame = sys._getframe(1)
+    library: SourceLine | None = None
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if _belongs_to_user(file):
+            return SourceLine(file, frame.f_lineno, frame.f_code.co_name)
+        if file.startswith(_SGC) and library is not None and not file.startswith(os.path.dirname(__file__)):
+            return library
+        if library is None and f"{os.sep}autoguide{os.sep}" in file:
+            library = SourceLine(file, frame.f_lineno, frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return library
+
+
+def line_of(traceback: TracebackType | None) -> SourceLine | None:
+    """The user's innermost line in a traceback."""
+    found: SourceLine | None = None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if _belongs_to_user(code.co_filename):
+            found = SourceLine(code.co_filename, traceback.tb_lineno, code.co_name)
+        traceback = traceback.tb_next
+    return found

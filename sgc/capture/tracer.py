@@ -1,0 +1,131 @@
+"""The fx side of the capture, and the one place that touches torch's private tracing API.
+
+``make_fx`` is public, but a capture must also know, while it runs, which fx node a tensor stands for: to
+mark a sample's value, to take back a sampler that cannot be traced, to find what a Python branch depends on.
+Torch has no public call for that; the names used here are the same in torch 2.11 to 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import (
+    PythonKeyTracer,
+    _ProxyTensor,
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    get_proxy_slot,
+    make_fx,
+    set_proxy_slot,
+)
+
+
+def trace(function: Callable[..., Any], inputs: list[Tensor], *, pre_dispatch: bool) -> fx.GraphModule:
+    """Trace ``function(*inputs)`` on fake tensors.
+
+    With ``pre_dispatch`` the graph stays above autograd, so that it can be differentiated; without, the
+    graph holds what autograd did. Real tensors that the function merely closes over become ``get_attr``
+    nodes holding those very tensors.
+    """
+    return make_fx(
+        function,
+        tracing_mode="fake",
+        pre_dispatch=pre_dispatch,
+        _allow_non_fake_inputs=True,
+    )(*inputs)
+
+
+def current_tracer() -> PythonKeyTracer:
+    """The tracer of the capture in progress."""
+    mode = get_proxy_mode()
+    if mode is None:
+        raise RuntimeError("no capture is in progress")
+    tracer = mode.tracer
+    assert isinstance(tracer, PythonKeyTracer)
+    return tracer
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether the tensor stands for an fx node of the capture in progress."""
+    return get_proxy_slot(tensor, current_tracer(), None) is not None
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether the tensor has no data (it stands for a value known at run time only)."""
+    return isinstance(tensor, FakeTensor)
+
+
+def node_of(tensor: Tensor) -> fx.Node:
+    """The fx node that the tensor stands for; a tensor met for the first time becomes a ``get_attr`` node."""
+    tracer = current_tracer()
+    slot = get_proxy_slot(tensor, tracer, None)
+    if slot is not None:
+        return slot.proxy.node
+    return tracer.create_arg(tensor)
+
+
+def mark(tensor: Tensor, hint: str) -> tuple[Tensor, fx.Node]:
+    """Give a tensor an fx node of its own, an ``alias`` of what it stood for; return the tensor and that node.
+
+    The object stays the same wherever possible: the caches of Pyro's transforms compare by identity.
+    """
+    tracer = current_tracer()
+    slot = get_proxy_slot(tensor, tracer, None)
+    owned = slot is not None and slot.proxy.node.op == "call_function" and "sgc_mark" not in slot.proxy.node.meta
+    if not owned or not is_fake(tensor):
+        tensor = torch.ops.aten.alias.default(tensor)
+        node = node_of(tensor)
+    else:
+        proxy = tracer.create_proxy(
+            "call_function", torch.ops.aten.alias.default, (slot.proxy,), {}, name=_identifier(hint)
+        )
+        proxy.node.meta["val"] = tensor
+        set_proxy_slot(tensor, tracer, _ProxyTensor(proxy, None))
+        node = proxy.node
+    node.meta["sgc_mark"] = hint
+    return tensor, node
+
+
+def bind(tensor: Tensor, node: fx.Node) -> None:
+    """Let a fake tensor stand for ``node``."""
+    tracer = current_tracer()
+    node.meta.setdefault("val", tensor)
+    set_proxy_slot(tensor, tracer, _ProxyTensor(fx.Proxy(node, tracer), None))
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Compute on fake tensors without recording anything."""
+    with disable_proxy_modes_tracing():
+        yield
+
+
+@contextmanager
+def concrete() -> Iterator[None]:
+    """Compute on real tensors in the middle of a capture, recording nothing."""
+    with disable_proxy_modes_tracing(), unset_fake_temporarily():
+        yield
+
+
+def last_node() -> fx.Node:
+    """The newest node of the graph under construction."""
+    return next(iter(reversed(current_tracer().graph.nodes)))
+
+
+def erase_after(node: fx.Node) -> None:
+    """Take back every node recorded after ``node``."""
+    graph = current_tracer().graph
+    for later in reversed(list(graph.nodes)):
+        if later is node:
+            return
+        graph.erase_node(later)
+
+
+def _identifier(hint: str) -> str:
+    text = "".join(char if char.isalnum() else "_" for char in hint)
+    return text if text and not text[0].isdigit() else f"site_{text}"

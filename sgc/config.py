@@ -1,0 +1,40 @@
+"""The options of :func:`sgc.compile`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sgc.errors import ArgumentError, BackendError
+
+Backend = Literal["inductor", "eager", "torchscript"]
+Rng = Literal["fast", "torch"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model and guide are compiled; see :func:`sgc.compile` for the meaning of each field."""
+
+    num_particles: int = 1
+    vectorize_particles: bool = False
+    max_plate_nesting: float = math.inf
+    backend: Backend = "inductor"
+    rng: Rng = "fast"
+    cache_size: int = 16
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_particles, int) or self.num_particles < 1:
+            raise ArgumentError(f"num_particles must be a positive integer, not {self.num_particles!r}")
+        if self.max_plate_nesting != math.inf and (
+            not isinstance(self.max_plate_nesting, int) or self.max_plate_nesting < 0
+        ):
+            raise ArgumentError(
+                f"max_plate_nesting must be a non-negative integer or inf, not {self.max_plate_nesting!r}"
+            )
+        if self.backend not in get_args(Backend):
+            raise BackendError(f"unknown backend {self.backend!r}", remedy=f"use one of {get_args(Backend)}")
+        if self.rng not in get_args(Rng):
+            raise ArgumentError(f"rng must be one of {get_args(Rng)}, not {self.rng!r}")
+        if self.cache_size < 1:
+            raise ArgumentError(f"cache_size must be at least 1, not {self.cache_size!r}")

@@ -1,0 +1,87 @@
+"""Turns an emitted fx module into a callable: as it is, compiled by Inductor, or as TorchScript."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch._inductor
+import torch._inductor.config as inductor_config
+from torch import Tensor, fx
+
+from sgc.config import Backend, Rng
+from sgc.errors import BackendError
+
+Runner = Callable[..., Sequence[Tensor]]
+
+_EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
+
+
+def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, rng: Rng) -> Runner:
+    """A callable that computes what ``module`` computes on tensors like ``tensors``.
+
+    :param module: a graph of aten operators that returns a list of tensors.
+    :param tensors: examples of the inputs; those that the module writes into are copied before any run.
+    :raises BackendError: if the backend cannot work on this machine; the text says what to install.
+    """
+    examples = [tensor.detach() for tensor in tensors]
+    if backend == "eager":
+        return module
+    if backend == "torchscript":
+        return _torchscript(module, examples)
+    return _inductor(module, examples, rng)
+
+
+def _inductor(module: fx.GraphModule, examples: list[Tensor], rng: Rng) -> Runner:
+    options: dict[str, Any] = {"fallback_random": rng == "torch"}
+    try:
+        with torch.no_grad(), inductor_config.patch(options):
+            # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
+            # takes a graph as it is, without tracing it anew and without guards of its own at each call.
+            compiled = torch._inductor.standalone_compile(
+                module, examples, dynamic_shapes="from_example_inputs"
+            )
+    except Exception as error:
+        raise _explained(error, examples) from error
+    if compiled is None:
+        raise BackendError("Inductor returned nothing", remedy=_EAGER_REMEDY)
+    return compiled
+
+
+def _explained(error: Exception, examples: list[Tensor]) -> BackendError:
+    text = f"{type(error).__name__}: {error}"
+    on_cpu = not any(tensor.is_cuda for tensor in examples)
+    no_compiler = "InvalidCxxCompiler" in text or (
+        on_cpu and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
+    )
+    if no_compiler:
+        return BackendError(
+            "Inductor needs a C++ compiler and found none",
+            remedy=f"install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), {_EAGER_REMEDY}",
+        )
+    if "triton" in text.lower() and not on_cpu:
+        return BackendError(
+            f"Inductor needs Triton for CUDA: {text}", remedy=f"pip install triton, {_EAGER_REMEDY}"
+        )
+    return BackendError(f"Inductor failed: {text}", remedy=f"please report it, {_EAGER_REMEDY}")
+
+
+def _torchscript(module: fx.GraphModule, examples: list[Tensor]) -> Runner:
+    copies = [example.clone() for example in examples]
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates TorchScript at each use; the documentation says so once
+        return torch.jit.trace(_Tuple(module), tuple(copies), check_trace=False)
+
+
+class _Tuple(torch.nn.Module):
+    """TorchScript returns tuples, not lists."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.inner = module
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.inner(*tensors))

@@ -1,0 +1,97 @@
+"""Derives, from the loss-and-surrogate module, the module that computes loss and gradients in one forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sgc.graph.effects import ancestors, dependencies, is_effect, written_arguments
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """``module(*tensors)`` returns ``(loss, *gradients)``; ``gradient_of`` says for which inputs, in order.
+
+    An input that needs a gradient and is not in ``gradient_of`` has none: Pyro would leave its ``.grad`` None.
+    """
+
+    module: fx.GraphModule
+    gradient_of: tuple[int, ...]
+
+
+def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[int]) -> Differentiated:
+    """Trace the gradient of the surrogate in the inputs at the positions ``wanted``.
+
+    :param module: returns ``(loss, surrogate_loss)``.
+    :param tensors: examples of the inputs; their values are not used.
+    """
+    found: list[int] = []
+
+    def step(*inputs: Tensor) -> list[Tensor]:
+        leaves = list(inputs)
+        for position in wanted:
+            leaves[position] = leaves[position].detach().requires_grad_()
+        with torch.enable_grad():
+            loss, surrogate = module(*leaves)
+            gradients: Any = [None] * len(wanted)
+            if surrogate.requires_grad:
+                gradients = torch.autograd.grad(surrogate, [leaves[i] for i in wanted], allow_unused=True)
+        found[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
+        return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+    traced = _trace(step, tensors)
+    return Differentiated(traced, tuple(found))
+
+
+def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Differentiated:
+    """The module that computes ``(loss,)`` alone."""
+
+    def step(*inputs: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            (loss,) = module(*inputs)
+        return [loss]
+
+    return Differentiated(_trace(step, tensors), ())
+
+
+def _trace(step: Any, tensors: list[Tensor]) -> fx.GraphModule:
+    examples = [tensor.detach() for tensor in tensors]
+    traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    _tidy(traced)
+    return traced
+
+
+def _tidy(module: fx.GraphModule) -> None:
+    """Remove what has become idle: aliases, copies of literals that nobody writes into, dead nodes."""
+    graph = module.graph
+    written = {
+        storage
+        for node in graph.nodes
+        for argument in written_arguments(node)
+        for storage in _storages(argument)
+    }
+    idle = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default)
+    for node in list(graph.nodes):
+        if node.target in idle and not any(storage in written for storage in _storages(node)):
+            origin = node.args[0]
+            if node.target is torch.ops.aten.lift_fresh_copy.default or not any(
+                storage in written for storage in _storages(origin)
+            ):
+                node.replace_all_uses_with(origin)
+                graph.erase_node(node)
+    live = ancestors((node for node in graph.nodes if is_effect(node)), dependencies(graph))
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)
+    graph.lint()
+    module.recompile()
+
+
+def _storages(node: fx.Node) -> set[int]:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor) and v.layout is torch.strided}

@@ -1,0 +1,89 @@
+"""Every error and warning that sgc raises: what went wrong, at which site, on which line, and the remedy."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """A line of the user's program: where a site was declared or an error arose."""
+
+    file: str
+    line: int
+    function: str = ""
+
+    @property
+    def text(self) -> str:
+        """The line itself, stripped; empty where the file cannot be read (a REPL, say)."""
+        return linecache.getline(self.file, self.line).strip()
+
+    def __str__(self) -> str:
+        shown = f"{self.file}:{self.line}"
+        return f"{shown}: {self.text}" if self.text else shown
+
+
+class SgcError(Exception):
+    """Base of all errors of sgc.
+
+    :param problem: what went wrong, one sentence.
+    :param site: the name of the Pyro site concerned, if there is one.
+    :param source: the user's own line, if it is known.
+    :param remedy: what to write instead.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        site: str | None = None,
+        source: SourceLine | None = None,
+        remedy: str = "",
+    ) -> None:
+        self.problem = problem
+        self.site = site
+        self.source = source
+        self.remedy = remedy
+        lines = [f"at site '{site}': {problem}" if site else problem]
+        if source is not None:
+            lines.append(f"  --> {source}")
+        if remedy:
+            lines.append(f"  remedy: {remedy}")
+        super().__init__("\n".join(lines))
+
+
+class DataDependenceError(SgcError, RuntimeError):
+    """The program reads the value of a sample in Python, so that its structure depends on that sample."""
+
+
+class CaptureError(SgcError, RuntimeError):
+    """The program uses something that cannot be captured."""
+
+
+class BaselineError(SgcError, ValueError):
+    """A baseline with unrecognised options, a forbidden combination, a wrong shape or a biased input."""
+
+
+class SiteMismatchError(SgcError, ValueError):
+    """Model and guide do not declare the same latent sites."""
+
+
+class GraphError(SgcError, ValueError):
+    """A stochastic computation graph breaks one of its own laws (see :mod:`sgc.graph.verify`)."""
+
+
+class BackendError(SgcError, RuntimeError):
+    """The chosen backend is unknown or cannot work on this machine."""
+
+
+class ArgumentError(SgcError, TypeError):
+    """An argument of sgc's own functions is of the wrong kind."""
+
+
+class RespecializationWarning(UserWarning):
+    """The same loss module keeps compiling anew; the text says which guard keeps missing."""
+
+
+class BaselineRestartWarning(UserWarning):
+    """A decaying-average baseline starts anew, because its shape or its site changed."""

@@ -1,0 +1,140 @@
+"""Builds the stochastic computation graph of a program: its named nodes, and the data flow between them."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from sgc.graph.effects import dependencies
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
+from sgc.graph.program import InputKind, Program, Site, SiteKind
+
+_PREFIX = {
+    InputKind.PARAMETER: "param",
+    InputKind.DATA: "data",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT: "constant",
+}
+
+
+def build_graph(program: Program) -> StochasticGraph:
+    """The quotient of the program's fx graph by its inputs, samples and log-density terms.
+
+    Inputs and samples are where data flow is cut; log-density terms are where it ends. An edge stands for at
+    least one path in the fx graph (writes into shared storage included) that passes no other named node.
+    """
+    graph = StochasticGraph()
+    graph.program = program
+    sources: dict[fx.Node, list[str]] = {}
+    sinks: list[tuple[Payload, fx.Node]] = []
+
+    for declared in program.inputs:
+        key = input_key(declared.kind, declared.name)
+        node = program.node(declared.node)
+        payload = InputNode(
+            key, declared.shape, declared.node, declared.kind, str(declared.dtype), declared.requires_grad
+        )
+        graph.add(payload)
+        sources.setdefault(node, []).append(key)
+
+    marked: list[tuple[str, fx.Node]] = []
+    for site in program.sites:
+        graph.add(_site_node(site))
+        if site.value is not None:
+            node = program.node(site.value)
+            if site.kind in (SiteKind.LATENT, SiteKind.SUBSAMPLE):
+                sources.setdefault(node, []).append(site.name)
+                marked.append((site.name, node))
+            else:
+                sinks.append((graph.payload(site.name), node))
+
+    for name in program.model_order:
+        sinks.append(_cost(program, program.site(name), sign=+1))
+    for name in program.guide_order:
+        sinks.append(_cost(program, program.site(name), sign=-1))
+    for site in program.sites:
+        sinks += _score_parts(program, site)
+
+    upstream = _Upstream(program, sources)
+    for name, node in marked:
+        for parent in upstream.above(node):
+            graph.add_edge(parent, name)
+    for payload, node in sinks:
+        graph.add(payload, upstream.at(node))
+    return graph
+
+
+def input_key(kind: InputKind, name: str) -> str:
+    """The graph's key for an input of the program."""
+    return f"{_PREFIX[kind]} {name}"
+
+
+def cost_key(site: str, sign: int) -> str:
+    """The graph's key for the cost node of a site in the model (+1) or in the guide (-1)."""
+    return f"log p({site})" if sign > 0 else f"-log q({site})"
+
+
+class _Upstream:
+    """The nearest named nodes above each fx node; each fx node is visited once."""
+
+    def __init__(self, program: Program, sources: dict[fx.Node, list[str]]) -> None:
+        self._sources = sources
+        self._above: dict[fx.Node, dict[str, None]] = {}
+        depends = dependencies(program.module.graph)
+        for node in program.module.graph.nodes:
+            found: dict[str, None] = {}
+            for parent in depends[node]:
+                found.update(self.at(parent))
+            self._above[node] = found
+
+    def at(self, node: fx.Node) -> dict[str, None]:
+        """The names of this node if it has any, else the nearest above it."""
+        return dict.fromkeys(self._sources[node]) if node in self._sources else self._above[node]
+
+    def above(self, node: fx.Node) -> dict[str, None]:
+        """The nearest named nodes strictly above."""
+        return self._above[node]
+
+
+def _site_node(site: Site) -> SiteNode:
+    return SiteNode(
+        key=site.name,
+        shape=site.shape,
+        fx=site.value,
+        role=site.kind,
+        distribution=site.distribution,
+        dtype=str(site.dtype),
+        plates=site.plates,
+        has_rsample=site.has_rsample,
+        scale=site.scale,
+        masked=site.masked,
+        opaque=site.opaque,
+        source=site.source,
+    )
+
+
+def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
+    density = site.model if sign > 0 else site.guide
+    assert density is not None
+    plates = tuple(plate for plate in density.plates if plate.vectorized)
+    shape = program.shape(density.log_prob)
+    key = cost_key(site.name, sign)
+    payload = CostNode(key, shape, density.log_prob, site.name, sign, plates, site.source)
+    return payload, program.node(density.log_prob)
+
+
+def _score_parts(program: Program, site: Site) -> list[tuple[Payload, fx.Node]]:
+    found: list[tuple[Payload, fx.Node]] = []
+    if site.guide is not None:
+        for part in ("score_function", "entropy_term"):
+            name = getattr(site.guide, part)
+            if name is not None:
+                key = f"{part}({site.name})"
+                found.append((ScorePartNode(key, program.shape(name), name, site.name, part), program.node(name)))
+    if site.baseline is not None and site.baseline.value is not None:
+        name = site.baseline.value
+        payload = BaselineInputNode(
+            f"baseline_input({site.name})", program.shape(name), name, site.name, site.source
+        )
+        found.append((payload, program.node(name)))
+    return found

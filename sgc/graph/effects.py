@@ -1,0 +1,78 @@
+"""What an fx node does besides computing its value: drawing random numbers, writing into a tensor.
+
+Data flow in a graph with in-place operations is more than its edges: after ``x[0] = z`` everything that reads
+``x`` depends on ``z``. :func:`dependencies` follows both, by the storages that the traced tensors share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers; such nodes are never merged, dropped or reordered."""
+    if node.meta.get("sgc_random"):
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def written_arguments(node: fx.Node) -> list[fx.Node]:
+    """The argument nodes whose tensors this node writes into."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    written: list[fx.Node] = []
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, fx.Node)]
+    return written
+
+
+def is_effect(node: fx.Node) -> bool:
+    """Whether the node must stay although nothing may use its value."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.target is torch._C._set_grad_enabled:
+        return True
+    return is_random(node) or bool(written_arguments(node))
+
+
+def _storages(node: fx.Node) -> Iterable[int]:
+    for value in tree_leaves(node.meta.get("val")):
+        if isinstance(value, Tensor) and value.layout is torch.strided:
+            yield value.untyped_storage()._cdata
+
+
+def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """The nodes that each node directly depends on: its arguments, and what last wrote into their storages."""
+    writers: dict[int, list[fx.Node]] = {}
+    depends: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for node in graph.nodes:
+        direct = dict.fromkeys(node.all_input_nodes)
+        for argument in list(direct):
+            for storage in _storages(argument):
+                direct.update(dict.fromkeys(writers.get(storage, ())))
+        depends[node] = tuple(direct)
+        for written in written_arguments(node):
+            for storage in _storages(written):
+                writers.setdefault(storage, []).append(node)
+    return depends
+
+
+def ancestors(
+    targets: Iterable[fx.Node], depends: dict[fx.Node, tuple[fx.Node, ...]]
+) -> set[fx.Node]:
+    """``targets`` and all that they depend on."""
+    seen: set[fx.Node] = set()
+    stack = list(targets)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(depends[node])
+    return seen

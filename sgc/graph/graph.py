@@ -1,0 +1,130 @@
+"""The stochastic computation graph: a ``networkx.DiGraph`` with typed payloads that answers questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import networkx as nx
+
+from sgc.graph.nodes import (
+    BaselineNode,
+    CostNode,
+    DownstreamCostNode,
+    Estimator,
+    Payload,
+    SiteNode,
+)
+from sgc.graph.program import Program, SiteKind
+
+_P = TypeVar("_P", bound=Payload)
+
+
+class StochasticGraph(nx.DiGraph):
+    """A stochastic computation graph (Schulman et al. 2015), the program's quotient by its named nodes.
+
+    Nodes are strings, readable and unique: a site's own name (``"z"``), ``"log p(x)"``, ``"-log q(z)"``,
+    ``"param theta"``, ``"downstream(z)"``, ``"baseline(z)"``, ``"surrogate"``. ``graph.payload(key)`` is a
+    node's frozen, typed record; its plain string attributes are for networkx's algorithms and writers. An edge says
+    that data flow in the fx graph from one named node to the other without passing a third.
+    """
+
+    def __init__(self, incoming_graph_data: Any = None, **attributes: Any) -> None:
+        super().__init__(incoming_graph_data, **attributes)
+        self._payloads: dict[str, Payload] = dict(getattr(incoming_graph_data, "_payloads", {}))
+        self.program: Program | None = getattr(incoming_graph_data, "program", None)
+
+    # -- construction
+
+    def add(self, payload: Payload, parents: Iterator[str] | list[str] | tuple[str, ...] = ()) -> None:
+        """Add a node with its payload and the edges from its parents; a key already there is replaced."""
+        self._payloads[payload.key] = payload
+        super().add_node(payload.key, **payload.attributes())
+        for parent in parents:
+            self.add_edge(parent, payload.key)
+
+    def replace(self, payload: Payload) -> None:
+        """Exchange the payload of an existing node."""
+        if payload.key not in self:
+            raise KeyError(payload.key)
+        self.add(payload)
+
+    def copy(self, as_view: bool = False) -> Any:
+        """A copy with the payloads (which are immutable and shared)."""
+        copied = super().copy(as_view=as_view)
+        if not as_view:
+            copied._payloads = dict(self._payloads)
+            copied.program = self.program
+        return copied
+
+    # -- reading
+
+    def payload(self, key: str) -> Payload:
+        """The typed record of a node.
+
+        :raises KeyError: if there is no such node.
+        """
+        return self._payloads[key]
+
+    def of_type(self, payload_type: type[_P]) -> Iterator[_P]:
+        """All payloads of a type, in the order in which they were added."""
+        return (p for key, p in self._payloads.items() if isinstance(p, payload_type) and key in self)
+
+    def sites(self, role: SiteKind | None = None) -> tuple[str, ...]:
+        """The names of the Pyro sites, in the order of the program; with ``role``, only those of that kind."""
+        return tuple(p.key for p in self.of_type(SiteNode) if role is None or p.role is role)
+
+    def costs(self) -> tuple[str, ...]:
+        """The keys of the cost nodes: the model's, then the guide's, each in the order of the program."""
+        return tuple(p.key for p in self.of_type(CostNode))
+
+    def provenance(self, key: str, *, reparameterized: bool = True) -> frozenset[str]:
+        """The latent sites upstream of a node (itself included, if it is one).
+
+        With ``reparameterized=False`` only those sampled without reparameterisation: the sets that Pyro's
+        ``TrackNonReparam`` finds.
+        """
+        if key not in self:
+            raise KeyError(key)
+        found = set()
+        for name in {key, *nx.ancestors(self, key)}:
+            payload = self._payloads[name]
+            if isinstance(payload, SiteNode) and payload.role is SiteKind.LATENT:
+                if reparameterized or not payload.has_rsample:
+                    found.add(name)
+        return frozenset(found)
+
+    def downstream_costs(self, site: str) -> frozenset[str]:
+        """The cost nodes that depend on a latent site: all that its score-function term is multiplied by."""
+        self._latent(site)
+        below = nx.descendants(self, site)
+        return frozenset(key for key in self.costs() if key in below)
+
+    def estimator(self, site: str) -> Estimator:
+        """The estimator that was chosen for a latent site."""
+        chosen = self._latent(site).estimator
+        assert chosen is not None, "the graph has not been through the estimator pass"
+        return chosen
+
+    def baseline(self, site: str) -> BaselineNode | None:
+        """The baseline of a latent site, None if it has none."""
+        self._latent(site)
+        found = self._payloads.get(f"baseline({site})")
+        return found if isinstance(found, BaselineNode) else None
+
+    def downstream_cost(self, site: str) -> DownstreamCostNode | None:
+        """The reduction plan of a score-function site's downstream costs, None for other sites."""
+        found = self._payloads.get(f"downstream({site})")
+        return found if isinstance(found, DownstreamCostNode) else None
+
+    def _latent(self, site: str) -> SiteNode:
+        payload = self._payloads.get(site)
+        if not isinstance(payload, SiteNode) or payload.role is not SiteKind.LATENT:
+            latent = ", ".join(self.sites(SiteKind.LATENT)) or "none"
+            raise KeyError(f"{site!r} is not a latent site; the latent sites are: {latent}")
+        return payload
+
+    def __str__(self) -> str:
+        from sgc.graph.render import as_text
+
+        return as_text(self)

@@ -1,0 +1,173 @@
+"""What the capture yields: the program as one fx graph, and a record for each input and each Pyro site.
+
+A :class:`Program` holds no statistical decision. Its fx graph computes, from the declared inputs, the value
+and the log density of every site, in exactly the order in which eager Pyro would. Records point into the
+fx graph by the names of its nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import fx
+
+from sgc.errors import SourceLine
+
+
+class InputKind(Enum):
+    """What an input of the program is; it decides whether a gradient is asked for and who owns the tensor."""
+
+    PARAMETER = "parameter"
+    DATA = "data"
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One placeholder of the program's fx graph.
+
+    ``requires_grad`` holds for a parameter that is being trained, and for data whose gradient is wanted.
+    """
+
+    name: str
+    kind: InputKind
+    node: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One ``CondIndepStackFrame``: a plate as seen from a site.
+
+    ``dim`` is negative for a vectorised plate and None for a sequential one; ``counter`` tells the iterations
+    of a sequential plate apart. ``size`` is the size of the subsample.
+    """
+
+    name: str
+    dim: int | None
+    size: int
+    counter: int
+
+    @property
+    def vectorized(self) -> bool:
+        return self.dim is not None
+
+
+class SiteKind(Enum):
+    """What a sample statement of the program is."""
+
+    LATENT = "latent"
+    OBSERVED = "observed"
+    DETERMINISTIC = "deterministic"
+    SUBSAMPLE = "subsample"
+
+
+@dataclass(frozen=True)
+class Density:
+    """The log-density terms of a site in one trace, each the name of an fx node (None: identically zero).
+
+    ``log_prob`` is scaled and masked; ``score_function`` is neither and ``entropy_term`` is both, as in
+    Pyro's ``ScoreParts``. The last two are known for guide sites only. ``plates`` are those of this trace.
+    """
+
+    log_prob: str
+    plates: tuple[Plate, ...]
+    score_function: str | None = None
+    entropy_term: str | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The options of ``infer={"baseline": {...}}`` at a site, with the traced tensors they gave.
+
+    ``value`` is the fx node of ``baseline_value``, or of ``nn_baseline(nn_baseline_input.detach())``.
+    """
+
+    kind: str | None
+    value: str | None
+    value_shape: tuple[int, ...] | None
+    decaying_average: bool
+    beta: float
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample statement: what is known of it before any statistical decision.
+
+    ``value`` is an fx node of its own, so that everything computed from the sample is downstream of it.
+    """
+
+    name: str
+    kind: SiteKind
+    distribution: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    plates: tuple[Plate, ...]
+    has_rsample: bool
+    value: str | None
+    source: SourceLine | None
+    model: Density | None = None
+    guide: Density | None = None
+    scale: float | str | None = None
+    masked: bool = False
+    opaque: bool = False
+    auxiliary: bool = False
+    baseline: Baseline | None = None
+
+
+@dataclass(frozen=True)
+class ValueGuard:
+    """A scalar that the program read from its inputs while it was captured, and that its structure relies on."""
+
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    value: Any
+    source: SourceLine | None
+
+
+@dataclass
+class Program:
+    """A captured model and guide for one particle (or for all of them, where they are vectorised)."""
+
+    module: fx.GraphModule
+    inputs: tuple[Input, ...]
+    sites: tuple[Site, ...]
+    model_order: tuple[str, ...]
+    guide_order: tuple[str, ...]
+    value_guards: tuple[ValueGuard, ...] = ()
+    mutated: frozenset[str] = field(default_factory=frozenset)
+
+    def node(self, name: str) -> fx.Node:
+        """The fx node of that name."""
+        return self._nodes[name]
+
+    @property
+    def _nodes(self) -> dict[str, fx.Node]:
+        cached = self.__dict__.get("_node_index")
+        if cached is None:
+            cached = {node.name: node for node in self.module.graph.nodes}
+            self.__dict__["_node_index"] = cached
+        return cached
+
+    def site(self, name: str) -> Site:
+        """The site of that name."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    def shape(self, node: str) -> tuple[int, ...]:
+        """The shape of an fx node's value."""
+        return tuple(self.node(node).meta["val"].shape)
+
+    def latent_sites(self) -> Iterator[Site]:
+        """The latent sites, in the order in which they were sampled."""
+        return (site for site in self.sites if site.kind is SiteKind.LATENT)

@@ -1,0 +1,187 @@
+"""The laws of a stochastic computation graph, checked after each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import networkx as nx
+import torch
+from torch import fx
+
+from sgc.errors import GraphError
+from sgc.graph.effects import dependencies
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import (
+    BaselineInputNode,
+    BaselineNode,
+    CostNode,
+    DownstreamCostNode,
+    Estimator,
+    InputNode,
+    PartialSumNode,
+    Payload,
+    ScorePartNode,
+    SiteNode,
+    SurrogateTermNode,
+    TotalNode,
+)
+from sgc.graph.program import Program, SiteKind
+from sgc.graph.provenance import all_provenances
+
+_CAPTURED = (SiteNode, InputNode)
+_LEGAL_PARENTS: dict[type[Payload], tuple[type[Payload], ...]] = {
+    InputNode: (),
+    SiteNode: _CAPTURED,
+    CostNode: _CAPTURED,
+    ScorePartNode: _CAPTURED,
+    BaselineInputNode: _CAPTURED,
+    PartialSumNode: (CostNode, PartialSumNode),
+    DownstreamCostNode: (CostNode, PartialSumNode),
+    BaselineNode: (BaselineInputNode,),
+    SurrogateTermNode: (CostNode, ScorePartNode, DownstreamCostNode, BaselineNode),
+    TotalNode: (CostNode, SurrogateTermNode),
+}
+
+
+def verify(graph: StochasticGraph) -> None:
+    """Check every law and report all breaches together.
+
+    :raises GraphError: naming each breach.
+    """
+    problems = [problem for law in _LAWS for problem in law(graph)]
+    if problems:
+        raise GraphError("the stochastic computation graph is illegal:\n  - " + "\n  - ".join(problems))
+
+
+def _has_payloads(graph: StochasticGraph) -> Iterator[str]:
+    for key in graph:
+        if key not in graph._payloads:
+            yield f"{key!r} has no payload"
+
+
+def _is_acyclic(graph: StochasticGraph) -> Iterator[str]:
+    if not nx.is_directed_acyclic_graph(graph):
+        yield f"there is a cycle: {' -> '.join(edge[0] for edge in nx.find_cycle(graph))}"
+
+
+def _edges_are_legal(graph: StochasticGraph) -> Iterator[str]:
+    for parent, child in graph.edges:
+        if parent in graph._payloads and child in graph._payloads:
+            one, other = graph.payload(parent), graph.payload(child)
+            if not isinstance(one, _LEGAL_PARENTS[type(other)]):
+                yield f"a {other.kind} node may not depend on a {one.kind} node: {parent!r} -> {child!r}"
+
+
+def _operands_are_parents(graph: StochasticGraph) -> Iterator[str]:
+    """What a node says that it computes from is what its edges say."""
+    for key in graph:
+        payload = graph._payloads.get(key)
+        operands: tuple[str, ...]
+        if isinstance(payload, PartialSumNode):
+            operands = payload.addends
+        elif isinstance(payload, DownstreamCostNode):
+            operands = tuple(term.addend for term in payload.terms)
+        elif isinstance(payload, (SurrogateTermNode, TotalNode)):
+            operands = payload.operands
+        elif isinstance(payload, BaselineNode):
+            operands = (payload.learned,) if payload.learned else ()
+        else:
+            continue
+        if set(operands) != set(graph.predecessors(key)):
+            yield f"{key!r} computes from {sorted(set(operands))} but its parents are {sorted(graph.predecessors(key))}"
+
+
+def _sums_are_exact(graph: StochasticGraph) -> Iterator[str]:
+    """Each downstream cost holds every cost that depends on its site, once, and no other."""
+    if not nx.is_directed_acyclic_graph(graph):
+        return
+    for node in graph.of_type(DownstreamCostNode):
+        if node.site not in graph:
+            continue
+        summed: list[str] = []
+        for term in node.terms:
+            summed += _flatten(graph, term.addend)
+        expected = graph.downstream_costs(node.site)
+        if len(summed) != len(set(summed)):
+            yield f"{node.key!r} counts a cost twice"
+        if set(summed) != expected or node.costs != expected:
+            missing, extra = sorted(expected - set(summed)), sorted(set(summed) - expected)
+            yield f"{node.key!r} is not the sum of its site's downstream costs: missing {missing}, extra {extra}"
+
+
+def _flatten(graph: StochasticGraph, key: str) -> list[str]:
+    payload = graph._payloads.get(key)
+    if isinstance(payload, PartialSumNode):
+        return [cost for addend in payload.addends for cost in _flatten(graph, addend)]
+    return [key]
+
+
+def _every_scored_site_has_a_term(graph: StochasticGraph) -> Iterator[str]:
+    if "surrogate" not in graph:
+        return
+    for name in graph.sites(SiteKind.LATENT):
+        site = graph.payload(name)
+        assert isinstance(site, SiteNode)
+        scored = site.estimator in (Estimator.SCORE_FUNCTION, Estimator.PARTIAL)
+        if scored and f"score_term({name})" not in graph:
+            yield f"the scored site {name!r} has no score term"
+        if not scored and f"score_term({name})" in graph:
+            yield f"the site {name!r} is not scored and yet has a score term"
+
+
+def _baselines_are_independent(graph: StochasticGraph) -> Iterator[str]:
+    for baseline in graph.of_type(BaselineNode):
+        if baseline.site in graph.provenance(baseline.key):
+            yield f"{baseline.key!r} depends on the sample of its own site"
+        downstream = graph.downstream_cost(baseline.site)
+        if downstream is not None and downstream.shape != baseline.shape:
+            yield f"{baseline.key!r} has shape {baseline.shape}, its downstream cost {downstream.shape}"
+
+
+def _edges_are_sound(graph: StochasticGraph) -> Iterator[str]:
+    """Whatever a cost depends on in the fx graph is upstream of it in this graph."""
+    if graph.program is None or not nx.is_directed_acyclic_graph(graph) or any(_has_payloads(graph)):
+        return
+    actual = _program_provenance(graph.program)
+    claimed = all_provenances(graph)
+    for cost in graph.of_type(CostNode):
+        if actual[cost.fx] != claimed[cost.key]:
+            yield (
+                f"{cost.key!r} depends on {sorted(actual[cost.fx])} in the program but on "
+                f"{sorted(claimed[cost.key])} in the graph"
+            )
+
+
+def _program_provenance(program: Program) -> dict[str, frozenset[str]]:
+    """The latent sites upstream of each fx node, found in the fx graph itself."""
+    own: dict[fx.Node, set[str]] = {}
+    for site in program.latent_sites():
+        if site.value is not None:
+            own.setdefault(program.node(site.value), set()).add(site.name)
+    empty: frozenset[str] = frozenset()
+    found: dict[fx.Node, frozenset[str]] = {}
+    for node, parents in dependencies(program.module.graph).items():
+        above = {found[parent] for parent in parents if found[parent]}
+        upstream = next(iter(above)) if len(above) == 1 else empty.union(*above)
+        found[node] = upstream | own[node] if node in own else upstream
+    return {node.name: upstream for node, upstream in found.items()}
+
+
+def _shapes_agree(graph: StochasticGraph) -> Iterator[str]:
+    for node in graph.of_type(PartialSumNode):
+        shapes = [graph._payloads[key].shape for key in node.addends if key in graph._payloads]
+        if tuple(torch.broadcast_shapes(*shapes)) != node.shape:
+            yield f"{node.key!r} has shape {node.shape}, its addends {shapes}"
+
+
+_LAWS: tuple[Callable[[StochasticGraph], Iterator[str]], ...] = (
+    _has_payloads,
+    _is_acyclic,
+    _edges_are_legal,
+    _operands_are_parents,
+    _sums_are_exact,
+    _every_scored_site_has_a_term,
+    _baselines_are_independent,
+    _edges_are_sound,
+    _shapes_agree,
+)

@@ -1,0 +1,148 @@
+"""Finds each scored site's downstream costs and plans how they are summed (Rao-Blackwellisation).
+
+A cost that does not depend on a site's sample has no place beside its score function: in expectation it adds
+nothing but variance (Schulman et al. 2015, theorem 1; Ranganath et al. 2014, section 3.1). Costs of plates that
+the site is not in are summed out, costs of plates that it is in stay apart, exactly as in Pyro's
+``MultiFrameTensor.sum_to``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sgc.errors import GraphError
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import CostNode, DownstreamCostNode, PartialSumNode, Reduction
+from sgc.graph.program import Plate
+from sgc.graph.provenance import all_provenances
+from sgc.passes.estimators import scored_sites
+
+
+def plan_downstream_costs(graph: StochasticGraph) -> None:
+    """Add a downstream-cost node for every scored site, and the partial sums that they share."""
+    sites = scored_sites(graph)
+    provenance = all_provenances(graph)
+    costs = [cost for cost in graph.of_type(CostNode) if provenance[cost.key]]
+    _check_frames(costs)
+    by_frames: dict[frozenset[Plate], list[CostNode]] = {}
+    for cost in costs:
+        by_frames.setdefault(frozenset(cost.plates), []).append(cost)
+    terms: dict[str, list[tuple[frozenset[Plate], str]]] = {site: [] for site in sites}
+    for frames, members in by_frames.items():
+        wanted = {
+            site: tuple(cost.key for cost in members if site in provenance[cost.key]) for site in sites
+        }
+        sums = _Sums(graph, frames, wanted)
+        for site, keys in wanted.items():
+            if keys:
+                terms[site].append((frames, sums.key(keys)))
+    for site in sites:
+        _add_downstream_cost(graph, site, _in_order(graph, site, terms[site], provenance))
+
+
+def _in_order(
+    graph: StochasticGraph,
+    site: str,
+    terms: list[tuple[frozenset[Plate], str]],
+    provenance: dict[str, frozenset[str]],
+) -> list[tuple[frozenset[Plate], str]]:
+    """The groups of frames in the order in which a cost of each first appears downstream of the site."""
+    order: dict[frozenset[Plate], int] = {}
+    for position, cost in enumerate(graph.of_type(CostNode)):
+        if site in provenance[cost.key]:
+            order.setdefault(frozenset(cost.plates), position)
+    return sorted(terms, key=lambda term: order[term[0]])
+
+
+def _check_frames(costs: list[CostNode]) -> None:
+    for cost in costs:
+        for plate in cost.plates:
+            assert plate.dim is not None
+            if -plate.dim > len(cost.shape):
+                raise GraphError(
+                    f"{cost.key} has shape {list(cost.shape)}, which has no dim {plate.dim} for plate "
+                    f"'{plate.name}'",
+                    site=cost.site,
+                    source=cost.source,
+                    remedy="expand the distribution to the plates that it is in",
+                )
+
+
+def _add_downstream_cost(
+    graph: StochasticGraph, site: str, terms: list[tuple[frozenset[Plate], str]]
+) -> None:
+    assert graph.program is not None
+    density = graph.program.site(site).guide
+    assert density is not None
+    target = frozenset(density.plates)
+    reductions, shapes = [], []
+    for frames, key in terms:
+        shape = list(graph.payload(key).shape)
+        dims = []
+        for plate in sorted(frames, key=lambda plate: plate.dim or 0, reverse=True):
+            assert plate.dim is not None
+            if plate not in target and shape[plate.dim] != 1:
+                shape[plate.dim] = 1
+                dims.append(plate.dim)
+        ones = next((i for i, size in enumerate(shape) if size != 1), len(shape))
+        reductions.append(Reduction(key, tuple(dims), ones))
+        shapes.append(tuple(shape[ones:]))
+    node = DownstreamCostNode(
+        key=f"downstream({site})",
+        shape=tuple(torch.broadcast_shapes(*shapes)),
+        site=site,
+        costs=graph.downstream_costs(site),
+        terms=tuple(reductions),
+    )
+    graph.add(node, [term.addend for term in reductions])
+
+
+@dataclass
+class _Sums:
+    """Partial sums of cost nodes of the same frames.
+
+    Where several sites want overlapping sums, the smaller is computed first and the larger built on it, so that
+    the T nested sums along a chain take O(T) additions. Where nothing is gained the costs are added in Pyro's
+    order, to the same bits.
+    """
+
+    graph: StochasticGraph
+    frames: frozenset[Plate]
+    wanted: dict[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        distinct = sorted({keys for keys in self.wanted.values() if len(keys) > 1}, key=len)
+        self._bit: dict[str, int] = {}
+        for keys in distinct:
+            for key in keys:
+                self._bit.setdefault(key, 1 << len(self._bit))
+        self._built: list[tuple[int, tuple[str, ...], str]] = []
+        for keys in distinct:
+            self._build(keys)
+
+    def key(self, keys: tuple[str, ...]) -> str:
+        """The node that holds the sum of these costs."""
+        if len(keys) == 1:
+            return keys[0]
+        return next(name for _, built, name in self._built if built == keys)
+
+    def _build(self, keys: tuple[str, ...]) -> None:
+        rest = sum(self._bit[key] for key in keys)
+        parts: list[str] = []
+        for mask, _, name in reversed(self._built):
+            if mask & ~rest == 0:
+                parts.append(name)
+                rest &= ~mask
+        addends = (*(key for key in keys if rest & self._bit[key]), *parts)
+        payloads = [self.graph.payload(key) for key in addends]
+        number = sum(1 for _ in self.graph.of_type(PartialSumNode))
+        node = PartialSumNode(
+            key=f"partial_sum_{number}",
+            shape=tuple(torch.broadcast_shapes(*(payload.shape for payload in payloads))),
+            plates=self.frames,
+            addends=addends,
+        )
+        self.graph.add(node, addends)
+        self._built.append((sum(self._bit[key] for key in keys), keys, node.key))

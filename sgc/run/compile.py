@@ -1,0 +1,59 @@
+"""The public entries: :func:`compile` and :func:`capture`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sgc.config import Backend, Options, Rng
+from sgc.graph.graph import StochasticGraph
+from sgc.run.loss import LossModule
+
+
+def compile(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    num_particles: int = 1,
+    vectorize_particles: bool = False,
+    max_plate_nesting: float = math.inf,
+    backend: Backend = "inductor",
+    rng: Rng = "fast",
+    cache_size: int = 16,
+) -> LossModule:
+    """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
+
+    The loss is that of Pyro's ``TraceGraph_ELBO`` (https://docs.pyro.ai, "SVI and loss"): its value is minus
+    the ELBO, its gradient that of the surrogate of Schulman et al. 2015 with Rao-Blackwellised downstream
+    costs and baselines.
+
+    :param model: any callable of Pyro statements, an ``nn.Module`` or ``PyroModule`` too.
+    :param guide: likewise, with the same arguments; an autoguide too.
+    :param num_particles: how many samples of the ELBO are averaged.
+    :param vectorize_particles: draw them in one vectorised run, in a plate of their own, instead of one
+        after another.
+    :param max_plate_nesting: the deepest nesting of vectorised plates; found by a run where needed.
+    :param backend: ``"inductor"`` compiles to C++ or Triton; ``"eager"`` runs the emitted graph as it is,
+        bit-equal to Pyro; ``"torchscript"`` makes TorchScript of it.
+    :param rng: ``"torch"`` lets Inductor draw the same random numbers as eager torch under one seed; ``"fast"``
+        may draw others of the same law.
+    :param cache_size: how many specializations are kept.
+    :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
+    :raises sgc.errors.BackendError: if the backend is unknown.
+    """
+    options = Options(num_particles, vectorize_particles, max_plate_nesting, backend, rng, cache_size)
+    return LossModule(model, guide, options)
+
+
+def capture(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> StochasticGraph:
+    """The stochastic computation graph of a model and guide called with these arguments; nothing is compiled.
+
+    :raises sgc.errors.SgcError: if the program cannot be captured.
+    """
+    return compile(model, guide, backend="eager").initialize(*args, **kwargs).graph

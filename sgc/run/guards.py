@@ -1,0 +1,248 @@
+"""What a specialization relies on. Each guard checks one thing, says in words what it expects, and names a miss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+from sgc.capture.parameters import ArgumentOwner, Owner, StoreOwner
+from sgc.errors import ArgumentError
+from sgc.graph.program import Input, ValueGuard
+from sgc.run.environment import Environment
+
+_CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+@dataclass
+class Call:
+    """The arguments of one call, flattened, and the input tensors once they have been fetched."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    leaves: list[Any] = field(init=False)
+    spec: TreeSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
+
+
+class Guard(Protocol):
+    """A condition on a call."""
+
+    def miss(self, call: Call) -> str | None:
+        """None where the condition holds, else what differs."""
+        ...
+
+    def describe(self) -> Iterator[str]:
+        """The condition in words, a line each."""
+        ...
+
+
+_Meta = tuple[torch.Size, torch.dtype, torch.device, bool, tuple[int, ...]]
+
+
+def _meta(tensor: Tensor) -> _Meta:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()
+
+
+def _difference(name: str, expected: _Meta, actual: _Meta) -> str:
+    for what, one, other in zip(("shape", "dtype", "device", "requires_grad", "stride"), expected, actual, strict=True):
+        if one != other:
+            return f"the {what} of {name} was {_show(one)}, is {_show(other)}"
+    raise AssertionError("no difference")
+
+
+def _show(value: Any) -> str:
+    return str(list(value)) if isinstance(value, (torch.Size, tuple)) else str(value)
+
+
+class ArgumentGuard:
+    """The structure of the arguments, the metadata of their tensors, and the values of everything else."""
+
+    def __init__(self, call: Call, names: Sequence[str]) -> None:
+        self._spec = call.spec
+        self._names = tuple(names)
+        self._expected: list[_Meta | None] = []
+        self._constants: list[Any] = []
+        for name, leaf in zip(names, call.leaves, strict=True):
+            self._expected.append(_meta(leaf) if isinstance(leaf, Tensor) else None)
+            self._constants.append(None if isinstance(leaf, Tensor) else _constant(name, leaf))
+
+    def miss(self, call: Call) -> str | None:
+        if call.spec != self._spec:
+            return "the structure of the arguments changed"
+        for i, (leaf, meta) in enumerate(zip(call.leaves, self._expected, strict=True)):
+            if meta is not None:
+                if not isinstance(leaf, Tensor):
+                    return f"{self._names[i]} was a tensor, is {type(leaf).__name__}"
+                if _meta(leaf) != meta:
+                    return _difference(self._names[i], meta, _meta(leaf))
+            elif isinstance(leaf, Tensor):
+                return f"{self._names[i]} was {self._constants[i]!r}, is a tensor"
+            elif not _same(leaf, self._constants[i]):
+                return f"{self._names[i]} was {self._constants[i]!r}, is {leaf!r}"
+        return None
+
+    def describe(self) -> Iterator[str]:
+        for name, meta, constant in zip(self._names, self._expected, self._constants, strict=True):
+            if meta is None:
+                yield f"{name} == {constant!r}"
+            else:
+                yield f"{name}: {meta[1]}{_show(meta[0])} on {meta[2]}, strides {_show(meta[4])}" + (
+                    ", requires grad" if meta[3] else ""
+                )
+
+
+def _constant(name: str, leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return leaf.copy()
+    if isinstance(leaf, _CONSTANTS) or isinstance(leaf, nn.Module) or callable(leaf) or isinstance(leaf, np.generic):
+        return leaf
+    raise ArgumentError(
+        f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, whose contents cannot be guarded",
+        remedy="pass tensors, numbers, strings, None, or containers of them (torch.utils._pytree.register_pytree_node "
+        "and register_dataclass make a class a container)",
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return bool(one == other)
+
+
+class TensorGuard:
+    """The metadata of parameters, buffers and constants; it also fetches them from their owners."""
+
+    def __init__(self, inputs: Sequence[Input], owners: dict[str, Owner]) -> None:
+        self._names = [declared.name for declared in inputs]
+        self._owners = [owners[name] for name in self._names]
+        self._positions = [o.position if isinstance(o, ArgumentOwner) else None for o in self._owners]
+        self._expected: list[_Meta | None] = []
+        self._constraints: list[tuple[str, Any]] = []
+        store = pyro.get_param_store()
+        for owner in self._owners:
+            tensor = owner.fetch()
+            self._expected.append(_meta(tensor) if tensor is not None else None)
+            if isinstance(owner, StoreOwner):
+                self._constraints.append((owner.name, store._constraints[owner.name]))
+
+    def fetch(self, call: Call) -> list[Tensor] | str:
+        """The input tensors in order, or what is missing or different."""
+        found: list[Tensor] = []
+        for name, owner, position, meta in zip(
+            self._names, self._owners, self._positions, self._expected, strict=True
+        ):
+            if position is not None:
+                found.append(call.leaves[position])
+                continue
+            tensor = owner.fetch()
+            if tensor is None:
+                return f"the parameter {name} is gone"
+            if (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()) != meta:
+                assert meta is not None
+                return _difference(name, meta, _meta(tensor))
+            found.append(tensor)
+        store = pyro.get_param_store()._constraints
+        for name, constraint in self._constraints:
+            current = store.get(name)
+            if current is not constraint and repr(current) != repr(constraint):
+                return f"the constraint of parameter {name} was {constraint}, is {current}"
+        return found
+
+    def gone(self) -> bool:
+        """Whether a tensor has no owner any more (``clear_param_store()`` was called, say)."""
+        return any(
+            owner.fetch() is None
+            for owner, position in zip(self._owners, self._positions, strict=True)
+            if position is None
+        )
+
+    def miss(self, call: Call) -> str | None:
+        found = self.fetch(call)
+        return found if isinstance(found, str) else None
+
+    def describe(self) -> Iterator[str]:
+        for name, position, meta in zip(self._names, self._positions, self._expected, strict=True):
+            if position is None and meta is not None:
+                yield f"{name}: {meta[1]}{_show(meta[0])} on {meta[2]}" + (", requires grad" if meta[3] else "")
+
+
+class ModeGuard:
+    """Train or eval mode of each module, the default dtype, autocast."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = [inner for module in modules for inner in module.modules()]
+        self._training = [module.training for module in self._modules]
+        self._dtype = torch.get_default_dtype()
+        self._autocast = torch.is_autocast_enabled()
+
+    def miss(self, call: Call) -> str | None:
+        for module, training in zip(self._modules, self._training, strict=True):
+            if module.training is not training:
+                return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
+        if torch.get_default_dtype() is not self._dtype:
+            return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
+        if torch.is_autocast_enabled() is not self._autocast:
+            return f"autocast was {self._autocast}, is {not self._autocast}"
+        return None
+
+    def describe(self) -> Iterator[str]:
+        yield f"default dtype {self._dtype}"
+        for module, training in zip(self._modules, self._training, strict=True):
+            yield f"{type(module).__name__} in {_mode(training)} mode"
+
+
+def _mode(training: bool) -> str:
+    return "train" if training else "eval"
+
+
+class EnvironmentGuard:
+    """The globals, closures and attributes that model and guide name."""
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+        self._environment = Environment(model, guide)
+
+    def miss(self, call: Call) -> str | None:
+        return self._environment.changed()
+
+    def describe(self) -> Iterator[str]:
+        yield from self._environment
+
+
+class ValuesGuard:
+    """The values that the program read from its inputs while it was captured (``int(lengths.max())``)."""
+
+    def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input], tensors: TensorGuard) -> None:
+        position = {declared.name: i for i, declared in enumerate(inputs)}
+        self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
+        self._tensors = tensors
+
+    def miss(self, call: Call) -> str | None:
+        if not self._guards:
+            return None
+        tensors = self._tensors.fetch(call)
+        if isinstance(tensors, str):
+            return tensors
+        with torch.no_grad():
+            for guard, positions in self._guards:
+                value = guard.module(*(tensors[i].detach().clone() for i in positions))
+                if value.shape != guard.value.shape or not torch.equal(value, guard.value):
+                    where = f" (read at {guard.source})" if guard.source else ""
+                    return f"a value computed from {', '.join(guard.inputs)} changed{where}"
+        return None
+
+    def describe(self) -> Iterator[str]:
+        for guard, _ in self._guards:
+            yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"

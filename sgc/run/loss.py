@@ -1,0 +1,267 @@
+"""The loss module: chooses the specialization for a call, runs it, and hands its gradients to autograd."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.util import warn_if_nan
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from sgc.capture.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
+from sgc.capture.rehearsal import (
+    BASELINE_PREFIX,
+    Rehearsal,
+    random_state,
+    rehearse,
+    restore_random_state,
+)
+from sgc.config import Options
+from sgc.errors import ArgumentError, RespecializationWarning, SgcError
+from sgc.graph.graph import StochasticGraph
+from sgc.run.guards import Call
+from sgc.run.specialization import Compiled, Specialization, specialize
+from sgc.run.tensors import TensorTree, inside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sgc.run.reference import Verification
+
+_WARN_AFTER = 4
+
+
+class LossModule(nn.Module):
+    """A compiled ``TraceGraph_ELBO`` of one model and guide; made by :func:`sgc.compile`.
+
+    ``loss_module(*args, **kwargs)`` takes the model's arguments and returns minus the ELBO, a scalar whose
+    gradient is the surrogate's. The first call captures and compiles; a later call that breaks a guard does so
+    again, and up to ``cache_size`` specializations are kept.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
+        super().__init__()
+        for name, part in (("model", model), ("guide", guide)):
+            if not callable(part):
+                raise ArgumentError(f"the {name} is not callable: {part!r}")
+        self._program = (model, guide)
+        self.options = options
+        if isinstance(model, nn.Module):
+            self.model = model
+        if isinstance(guide, nn.Module) and guide is not model:
+            self.guide = guide
+        self.networks = nn.ModuleDict()
+        self.param_store = TensorTree()
+        self.closed_over = TensorTree()
+        self.baselines = TensorTree()
+        self._specializations: list[Specialization] = []
+        self._misses: list[str] = []
+        self._unchecked: Tensor | None = None
+
+    # -- what a user sees
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the ELBO, a 0-d tensor; its ``backward()`` gives the surrogate's gradient.
+
+        :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
+        """
+        call = Call(args, kwargs)
+        found, tensors = self._lookup(call)
+        found.hits += 1
+        averages = found.averages() if found.emitted.averages else []
+        if torch.is_grad_enabled():
+            everything = [*tensors, *averages]
+            compiled = found.compiled(everything, with_gradient=True)
+            wanted = [tensors[i] for i in compiled.gradient_of]
+            loss: Tensor = _Loss.apply(compiled, everything, *wanted)
+        else:
+            compiled = found.compiled(tensors, with_gradient=False)
+            loss = compiled.run(*tensors)[0]
+        self._warn_if_nan(loss)
+        return loss
+
+    def initialize(self, *args: Any, **kwargs: Any) -> LossModule:
+        """Capture for these arguments without taking a step, so that ``parameters()`` is complete."""
+        self._lookup(Call(args, kwargs))
+        return self
+
+    def verify(self, *args: Any, **kwargs: Any) -> Verification:
+        """Compare with eager Pyro under the same seed, site by site and parameter by parameter.
+
+        Nothing changes: not the parameters, their gradients, the buffers, or the random state.
+        """
+        from sgc.run.reference import verify
+
+        model, guide = self._program
+        call = Call(args, kwargs)
+        found, tensors = self._lookup(call)
+        return verify(model, guide, call, found, tensors, self._modules_of())
+
+    @property
+    def graph(self) -> StochasticGraph:
+        """The stochastic computation graph of the latest specialization."""
+        return self._latest().graph
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The emitted fx module of the latest specialization: inputs to ``(loss, surrogate_loss)``."""
+        return self._latest().emitted.module
+
+    @property
+    def code(self) -> str:
+        """The Python of :attr:`module`."""
+        return str(self.module.code)
+
+    @property
+    def specializations(self) -> tuple[Specialization, ...]:
+        """What is in the cache, the latest last."""
+        return tuple(self._specializations)
+
+    def guards(self) -> str:
+        """What the latest specialization relies on, in words."""
+        return "\n".join(self._latest().describe())
+
+    # -- choosing a specialization
+
+    def _latest(self) -> Specialization:
+        if not self._specializations:
+            raise SgcError(
+                "nothing has been captured yet",
+                remedy="call loss_module.initialize(*args) or loss_module(*args) first",
+            )
+        return self._specializations[-1]
+
+    def _lookup(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+        reasons = []
+        for position in range(len(self._specializations) - 1, -1, -1):
+            candidate = self._specializations[position]
+            reason = candidate.miss(call)
+            if reason is None:
+                if position != len(self._specializations) - 1:
+                    self._specializations.append(self._specializations.pop(position))
+                tensors = candidate.tensors.fetch(call)
+                assert not isinstance(tensors, str)
+                return candidate, tensors
+            reasons.append(reason)
+        with self._undone_on_error():
+            rehearsal = self._rehearse(call)
+            if any(candidate.tensors.gone() for candidate in self._specializations):
+                return self._lookup(call)
+            if self._specializations and not reasons:
+                reasons.append("the parameters changed")
+            if reasons:
+                self._note_miss(reasons[0])
+            return self._specialize(call, rehearsal)
+
+    def _rehearse(self, call: Call) -> Rehearsal:
+        model, guide = self._program
+        rehearsal = rehearse(model, guide, call.args, call.kwargs, self.options)
+        self._adopt(rehearsal)
+        return rehearsal
+
+    def _specialize(self, call: Call, rehearsal: Rehearsal) -> tuple[Specialization, list[Tensor]]:
+        model, guide = self._program
+        made = specialize(model, guide, call, self.options, rehearsal)
+        self._specializations.append(made)
+        del self._specializations[: -self.options.cache_size]
+        self._show_tensors(made)
+        tensors = made.tensors.fetch(call)
+        assert not isinstance(tensors, str)
+        return made, tensors
+
+    def _note_miss(self, reason: str) -> None:
+        self._misses.append(reason)
+        if len(self._misses) >= _WARN_AFTER and len(self._misses) & (len(self._misses) - 1) == 0:
+            warnings.warn(
+                f"this loss module is compiling for the {len(self._misses) + 1}th time, because {reason}. Pass values "
+                "that change from call to call as tensors, and pad data to a few shapes.",
+                RespecializationWarning,
+                stacklevel=5,
+            )
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """A call that fails leaves the param store and the random state as they were."""
+        state, store = random_state(), pyro.get_param_store()
+        known = set(store._params)
+        try:
+            yield
+        except BaseException:
+            for name in [name for name in store._params if name not in known]:
+                del store[name]
+            restore_random_state(state)
+            raise
+
+    # -- the tensors it shows
+
+    def _modules_of(self) -> list[nn.Module]:
+        own = [part for part in self._program if isinstance(part, nn.Module)]
+        return [*own, *self.networks.values()]
+
+    def _adopt(self, rehearsal: Rehearsal) -> None:
+        """Show the closed-over networks, so that ``train()``, ``to()`` and ``state_dict()`` reach them."""
+        known = {id(module) for module in self._modules_of()}
+        for module in rehearsal.modules:
+            if id(module) not in known:
+                name = _network_name(module)
+                number = 1
+                while name in self.networks:
+                    name, number = f"{_network_name(module)}_{number}", number + 1
+                self.networks[name] = module
+
+    def _show_tensors(self, made: Specialization) -> None:
+        shown = inside(self._modules_of())
+        for name, owner in made.owners.items():
+            tensor = owner.fetch()
+            if isinstance(owner, (ArgumentOwner, ModuleOwner)) or tensor is None or id(tensor) in shown:
+                continue
+            if isinstance(owner, StoreOwner):
+                self.param_store.put(name, tensor, owner)
+            elif isinstance(owner, FixedOwner) and tensor.requires_grad and tensor.is_leaf:
+                self.closed_over.put(name, tensor, owner)
+        for name, average in zip(made.average_names(), made.averages(), strict=True):
+            short = name.removeprefix(BASELINE_PREFIX).replace(".", "_")
+            self.baselines.put(short, average, StoreOwner(name), buffer=True)
+
+    # -- NaN
+
+    def _warn_if_nan(self, loss: Tensor) -> None:
+        """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
+        if loss.device.type == "cpu":
+            if math.isnan(loss.detach()):
+                warn_if_nan(float("nan"), "loss")
+            return
+        previous, self._unchecked = self._unchecked, loss.detach()
+        if previous is not None and previous.isnan():
+            warn_if_nan(float("nan"), "loss")
+
+
+def _network_name(module: nn.Module) -> str:
+    """The name under which ``pyro.module`` registered it, else that of its class."""
+    store = pyro.get_param_store()
+    for path, parameter in module.named_parameters():
+        name = store.param_name(parameter)
+        if name is not None and name.endswith(f"$$${path}"):
+            return name.removesuffix(f"$$${path}").replace(".", "_")
+    return type(module).__name__.lower()
+
+
+class _Loss(torch.autograd.Function):
+    """One compiled call gives loss and gradients; ``backward`` only scales what was computed."""
+
+    @staticmethod
+    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], *wanted: Tensor) -> Tensor:
+        loss, *gradients = compiled.run(*tensors)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return None, None, *torch._foreach_mul(list(ctx.saved_tensors), gradient)

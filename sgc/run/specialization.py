@@ -1,0 +1,138 @@
+"""One compiled version of a loss, valid as long as its guards hold; built by the driver that sees every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, fx
+
+from sgc.capture.capture import argument_names, capture_program
+from sgc.capture.parameters import Owner
+from sgc.capture.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
+from sgc.config import Options
+from sgc.emit.backends import Runner, build
+from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
+from sgc.emit.surrogate import Emitted, emit_surrogate
+from sgc.graph.build import build_graph
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import BaselineNode
+from sgc.graph.program import Input
+from sgc.passes.pipeline import run_passes
+from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, ModeGuard, TensorGuard, ValuesGuard
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A runnable, and for which of its inputs it returns gradients."""
+
+    run: Runner
+    gradient_of: tuple[int, ...]
+    module: fx.GraphModule
+
+
+@dataclass
+class Specialization:
+    """Graph, modules and guards of one version, and the runnables, each built when first needed."""
+
+    graph: StochasticGraph
+    emitted: Emitted
+    inputs: tuple[Input, ...]
+    owners: dict[str, Owner]
+    options: Options
+    tensors: TensorGuard
+    guards: tuple[Guard, ...]
+    hits: int = 0
+    _compiled: dict[bool, Compiled] = field(default_factory=dict)
+
+    def miss(self, call: Call) -> str | None:
+        """None if every guard holds for this call, else what the first broken one says."""
+        for guard in self.guards:
+            reason = guard.miss(call)
+            if reason is not None:
+                return reason
+        return None
+
+    def describe(self) -> Iterator[str]:
+        """Every guard in words."""
+        for guard in self.guards:
+            yield from guard.describe()
+
+    def averages(self) -> list[Tensor]:
+        """The running averages of the decaying-average baselines, created as zeros where Pyro's store has none."""
+        return [_average(node) for node in self._average_nodes()]
+
+    def average_names(self) -> list[str]:
+        """Their names in Pyro's param store."""
+        return [_average_name(node) for node in self._average_nodes()]
+
+    def _average_nodes(self) -> list[BaselineNode]:
+        nodes = [self.graph.payload(key) for key in self.emitted.averages]
+        return [node for node in nodes if isinstance(node, BaselineNode)]
+
+    def compiled(self, tensors: list[Tensor], *, with_gradient: bool) -> Compiled:
+        """The runnable for training, or for the loss alone."""
+        if with_gradient not in self._compiled:
+            self._compiled[with_gradient] = self._build(tensors, with_gradient)
+        return self._compiled[with_gradient]
+
+    def _build(self, tensors: list[Tensor], with_gradient: bool) -> Compiled:
+        state = random_state()
+        try:
+            if with_gradient:
+                wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+                differentiated: Differentiated = differentiate(self.emitted.module, tensors, wanted)
+            else:
+                emitted = emit_surrogate(self.graph, particles=_particles(self.options), loss_only=True)
+                differentiated = without_gradient(emitted.module, tensors)
+            runner = build(differentiated.module, tensors, self.options.backend, self.options.rng)
+        finally:
+            restore_random_state(state)
+        return Compiled(runner, differentiated.gradient_of, differentiated.module)
+
+
+def _particles(options: Options) -> int:
+    return 1 if options.vectorize_particles else options.num_particles
+
+
+def _average_name(node: BaselineNode) -> str:
+    return BASELINE_PREFIX + node.site
+
+
+def _average(node: BaselineNode) -> Tensor:
+    """Pyro keeps the averages in its param store; so does sgc, so that either can go on where the other stopped."""
+    store = pyro.get_param_store()
+    for name in (_average_name(node), f"{_average_name(node)}_{'x'.join(map(str, node.shape)) or 'scalar'}"):
+        found = store._params.get(name)
+        if found is None:
+            found = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
+            store._params[name] = found
+            store._param_to_name[found] = name
+            store._constraints[name] = constraints.real
+        if tuple(found.shape) == node.shape:
+            # Pyro marks its averages as requiring gradients; they are written in place here.
+            return found.requires_grad_(False)
+    raise AssertionError("an average of the second name has its own shape")
+
+
+def specialize(
+    model: Callable[..., Any], guide: Callable[..., Any], call: Call, options: Options, rehearsal: Rehearsal
+) -> Specialization:
+    """Compile model and guide for calls like this one."""
+    captured = capture_program(model, guide, call.args, call.kwargs, options, rehearsal)
+    program = captured.program
+    graph = run_passes(build_graph(program))
+    emitted = emit_surrogate(graph, particles=_particles(options))
+    tensors = TensorGuard(program.inputs, captured.owners)
+    guards: tuple[Guard, ...] = (
+        ArgumentGuard(call, argument_names(call.args, call.kwargs)),
+        ModeGuard(rehearsal.modules),
+        tensors,
+        EnvironmentGuard(model, guide),
+        ValuesGuard(program.value_guards, program.inputs, tensors),
+    )
+    return Specialization(graph, emitted, program.inputs, captured.owners, options, tensors, guards)

@@ -1,0 +1,76 @@
+"""Makes the tensors of a compiled loss visible to ``parameters()``, ``state_dict()`` and ``to()``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from sgc.capture.parameters import Owner, StoreOwner
+
+
+class TensorTree(nn.Module):
+    """Holds tensors that others own, under their dotted names.
+
+    Pyro's parameters are plain leaf tensors. They stand in ``_parameters`` as they are, not wrapped in an
+    ``nn.Parameter``, so that an optimizer moves the very tensors that ``pyro.param`` reads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owners: dict[str, Owner] = {}
+
+    def put(self, name: str, tensor: Tensor, owner: Owner, *, buffer: bool = False) -> None:
+        """Show ``tensor`` under ``name``."""
+        first, _, rest = name.partition(".")
+        if rest:
+            child = self._modules.get(first)
+            if not isinstance(child, TensorTree):
+                child = self._modules[first] = TensorTree()
+            child.put(rest, tensor, owner, buffer=buffer)
+        else:
+            (self._buffers if buffer else self._parameters)[name] = tensor  # type: ignore[assignment]
+            self._owners[name] = owner
+
+    def clear(self) -> None:
+        """Forget all tensors."""
+        self._parameters.clear()
+        self._buffers.clear()
+        self._modules.clear()
+        self._owners.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As ``nn.Module._apply``, for leaf tensors that are not ``nn.Parameter``: those of Pyro's store."""
+        for child in self.children():
+            child._apply(fn)
+        store = pyro.get_param_store()
+        for tensors in (self._parameters, self._buffers):
+            for name, tensor in list(tensors.items()):
+                assert tensor is not None
+                with torch.no_grad():
+                    moved = fn(tensor)
+                if moved is tensor:
+                    continue
+                if moved.device == tensor.device:
+                    tensor.data = moved
+                    continue
+                moved = moved.detach().requires_grad_(tensor.requires_grad)
+                owner = self._owners[name]
+                if isinstance(owner, StoreOwner):
+                    store._param_to_name.pop(store._params[owner.name])
+                    store._params[owner.name] = moved
+                    store._param_to_name[moved] = owner.name
+                tensors[name] = moved  # type: ignore[assignment]
+        return self
+
+
+def inside(modules: Iterable[nn.Module]) -> set[int]:
+    """The identities of all parameters and buffers of some modules."""
+    found: set[int] = set()
+    for module in modules:
+        found.update(id(tensor) for tensor in module.parameters())
+        found.update(id(tensor) for tensor in module.buffers())
+    return found
