@@ -10,24 +10,25 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions.util import detach, is_identically_zero
 from pyro.infer import TraceGraph_ELBO
-from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sgc.capture import tracer
-from sgc.capture.handlers import DATA_DEPENDENT, SiteRecorder, Statement
-from sgc.capture.leaves import functions_as_leaves
+from sgc.capture.handlers import DATA_DEPENDENT, SiteRecorder, Statement, score_parts
+from sgc.capture.functions import functions_as_leaves
 from sgc.capture.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capture.reads import ReadGuard, Reads
 from sgc.capture.rehearsal import Rehearsal, preserved_state, pyro_elbo, random_state, restore_random_state
 from sgc.capture.source import line_of
 from sgc.config import Options
-from sgc.errors import BaselineError, DataDependenceError, SgcError
+from sgc.errors import BaselineError, CaptureError, DataDependenceError, SgcError
 from sgc.graph.effects import ancestors, dependencies, is_effect
 from sgc.graph.program import (
     Baseline,
@@ -99,8 +100,10 @@ def _capture_context() -> Iterator[None]:
     """Pyro's checks branch on data and are made in the rehearsal; here they are off, even where asked for."""
     init, validate = Distribution.__init__, Distribution._validate_sample
 
-    def unvalidated(self: Distribution, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **{**kwargs, "validate_args": False})
+    def unvalidated(
+        self: Distribution, batch_shape: Any = torch.Size(), event_shape: Any = torch.Size(), validate_args: Any = None
+    ) -> None:
+        init(self, batch_shape, event_shape, validate_args=False)
 
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
@@ -151,14 +154,12 @@ class _Recording:
         if elbo.vectorize_particles:
             model, guide = elbo._vectorized_num_particles(model), elbo._vectorized_num_particles(guide)
         with self.recorder:
-            self.model_trace, self.guide_trace = get_importance_trace(
-                "flat", elbo.max_plate_nesting, model, guide, args, kwargs
-            )
+            self.model_trace, self.guide_trace = _traces(model, guide, args, kwargs)
         for site in _samples(self.model_trace):
-            self._output(site["name"], "model.log_prob", site["log_prob"])
+            self._output(site["name"], "model.log_prob", score_parts(site, in_guide=False).log_prob)
         for site in _samples(self.guide_trace):
-            name, parts = site["name"], site["score_parts"]
-            self._output(name, "guide.log_prob", site["log_prob"])
+            name, parts = site["name"], score_parts(site, in_guide=True)
+            self._output(name, "guide.log_prob", parts.log_prob)
             for role in ("score_function", "entropy_term"):
                 term = getattr(parts, role)
                 if not is_identically_zero(term):
@@ -210,6 +211,20 @@ class _Recording:
         )
 
 
+def _traces(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Trace, Trace]:
+    """The traces of model and guide, as ``pyro.infer.enum.get_importance_trace`` makes them."""
+    messenger = poutine.unwrap(guide)
+    if isinstance(messenger, poutine.messenger.Messenger):
+        guide(*args, **kwargs)
+        model_trace, guide_trace = messenger.get_traces()
+    else:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+
 def _samples(trace: Trace) -> list[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
@@ -227,15 +242,17 @@ def _declare(
     kwargs: dict[str, Any],
 ) -> Capture:
     graph = module.graph
+    _normalise(graph)
     output = next(node for node in graph.nodes if node.op == "output")
     slots = {key: output.args[0][index] for key, index in recording.slots.items()}
     for name, statement in recording.recorder.statements.items():
         if statement.node is not None:
             slots[name, "value"] = statement.node
     output.args = (tuple(dict.fromkeys(slots.values())),)
-    _drop_dead(graph)
-    inputs, owners, renamed = _lift(module, positions, rehearsal, args, kwargs)
-    slots = {key: renamed.get(node, node) for key, node in slots.items()}
+    guarded = {node for read in recording.reads for node in read.sources}
+    _drop_dead(graph, keep=guarded)
+    inputs, owners, lifted = _lift(module, positions, rehearsal, args, kwargs, guarded)
+    slots = {key: lifted.get(node, node) for key, node in slots.items()}
     output = next(node for node in graph.nodes if node.op == "output")
     output.args = (tuple(dict.fromkeys(slots.values())),)
     graph.lint()
@@ -244,7 +261,7 @@ def _declare(
     guards = tuple(
         ValueGuard(
             read.module,
-            tuple(by_node[renamed.get(node, node).name] for node in read.sources),
+            tuple(by_node[lifted.get(node, node).name] for node in read.sources),
             read.value,
             read.source,
         )
@@ -261,14 +278,19 @@ def _declare(
     return Capture(program, owners)
 
 
-def _drop_dead(graph: fx.Graph) -> None:
-    """Remove what nothing uses and has no effect, and the in-place detach of fresh literals."""
-    for node in list(graph.nodes):
+def _normalise(graph: fx.Graph) -> None:
+    """Make the in-place detach of a fresh literal an ordinary one, and unwrap what ``torch.func`` wrapped."""
+    for node in graph.nodes:
         if node.target is torch.ops.aten.detach_.default and node.args[0].op == "call_function":
             if node.args[0].target is torch.ops.aten.lift_fresh_copy.default:
-                node.replace_all_uses_with(node.args[0])
-                graph.erase_node(node)
-    live = ancestors((node for node in graph.nodes if is_effect(node)), dependencies(graph))
+                node.target = torch.ops.aten.detach.default
+        if "val" in node.meta:
+            node.meta["val"] = tracer.unwrapped(node.meta["val"])
+
+
+def _drop_dead(graph: fx.Graph, keep: set[fx.Node]) -> None:
+    """Remove what nothing uses and has no effect."""
+    live = ancestors((node for node in graph.nodes if is_effect(node) or node in keep), dependencies(graph))
     for node in reversed(list(graph.nodes)):
         if node not in live:
             graph.erase_node(node)
@@ -280,6 +302,7 @@ def _lift(
     rehearsal: Rehearsal,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    guarded: set[fx.Node],
 ) -> tuple[list[Input], dict[str, Owner], dict[fx.Node, fx.Node]]:
     """Turn every tensor that the program met into a declared input; literals of its own stay constants."""
     graph = module.graph
@@ -300,9 +323,15 @@ def _lift(
     last = placeholders[-1] if placeholders else None
     literal = torch.ops.aten.lift_fresh_copy.default
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        if node.users and all(user.target is literal for user in node.users):
+        if node.users and all(user.target is literal for user in node.users) and node not in guarded:
             continue
         tensor = getattr(module, node.target)
+        if tracer.is_fake(tensor):
+            raise CaptureError(
+                "a tensor was computed where the capture cannot follow (inside a torch.func transform, or on "
+                "another thread)",
+                remedy="write the derivative or the batched computation out with ordinary tensor operations",
+            )
         if id(tensor) not in lifted:
             owned = ownership.of(tensor)
             if owned is not None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.distributions import Distribution
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.capture import tracer
-from sgc.capture.leaves import opaque_call
+from sgc.capture.opaque import Attempt, opaque_log_prob, opaque_sample
 from sgc.capture.source import current_line
 from sgc.errors import DataDependenceError, SourceLine
 
@@ -51,15 +53,15 @@ class SiteRecorder(Messenger):
         if msg["done"] or msg["is_observed"] or msg["value"] is not None:
             return
         fn, args, kwargs = msg["fn"], msg["args"], msg["kwargs"]
-        before = tracer.last_node()
+        if not isinstance(fn, Distribution):
+            return
+        attempt = Attempt(fn, args, kwargs)
         try:
             msg["value"] = fn(*args, **kwargs)
         except DATA_DEPENDENT:
-            if not isinstance(fn, torch.distributions.Distribution):
-                raise
-            tracer.erase_after(before)
+            msg["fn"], msg["args"], msg["kwargs"] = attempt.undo()
+            msg["value"] = opaque_sample(msg["fn"], msg["args"], msg["kwargs"])
             self._opaque.add(msg["name"])
-            msg["value"] = opaque_call((fn, args, kwargs), reparameterized=fn.has_rsample)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name, value = msg["name"], msg["value"]
@@ -80,3 +82,23 @@ class SiteRecorder(Messenger):
             subsample=isinstance(msg["fn"], _Subsample),
             opaque=name in self._opaque,
         )
+
+
+def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
+    """Pyro's ``ScoreParts`` of a traced site, scaled and masked; of a model site only the ``log_prob``.
+
+    A density that branches on its data becomes one opaque node.
+    """
+    fn, value, args, kwargs = site["fn"], site["value"], site["args"], site["kwargs"]
+    attempt = Attempt(fn, value, args, kwargs)
+    try:
+        if in_guide:
+            parts = fn.score_parts(value, *args, **kwargs)
+        else:
+            parts = ScoreParts(fn.log_prob(value, *args, **kwargs), 0, 0)
+    except DATA_DEPENDENT:
+        if in_guide and type(fn).score_parts is not TorchDistributionMixin.score_parts:
+            raise
+        log_prob = opaque_log_prob(*attempt.undo())
+        parts = ScoreParts(log_prob, *((0, log_prob) if fn.has_rsample else (log_prob, 0)))
+    return parts.scale_and_mask(site["scale"], site["mask"])

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sgc.capture import tracer
-from sgc.capture.source import current_line
+from sgc.capture.source import current_line, is_assertion
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
@@ -60,14 +60,45 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name == "__bool__" and is_assertion():
+            return self._assert(args[0])
         if name in _READS and not _concrete_call(args, kwargs):
             return self._read(func, args, kwargs)
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
             return args[0].detach()
-        if name in ("__getitem__", "__setitem__") and isinstance(args[0], Tensor):
-            tensor, index, *rest = args
-            return func(*self._index(tensor, index, write=name == "__setitem__"), *rest)
+        if func is torch.broadcast_tensors:
+            # Its results would all depend on all of its arguments.
+            tensors = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+            shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+            return tuple(tensor if tensor.shape == shape else tensor.expand(shape) for tensor in tensors)
+        if name == "__getitem__" and isinstance(args[0], Tensor):
+            return self._get(func, *args)
+        if name == "__setitem__" and isinstance(args[0], Tensor):
+            return self._set(func, *args)
         return func(*args, **kwargs)
+
+    def _assert(self, condition: Tensor) -> bool:
+        """Turn ``assert tensor`` into a check that runs with the compiled program."""
+        torch.ops.aten._assert_async.msg(condition, f"assertion failed at {current_line()}")
+        return True
+
+    def _get(self, func: Callable[..., Any], tensor: Tensor, index: Any) -> Any:
+        if isinstance(index, Tensor) and index.dtype is torch.bool and index.dim() > 0:
+            try:
+                self.evaluate(index, "a Boolean index")
+            except DataDependenceError as error:
+                return MaskedSelection(tensor, index, error)
+        return func(*self._index(tensor, index, write=False))
+
+    def _set(self, func: Callable[..., Any], tensor: Tensor, index: Any, value: Any) -> None:
+        if isinstance(value, MaskedSelection):
+            value.write_to(tensor, index)
+        elif isinstance(index, Tensor) and index.dtype is torch.bool and index.dim() == 0:
+            # Indexing with a 0-d Boolean calls .item().
+            given = torch.as_tensor(value, dtype=tensor.dtype, device=tensor.device)
+            tensor.copy_(torch.where(index, given, tensor))
+        else:
+            func(*self._index(tensor, index, write=True), value)
 
     def _read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of ``func`` on the concrete values of its traced arguments, guarded."""
@@ -107,17 +138,26 @@ class Reads(TorchFunctionMode):
                 remedy=_REMEDY,
             )
         module, sources = _slice(graph, node, needed)
+        origins = [self._concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad():
-            value = module(*(self._concrete(origin).clone() for origin in sources))
-            if sources:
-                self.guards.append(ReadGuard(module, sources, value, current_line()))
+            value = module(*(origin.detach().clone() for origin in origins))
+        if sources:
+            self.guards.append(ReadGuard(module, sources, value, current_line()))
         return value
 
     def _concrete(self, node: fx.Node) -> Tensor:
         if node.op == "placeholder":
-            return self.concrete_inputs[node.name].detach()
+            return self.concrete_inputs[node.name]
         value = getattr(tracer.current_tracer().root, str(node.target))
-        return value.detach()
+        assert isinstance(value, Tensor)
+        return value
+
+    def _number(self, end: Any) -> Any:
+        if not isinstance(end, Tensor):
+            return end
+        value = self.evaluate(end, "a slice")
+        with tracer.concrete(), torch._C.DisableTorchFunction():
+            return value.item()
 
     def _index(self, tensor: Tensor, index: Any, *, write: bool) -> tuple[Tensor, Any]:
         parts = list(index) if isinstance(index, tuple) else [index]
@@ -126,15 +166,21 @@ class Reads(TorchFunctionMode):
         dim = 0
         result: list[Any] = []
         for part in parts:
-            if isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) and part.dim() > 0:
+            if isinstance(part, slice) and any(isinstance(end, Tensor) for end in (part.start, part.stop, part.step)):
+                part, changed = slice(*(self._number(end) for end in (part.start, part.stop, part.step))), True
+            mask_like = isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) and part.dim() > 0
+            if mask_like and not write:
                 mask = self.evaluate(part, "a Boolean index")
-                with tracer.concrete():
+                with tracer.concrete(), torch._C.DisableTorchFunction():
                     result.extend(mask.bool().nonzero(as_tuple=True))
                 changed, dim = True, dim + part.dim()
                 continue
             if isinstance(part, Tensor) and part.dim() == 0 and not part.dtype.is_floating_point:
                 if part.dtype is torch.bool:
-                    part = bool(self.evaluate(part, "a Boolean index"))
+                    if not write:
+                        value = self.evaluate(part, "a Boolean index")
+                        with tracer.concrete(), torch._C.DisableTorchFunction():
+                            part, changed = bool(value), True
                 elif write:
                     part, changed = part.reshape(1), True
                 else:
@@ -144,6 +190,34 @@ class Reads(TorchFunctionMode):
             result.append(part)
             dim += tensor.dim() - consumed if part is Ellipsis else _dims_consumed(part)
         return (tensor, tuple(result)) if changed else (tensor, index)
+
+
+class MaskedSelection:
+    """``tensor[mask]`` where the mask depends on a sample: how long it is, is not known.
+
+    All that it can be used for is ``other[mask] = tensor[mask]``, the idiom of Pyro's splines. Any other use
+    raises the error that names the site.
+    """
+
+    def __init__(self, tensor: Tensor, mask: Tensor, error: DataDependenceError) -> None:
+        self.__dict__.update(_tensor=tensor, _mask=mask, _error=error)
+
+    def write_to(self, target: Tensor, mask: Any) -> None:
+        """``target[mask] = tensor[mask]``, without knowing how many entries that is."""
+        if mask is not self._mask or target.shape != self._tensor.shape:
+            raise self._error
+        shaped = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))
+        target.copy_(torch.where(shaped, self._tensor, target))
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._error
+
+    __torch_function__ = __len__ = __iter__ = __getitem__ = __bool__ = __float__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __rpow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __matmul__ = __rmatmul__ = _refuse
 
 
 def _dims_consumed(part: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import itertools
 import os
 import sys
 from types import TracebackType
@@ -14,6 +16,7 @@ from sgc.errors import SourceLine
 
 _SGC = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(m.__file__)) + os.sep for m in (torch, pyro, networkx))
+_TORCH_TRACING = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "fx") + os.sep
 _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
@@ -37,6 +40,20 @@ def current_line() -> SourceLine | None:
             library = SourceLine(file, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back  # type: ignore[assignment]
     return library
+
+
+def is_assertion() -> bool:
+    """Whether the nearest frame outside of sgc and torch's tracing is executing ``assert condition``."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_SGC, _TORCH_TRACING)):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return False
+    following = (i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti)
+    names = [instruction.opname for instruction in itertools.islice(following, 8)]
+    # The compiler writes "assert x" as: jump over the raise if x is true, else load AssertionError.
+    jump = next((i for i, name in enumerate(names) if name.startswith("POP_JUMP")), None)
+    return jump is not None and "IF_TRUE" in names[jump] and names[jump + 1 : jump + 2] == ["LOAD_ASSERTION_ERROR"]
 
 
 def line_of(traceback: TracebackType | None) -> SourceLine | None:

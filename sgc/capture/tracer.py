@@ -50,11 +50,6 @@ def current_tracer() -> PythonKeyTracer:
     return tracer
 
 
-def is_traced(tensor: Tensor) -> bool:
-    """Whether the tensor stands for an fx node of the capture in progress."""
-    return get_proxy_slot(tensor, current_tracer(), None) is not None
-
-
 def is_fake(tensor: Tensor) -> bool:
     """Whether the tensor has no data (it stands for a value known at run time only)."""
     return isinstance(tensor, FakeTensor)
@@ -98,6 +93,19 @@ def bind(tensor: Tensor, node: fx.Node) -> None:
     set_proxy_slot(tensor, tracer, _ProxyTensor(fx.Proxy(node, tracer), None))
 
 
+def bindings(tensors: list[Tensor]) -> list[tuple[Tensor, Any]]:
+    """Which of some tensors are traced, and what each stands for."""
+    tracer = current_tracer()
+    slots = ((tensor, get_proxy_slot(tensor, tracer, None)) for tensor in tensors)
+    return [(tensor, slot) for tensor, slot in slots if slot is not None]
+
+
+def rebind(saved: list[tuple[Tensor, Any]]) -> None:
+    """Let tensors stand for what :func:`bindings` found."""
+    for tensor, slot in saved:
+        set_proxy_slot(tensor, current_tracer(), slot)
+
+
 @contextmanager
 def untraced() -> Iterator[None]:
     """Compute on fake tensors without recording anything."""
@@ -110,6 +118,15 @@ def concrete() -> Iterator[None]:
     """Compute on real tensors in the middle of a capture, recording nothing."""
     with disable_proxy_modes_tracing(), unset_fake_temporarily():
         yield
+
+
+def unwrapped(value: Any) -> Any:
+    """A traced value without the wrappers that ``torch.func.grad`` and ``vmap`` put around tensors."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(unwrapped(part) for part in value)
+    while isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
 
 
 def last_node() -> fx.Node:

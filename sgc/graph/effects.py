@@ -37,7 +37,7 @@ def is_effect(node: fx.Node) -> bool:
     """Whether the node must stay although nothing may use its value."""
     if node.op in ("placeholder", "output"):
         return True
-    if node.target is torch._C._set_grad_enabled:
+    if node.target in (torch._C._set_grad_enabled, torch.ops.aten._assert_async.msg):
         return True
     return is_random(node) or bool(written_arguments(node))
 
