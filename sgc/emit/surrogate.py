@@ -38,14 +38,16 @@ class Emitted:
 def emit_surrogate(
     graph: StochasticGraph,
     *,
+    runs: int = 1,
     particles: int = 1,
     loss_only: bool = False,
     forced: tuple[str, ...] = (),
 ) -> Emitted:
-    """Emit the module of ``particles`` independent runs of the program.
+    """Emit the module of ``runs`` independent runs of the program.
 
     :param graph: a graph that has been through the passes.
-    :param particles: how often the program is repeated, one run after another as in Pyro.
+    :param runs: how often the program is repeated, one run after another as in Pyro.
+    :param particles: the number of particles that the sum of all runs is divided by.
     :param loss_only: leave out the surrogate and everything that only it needs.
     :param forced: latent sites whose samples are given as further inputs instead of being drawn; the
         draw itself still takes place, so that the random numbers of other sites are the same.
@@ -54,7 +56,7 @@ def emit_surrogate(
     builder = _Builder(graph, graph.program, loss_only=loss_only)
     builder.declare(forced)
     elbos, surrogates = [], []
-    for _ in range(particles):
+    for _ in range(runs):
         elbo, surrogate = builder.run()
         elbos.append(elbo)
         surrogates.append(surrogate)

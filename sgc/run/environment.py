@@ -23,7 +23,7 @@ _MAX_DEPTH = 6
 class Environment:
     """A snapshot of the names that model and guide can reach."""
 
-    def __init__(self, *roots: Callable[..., Any]) -> None:
+    def __init__(self, *roots: Any) -> None:
         self._seen: set[int] = set()
         self._plain: list[tuple[Any, Any, Any]] = []
         self._identical: list[tuple[Any, Any, Any]] = []

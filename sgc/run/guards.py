@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten
 
-from sgc.capture.parameters import ArgumentOwner, Owner, StoreOwner
+from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
 from sgc.run.environment import Environment
@@ -103,7 +103,7 @@ class ArgumentGuard:
 def _constant(name: str, leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray):
         return leaf.copy()
-    if isinstance(leaf, _CONSTANTS) or isinstance(leaf, nn.Module) or callable(leaf) or isinstance(leaf, np.generic):
+    if isinstance(leaf, (*_CONSTANTS, nn.Module, np.generic)) or callable(leaf) or hasattr(leaf, "__dict__"):
         return leaf
     raise ArgumentError(
         f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, whose contents cannot be guarded",
@@ -209,10 +209,11 @@ def _mode(training: bool) -> str:
 
 
 class EnvironmentGuard:
-    """The globals, closures and attributes that model and guide name."""
+    """The globals, closures and attributes that model and guide name, and those of objects among the arguments."""
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
-        self._environment = Environment(model, guide)
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], call: Call) -> None:
+        objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *_CONSTANTS))]
+        self._environment = Environment(model, guide, *objects)
 
     def miss(self, call: Call) -> str | None:
         return self._environment.changed()

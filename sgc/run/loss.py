@@ -14,8 +14,8 @@ from pyro.util import warn_if_nan
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
-from sgc.capture.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
-from sgc.capture.rehearsal import (
+from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
+from sgc.capturing.rehearsal import (
     BASELINE_PREFIX,
     Rehearsal,
     random_state,

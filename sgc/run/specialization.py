@@ -11,9 +11,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, fx
 
-from sgc.capture.capture import argument_names, capture_program
-from sgc.capture.parameters import Owner
-from sgc.capture.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
+from sgc.capturing.capture import argument_names, capture_program
+from sgc.capturing.parameters import Owner
+from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
 from sgc.config import Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
@@ -46,6 +46,7 @@ class Specialization:
     options: Options
     tensors: TensorGuard
     guards: tuple[Guard, ...]
+    max_plate_nesting: float
     hits: int = 0
     _compiled: dict[bool, Compiled] = field(default_factory=dict)
 
@@ -64,13 +65,14 @@ class Specialization:
 
     def averages(self) -> list[Tensor]:
         """The running averages of the decaying-average baselines, created as zeros where Pyro's store has none."""
-        return [_average(node) for node in self._average_nodes()]
+        return [_average(node) for node in self.average_nodes()]
 
     def average_names(self) -> list[str]:
         """Their names in Pyro's param store."""
-        return [_average_name(node) for node in self._average_nodes()]
+        return [_average_name(node) for node in self.average_nodes()]
 
-    def _average_nodes(self) -> list[BaselineNode]:
+    def average_nodes(self) -> list[BaselineNode]:
+        """The baselines that keep a running average, in the order of the emitted module's inputs."""
         nodes = [self.graph.payload(key) for key in self.emitted.averages]
         return [node for node in nodes if isinstance(node, BaselineNode)]
 
@@ -87,7 +89,7 @@ class Specialization:
                 wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
                 differentiated: Differentiated = differentiate(self.emitted.module, tensors, wanted)
             else:
-                emitted = emit_surrogate(self.graph, particles=_particles(self.options), loss_only=True)
+                emitted = emit_surrogate(self.graph, **_repetition(self.options), loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
             runner = build(differentiated.module, tensors, self.options.backend, self.options.rng)
         finally:
@@ -95,8 +97,9 @@ class Specialization:
         return Compiled(runner, differentiated.gradient_of, differentiated.module)
 
 
-def _particles(options: Options) -> int:
-    return 1 if options.vectorize_particles else options.num_particles
+def _repetition(options: Options) -> dict[str, int]:
+    """Particles run one after another, or all in one vectorised run."""
+    return {"runs": 1 if options.vectorize_particles else options.num_particles, "particles": options.num_particles}
 
 
 def _average_name(node: BaselineNode) -> str:
@@ -126,13 +129,13 @@ def specialize(
     captured = capture_program(model, guide, call.args, call.kwargs, options, rehearsal)
     program = captured.program
     graph = run_passes(build_graph(program))
-    emitted = emit_surrogate(graph, particles=_particles(options))
+    emitted = emit_surrogate(graph, **_repetition(options))
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (
         ArgumentGuard(call, argument_names(call.args, call.kwargs)),
         ModeGuard(rehearsal.modules),
         tensors,
-        EnvironmentGuard(model, guide),
+        EnvironmentGuard(model, guide, call),
         ValuesGuard(program.value_guards, program.inputs, tensors),
     )
-    return Specialization(graph, emitted, program.inputs, captured.owners, options, tensors, guards)
+    return Specialization(graph, emitted, program.inputs, captured.owners, options, tensors, guards, rehearsal.max_plate_nesting)

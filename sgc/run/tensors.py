@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from sgc.capture.parameters import Owner, StoreOwner
+from sgc.capturing.parameters import Owner, StoreOwner
 
 
 class TensorTree(nn.Module):

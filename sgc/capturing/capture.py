@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import detach, is_identically_zero
 from pyro.infer import TraceGraph_ELBO
+from pyro.params.param_store import ParamStoreDict
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, fx
@@ -20,13 +21,13 @@ from torch._guards import detect_fake_mode
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sgc.capture import tracer
-from sgc.capture.handlers import DATA_DEPENDENT, SiteRecorder, Statement, score_parts
-from sgc.capture.functions import functions_as_leaves
-from sgc.capture.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
-from sgc.capture.reads import ReadGuard, Reads
-from sgc.capture.rehearsal import Rehearsal, preserved_state, pyro_elbo, random_state, restore_random_state
-from sgc.capture.source import line_of
+from sgc.capturing import tracer
+from sgc.capturing.handlers import DATA_DEPENDENT, SiteRecorder, Statement, score_parts
+from sgc.capturing.functions import functions_as_leaves
+from sgc.capturing.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
+from sgc.capturing.reads import ReadGuard, Reads
+from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo, random_state, restore_random_state
+from sgc.capturing.source import current_line, line_of
 from sgc.config import Options
 from sgc.errors import BaselineError, CaptureError, DataDependenceError, SgcError
 from sgc.graph.effects import ancestors, dependencies, is_effect
@@ -105,17 +106,27 @@ def _capture_context() -> Iterator[None]:
     ) -> None:
         init(self, batch_shape, event_shape, validate_args=False)
 
+    def read_only(self: ParamStoreDict, name: str, value: Tensor) -> None:
+        raise CaptureError(
+            f"the program writes to the param store entry '{name}', which a compiled program would not do again",
+            source=current_line(),
+            remedy="keep such state in a buffer of an nn.Module and write into it in place",
+        )
+
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(preserved_state())
         stack.enter_context(torch.enable_grad())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the rehearsal has given every warning
+        store_set = ParamStoreDict.__setitem__
+        ParamStoreDict.__setitem__ = read_only  # type: ignore[method-assign]
         Distribution.__init__ = unvalidated  # type: ignore[method-assign]
         Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
         try:
             yield
         finally:
+            ParamStoreDict.__setitem__ = store_set  # type: ignore[method-assign]
             Distribution.__init__, Distribution._validate_sample = init, validate  # type: ignore[method-assign]
 
 
@@ -205,7 +216,7 @@ class _Recording:
         self.baselines[name] = Baseline(
             kind=kind,
             value=None,
-            value_shape=tuple(torch.as_tensor(value).shape) if value is not None else None,
+            value_shape=None if value is None else tuple(value.shape) if isinstance(value, Tensor) else (),
             decaying_average=bool(decaying),
             beta=float(beta),
         )
@@ -249,7 +260,10 @@ def _declare(
         if statement.node is not None:
             slots[name, "value"] = statement.node
     output.args = (tuple(dict.fromkeys(slots.values())),)
-    guarded = {node for read in recording.reads for node in read.sources}
+    # A read made in code that then became one opaque node is no part of the program.
+    nodes = set(graph.nodes)
+    reads = [read for read in recording.reads if nodes.issuperset(read.sources)]
+    guarded = {node for read in reads for node in read.sources}
     _drop_dead(graph, keep=guarded)
     inputs, owners, lifted = _lift(module, positions, rehearsal, args, kwargs, guarded)
     slots = {key: lifted.get(node, node) for key, node in slots.items()}
@@ -265,7 +279,7 @@ def _declare(
             read.value,
             read.source,
         )
-        for read in recording.reads
+        for read in reads
     )
     program = Program(
         module=module,
@@ -279,8 +293,16 @@ def _declare(
 
 
 def _normalise(graph: fx.Graph) -> None:
-    """Make the in-place detach of a fresh literal an ordinary one, and unwrap what ``torch.func`` wrapped."""
-    for node in graph.nodes:
+    """Make the in-place detach of a fresh literal an ordinary one, drop grad-mode switches that change nothing, and
+    unwrap what ``torch.func`` wrapped.
+    """
+    grad_mode = True
+    for node in list(graph.nodes):
+        if node.target is torch._C._set_grad_enabled:
+            if node.args[0] is grad_mode:
+                graph.erase_node(node)
+                continue
+            grad_mode = node.args[0]
         if node.target is torch.ops.aten.detach_.default and node.args[0].op == "call_function":
             if node.args[0].target is torch.ops.aten.lift_fresh_copy.default:
                 node.target = torch.ops.aten.detach.default

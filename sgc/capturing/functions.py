@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from sgc.capture import tracer
+from sgc.capturing import tracer
 
 
 class _SeesRandomness(TorchDispatchMode):

@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from sgc.capture import tracer
-from sgc.capture.source import current_line, is_assertion
+from sgc.capturing import tracer
+from sgc.capturing.source import current_line, is_assertion
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 

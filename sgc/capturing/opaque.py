@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from sgc.capture import tracer
+from sgc.capturing import tracer
 
 
 class OpaqueCall:

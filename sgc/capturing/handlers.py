@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.distributions import Distribution
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from sgc.capture import tracer
-from sgc.capture.opaque import Attempt, opaque_log_prob, opaque_sample
-from sgc.capture.source import current_line
+from sgc.capturing import tracer
+from sgc.capturing.opaque import Attempt, opaque_log_prob, opaque_sample
+from sgc.capturing.source import current_line
 from sgc.errors import DataDependenceError, SourceLine
 
 DATA_DEPENDENT = (
@@ -73,6 +73,9 @@ class SiteRecorder(Messenger):
             if msg["is_observed"]:
                 node = tracer.node_of(value)
             else:
+                if value.requires_grad and not getattr(msg["fn"], "has_rsample", True):
+                    # Some samplers without reparameterisation leak a gradient (SineBivariateVonMises).
+                    value = value.detach()
                 value, node = tracer.mark(value, name)
                 msg["value"] = value
         self.statements[name] = Statement(

@@ -8,7 +8,7 @@ also when it fails.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
-from sgc.capture.parameters import ModuleWatch
+from sgc.capturing.parameters import ModuleWatch
 from sgc.config import Options
 
 BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
@@ -127,8 +127,12 @@ def _same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def preserved_state(modules: list[nn.Module] | tuple[nn.Module, ...] = ()) -> Iterator[None]:
-    """Put back module buffers and baseline averages after an eager run, which starts without averages."""
+def preserved_state(modules: Sequence[nn.Module] = (), *, averages: dict[str, Tensor] | None = None) -> Iterator[None]:
+    """Put back module buffers and baseline averages after an eager run.
+
+    :param modules: modules whose buffers are put back, besides those of every module that runs.
+    :param averages: the baseline averages that the run starts from; none by default.
+    """
     saved: dict[int, tuple[Tensor, Tensor]] = {}
 
     def save(module: nn.Module, _inputs: object = None) -> None:
@@ -140,10 +144,8 @@ def preserved_state(modules: list[nn.Module] | tuple[nn.Module, ...] = ()) -> It
         for inner in module.modules():
             save(inner)
     handle = nn.modules.module.register_module_forward_pre_hook(save)
-    store = pyro.get_param_store()
-    averages = {name: t for name, t in store._params.items() if name.startswith(BASELINE_PREFIX)}
-    for name in averages:
-        del store[name]
+    kept = _take_averages()
+    _put_averages(averages or {})
     try:
         yield
     finally:
@@ -151,9 +153,21 @@ def preserved_state(modules: list[nn.Module] | tuple[nn.Module, ...] = ()) -> It
         with torch.no_grad():
             for buffer, value in saved.values():
                 buffer.copy_(value)
-        for name in [name for name in store._params if name.startswith(BASELINE_PREFIX)]:
-            del store[name]
-        for name, tensor in averages.items():
-            store._params[name] = tensor
-            store._param_to_name[tensor] = name
-            store._constraints[name] = torch.distributions.constraints.real
+        _take_averages()
+        _put_averages(kept)
+
+
+def _take_averages() -> dict[str, Tensor]:
+    store = pyro.get_param_store()
+    taken = {name: t for name, t in store._params.items() if name.startswith(BASELINE_PREFIX)}
+    for name in taken:
+        del store[name]
+    return taken
+
+
+def _put_averages(averages: dict[str, Tensor]) -> None:
+    store = pyro.get_param_store()
+    for name, tensor in averages.items():
+        store._params[name] = tensor
+        store._param_to_name[tensor] = name
+        store._constraints[name] = torch.distributions.constraints.real
