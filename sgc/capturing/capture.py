@@ -84,7 +84,7 @@ def capture_program(
         return recording.outputs
 
     before = random_state()
-    with _capture_context():
+    with _capture_context(rehearsal):
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
         except SgcError:
@@ -97,7 +97,7 @@ def capture_program(
 
 
 @contextmanager
-def _capture_context() -> Iterator[None]:
+def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
     """Pyro's checks branch on data and are made in the rehearsal; here they are off, even where asked for."""
     init, validate = Distribution.__init__, Distribution._validate_sample
 
@@ -115,7 +115,7 @@ def _capture_context() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(preserved_state())
+        stack.enter_context(preserved_state(rehearsal.modules, watch=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the rehearsal has given every warning

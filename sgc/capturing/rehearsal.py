@@ -127,11 +127,14 @@ def _same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def preserved_state(modules: Sequence[nn.Module] = (), *, averages: dict[str, Tensor] | None = None) -> Iterator[None]:
-    """Put back module buffers and baseline averages after an eager run.
+def preserved_state(
+    modules: Sequence[nn.Module] = (), *, averages: dict[str, Tensor] | None = None, watch: bool = True
+) -> Iterator[None]:
+    """Put back module buffers and baseline averages after a run.
 
-    :param modules: modules whose buffers are put back, besides those of every module that runs.
+    :param modules: modules whose buffers are put back.
     :param averages: the baseline averages that the run starts from; none by default.
+    :param watch: put back the buffers of every other module that runs, too.
     """
     saved: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -143,13 +146,14 @@ def preserved_state(modules: Sequence[nn.Module] = (), *, averages: dict[str, Te
     for module in modules:
         for inner in module.modules():
             save(inner)
-    handle = nn.modules.module.register_module_forward_pre_hook(save)
+    handle = nn.modules.module.register_module_forward_pre_hook(save) if watch else None
     kept = _take_averages()
     _put_averages(averages or {})
     try:
         yield
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
         with torch.no_grad():
             for buffer, value in saved.values():
                 buffer.copy_(value)
