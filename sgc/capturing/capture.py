@@ -87,8 +87,8 @@ def capture_program(
     with _capture_context(rehearsal):
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
-        except SgcError:
-            raise
+        except SgcError as error:
+            raise _original(error)  # noqa: B904 (it has a cause of its own)
         except DATA_DEPENDENT as error:
             raise _data_dependence(error, recording) from error
         finally:
@@ -128,6 +128,13 @@ def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
         finally:
             ParamStoreDict.__setitem__ = store_set  # type: ignore[method-assign]
             Distribution.__init__, Distribution._validate_sample = init, validate  # type: ignore[method-assign]
+
+
+def _original(error: BaseException) -> BaseException:
+    """The error as sgc raised it: Pyro's handlers raise another of the same class that has only its text."""
+    while isinstance(error.__cause__, SgcError):
+        error = error.__cause__
+    return error
 
 
 def _data_dependence(error: BaseException, recording: _Recording) -> DataDependenceError:

@@ -27,10 +27,15 @@ BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What the eager run found out."""
+    """What the eager run found out.
+
+    ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
+    sgc's own passes will say more about it; it is raised only if they find nothing wrong.
+    """
 
     max_plate_nesting: float
     modules: tuple[nn.Module, ...]
+    failure: Exception | None
 
 
 def pyro_elbo(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
@@ -64,7 +69,7 @@ def rehearse(
     elbo.num_particles = 1 if not options.vectorize_particles else options.num_particles
     with ModuleWatch() as watch, preserved_state():
         try:
-            _run(elbo, model, guide, args, kwargs)
+            failure = _run(elbo, model, guide, args, kwargs)
         except BaseException:
             restore_random_state(start)
             raise
@@ -79,7 +84,7 @@ def rehearse(
             _run(elbo, model, guide, args, kwargs)
         drew = not _same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
-    return Rehearsal(elbo.max_plate_nesting, tuple([*callables, *roots]))
+    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure)
 
 
 def _run(
@@ -88,8 +93,13 @@ def _run(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> None:
-    elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
+) -> Exception | None:
+    for traces in list(elbo._get_traces(model, guide, args, kwargs)):
+        try:
+            elbo._loss_and_surrogate_loss_particle(*traces)
+        except Exception as error:
+            return error
+    return None
 
 
 def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:

@@ -129,6 +129,8 @@ def specialize(
     captured = capture_program(model, guide, call.args, call.kwargs, options, rehearsal)
     program = captured.program
     graph = run_passes(build_graph(program))
+    if rehearsal.failure is not None:
+        raise rehearsal.failure
     emitted = emit_surrogate(graph, **_repetition(options))
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (

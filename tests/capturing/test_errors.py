@@ -1,0 +1,249 @@
+"""What cannot be compiled is refused with the site, the user's own line and the remedy; and nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import sgc
+from sgc.errors import (
+    ArgumentError,
+    BackendError,
+    BaselineError,
+    CaptureError,
+    DataDependenceError,
+    SgcError,
+    SiteMismatchError,
+)
+from tests.programs import asserting_model, local_switches
+
+X = torch.tensor([0.1, 0.9, -0.4])
+
+
+def guide_of_z() -> None:
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.2))))
+
+
+def branch() -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    if z > 0:
+        pyro.sample("x", dist.Normal(1.0, 1.0), obs=torch.tensor(0.3))
+    else:
+        pyro.sample("x", dist.Normal(-1.0, 1.0), obs=torch.tensor(0.3))
+
+
+def item() -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(z.item(), 1.0), obs=torch.tensor(0.3))
+
+
+def as_float() -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(float(z), 1.0), obs=torch.tensor(0.3))
+
+
+def as_numpy() -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(torch.as_tensor(z.numpy()), 1.0), obs=torch.tensor(0.3))
+
+
+def loop() -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    for i in range(int(z) + 1):
+        pyro.sample(f"x_{i}", dist.Normal(z, 1.0), obs=torch.tensor(0.3))
+
+
+def name_of_a_site() -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample(f"x_{z}", dist.Normal(z, 1.0), obs=torch.tensor(0.3))
+
+
+def boolean_index() -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    picked = torch.arange(3.0)[torch.arange(3) < z]
+    pyro.sample("x", dist.Normal(picked.sum(), 1.0), obs=torch.tensor(0.3))
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (branch, "if z > 0:"),
+        (item, "z.item()"),
+        (as_float, "float(z)"),
+        (as_numpy, "z.numpy()"),
+        (loop, "range(int(z) + 1)"),
+        (name_of_a_site, 'f"x_{z}"'),
+        (boolean_index, "[torch.arange(3) < z]"),
+    ],
+)
+def test_reading_a_sample_names_site_line_and_remedy(model: Callable[[], None], line: str) -> None:
+    with pytest.raises(DataDependenceError) as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    text = str(caught.value)
+    assert caught.value.site == "z"
+    assert line in text and "test_errors.py" in text
+    assert "torch.where" in text
+
+
+def test_reading_a_random_number_outside_of_any_site() -> None:
+    def model() -> None:
+        if torch.rand(()) > 0.5:
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.3))
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.raises(DataDependenceError, match="outside of any site"):
+        sgc.compile(model, guide_of_z, backend="eager")()
+
+
+def test_a_failed_call_changes_nothing() -> None:
+    pyro.param("kept", torch.tensor(1.0))
+    state = torch.get_rng_state()
+    before = dict(pyro.get_param_store()._params)
+    with pytest.raises(DataDependenceError):
+        sgc.compile(branch, guide_of_z, backend="eager")()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert pyro.get_param_store()._params == before
+    # Torch and Pyro work as before: the capture's patches are gone.
+    pyro.infer.TraceGraph_ELBO().loss_and_grads(branch, guide_of_z)
+    with pytest.raises(ValueError, match="constraint"):
+        dist.Bernoulli(torch.tensor(2.0), validate_args=True)
+
+
+def test_a_failed_respecialization_keeps_what_was_compiled() -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        if x.shape[0] > 2 and z > 0:
+            x = x + 1
+        pyro.sample("x", dist.Normal(z, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        guide_of_z()
+
+    module = sgc.compile(model, guide, backend="eager")
+    module(torch.zeros(2)).backward()
+    parameter = next(module.parameters())
+    gradient = parameter.grad
+    with pytest.raises(DataDependenceError):
+        module(torch.zeros(3))
+    assert len(module.specializations) == 1
+    assert next(module.parameters()) is parameter and parameter.grad is gradient
+    assert torch.isfinite(module(torch.zeros(2)))
+
+
+def test_torch_func_transform() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(torch.func.grad(torch.sin)(z), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(CaptureError, match=r"torch\.func"):
+        sgc.compile(model, guide_of_z, backend="eager")()
+
+
+def test_writing_to_the_param_store() -> None:
+    def model() -> None:
+        pyro.param("count", torch.tensor(0.0))
+        pyro.get_param_store()["count"] = torch.tensor(1.0)
+        pyro.sample("z", dist.Bernoulli(0.5))
+
+    with pytest.raises(CaptureError, match="count") as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    assert 'pyro.get_param_store()["count"]' in str(caught.value)
+
+
+def test_scored_site_missing_from_the_guide() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("extra", dist.Bernoulli(0.2 + 0.5 * z))
+
+    with pytest.warns(UserWarning, match="Found vars in model but not guide"), pytest.raises(
+        (SiteMismatchError, KeyError)
+    ) as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    assert "extra" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"nn_basline": None}, "Unrecognized baseline options"),
+        ({"nn_baseline": torch.nn.Identity(), "nn_baseline_input": X, "baseline_value": X}, "simultaneously"),
+        ({"baseline_value": torch.zeros(2)}, "to be torch.Size"),
+        ({"baseline_value": torch.tensor(0.5)}, "to be torch.Size"),
+    ],
+)
+def test_bad_baseline(options: dict[str, Any], text: str) -> None:
+    model, guide = local_switches({"baseline": options})
+    with pytest.raises((BaselineError, ValueError, AssertionError), match=text):
+        sgc.compile(model, guide, backend="eager")(X)
+
+
+def test_baseline_that_depends_on_its_own_sample() -> None:
+    def guide(x: Tensor) -> None:
+        pyro.sample("loc", dist.Normal(pyro.param("loc_loc", torch.tensor(0.1)), 0.3))
+        with pyro.plate("data", x.shape[0]):
+            options: dict[str, Any] = {"nn_baseline": torch.nn.Identity()}
+            options["nn_baseline_input"] = pyro.sample("z", dist.Bernoulli(0.3), infer={"baseline": options})
+
+    model, _ = local_switches()
+    with pytest.raises(BaselineError, match="biases the gradient") as caught:
+        sgc.compile(model, guide, backend="eager")(X)
+    assert caught.value.site == "z"
+
+
+def test_unknown_options() -> None:
+    model, guide = local_switches()
+    with pytest.raises(BackendError, match="inductor"):
+        sgc.compile(model, guide, backend="cuda")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="rng"):
+        sgc.compile(model, guide, rng="numpy")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="num_particles"):
+        sgc.compile(model, guide, num_particles=0)
+    with pytest.raises(ArgumentError, match="max_plate_nesting"):
+        sgc.compile(model, guide, max_plate_nesting=-1)
+    with pytest.raises(ArgumentError, match="cache_size"):
+        sgc.compile(model, guide, cache_size=0)
+    with pytest.raises(ArgumentError, match="not callable"):
+        sgc.compile(model, None)  # type: ignore[arg-type]
+
+
+def test_nothing_captured_yet() -> None:
+    module = sgc.compile(*local_switches())
+    with pytest.raises(SgcError, match="initialize"):
+        module.graph  # noqa: B018
+
+
+def test_an_argument_without_readable_contents() -> None:
+    class Slotted:
+        __slots__ = ("x",)
+
+        def __init__(self) -> None:
+            self.x = X
+
+    model, guide = local_switches()
+    with pytest.raises(ArgumentError, match=r"args\[0\]"):
+        sgc.compile(lambda s: model(s.x), lambda s: guide(s.x), backend="eager")(Slotted())
+
+
+def test_pyro_own_errors_come_through() -> None:
+    def guide(x: Tensor) -> None:
+        pyro.sample("loc", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Bernoulli(0.5))
+
+    model, _ = local_switches()
+    with pytest.raises(ValueError, match="event_dims disagree"):
+        sgc.compile(model, guide, backend="eager")(X)
+
+
+def test_an_assertion_on_a_sample_holds_at_run_time() -> None:
+    module = sgc.compile(asserting_model, lambda limit: guide_of_z(), backend="eager")
+    assert torch.isfinite(module(torch.tensor(1.0)))
+    with pytest.raises(RuntimeError, match="assertion failed at .*assert"):
+        for _ in range(20):  # z is 1 within 20 draws but for a chance of 1e-7
+            module(torch.tensor(0.5))

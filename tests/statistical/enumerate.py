@@ -1,0 +1,78 @@
+"""Exact oracles: the expectation of the estimator over every outcome of a program's discrete sites."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+import sgc
+from sgc.emit.surrogate import emit_surrogate
+
+Supports = Mapping[str, list[Tensor]]
+
+
+def outcomes(supports: Supports) -> Iterator[dict[str, Tensor]]:
+    """Every joint outcome of some sites."""
+    for values in itertools.product(*supports.values()):
+        yield dict(zip(supports, values, strict=True))
+
+
+def binary(*shape: int) -> list[Tensor]:
+    """Every value of a tensor of Bernoulli variables."""
+    size = int(torch.Size(shape).numel())
+    return [torch.tensor(bits, dtype=torch.get_default_dtype()).reshape(shape) for bits in
+            itertools.product((0.0, 1.0), repeat=size)]
+
+
+def categories(count: int, *shape: int) -> list[Tensor]:
+    """Every value of a tensor of Categorical variables."""
+    size = int(torch.Size(shape).numel())
+    return [torch.tensor(values).reshape(shape) for values in itertools.product(range(count), repeat=size)]
+
+
+def log_joint(fn: Callable[..., Any], args: tuple[Any, ...], values: dict[str, Tensor]) -> Tensor:
+    """Pyro's log density of a program with the given values at its sites."""
+    trace = poutine.trace(poutine.condition(fn, data=values)).get_trace(*args)
+    total = trace.log_prob_sum()
+    assert isinstance(total, Tensor)
+    return total
+
+
+def exact_gradient(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Minus the ELBO as a finite sum, sum_z q(z) (log q(z) - log p(x, z)), and its gradient by autograd."""
+    loss = torch.zeros(())
+    for values in outcomes(supports):
+        log_q, log_p = log_joint(guide, args, values), log_joint(model, args, values)
+        loss = loss + log_q.exp() * (log_q - log_p)
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return loss.detach(), [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True)]
+
+
+def expected_estimate(
+    module: sgc.LossModule, guide: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The expectation over all outcomes of the emitted loss and of the surrogate's gradient, the samples forced."""
+    specialization = module.initialize(*args).specializations[-1]
+    emitted = emit_surrogate(specialization.graph, forced=tuple(supports)).module
+    arguments = iter(tensor for tensor in torch.utils._pytree.tree_leaves(args) if isinstance(tensor, Tensor))
+    inputs = [
+        owner.fetch() if owner.fetch() is not None else next(arguments) for owner in specialization.owners.values()
+    ]
+    total, sums = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
+    for values in outcomes(supports):
+        weight = log_joint(guide, args, values).exp().detach()
+        averages = [torch.full_like(average, 0.3) for average in specialization.averages()]
+        pyro.set_rng_seed(0)
+        loss, surrogate = emitted(*inputs, *averages, *values.values())
+        gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
+        total = total + weight * loss.detach()
+        sums = [s if g is None else s + weight * g for s, g in zip(sums, gradients, strict=True)]
+    return total, sums
