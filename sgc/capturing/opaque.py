@@ -125,9 +125,7 @@ def _(tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype) 
 
 
 @torch.library.custom_op("sgc::opaque_taped", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _opaque_taped(
-    tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _opaque_taped(tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Make an opaque call, keeping its autograd graph; the token finds it again."""
     # A custom operator runs below autograd; the call's own graph is built above it.
     above = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
@@ -142,9 +140,7 @@ def _opaque_taped(
 
 
 @_opaque_taped.register_fake
-def _(
-    tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def _(tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     device = tensors[0].device if tensors else None
     return torch.empty(shape, dtype=dtype, device=device), torch.empty((), dtype=torch.int64)
 

@@ -127,4 +127,3 @@ class ModuleWatch:
 def is_trainable(tensor: Tensor) -> bool:
     """Whether a gradient in this tensor can be asked for."""
     return tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex())
-

@@ -22,8 +22,7 @@ from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
 _READS = frozenset(
-    "__bool__ __int__ __float__ __index__ __complex__ __contains__ __array__ __format__ item tolist numpy "
-    "is_nonzero equal allclose nonzero argwhere".split()
+    ["__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__", "__format__", "item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"]
 )
 _REMEDY = (
     "a compiled program has one structure: write the choice with tensors (torch.where, indexing, poutine.mask), "
@@ -232,9 +231,7 @@ def _concrete_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
 
 
-def _slice(
-    graph: fx.Graph, node: fx.Node, needed: set[fx.Node]
-) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
+def _slice(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
     """The part of an unfinished graph that computes ``node``, with its sources as placeholders."""
     root = tracer.current_tracer().root
     part = fx.Graph()
@@ -251,9 +248,11 @@ def _slice(
 
 def _is_external(node: fx.Node) -> bool:
     """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
-    return node.op == "get_attr" and not all(
-        user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
-        for user in node.users
-    ) or (node.op == "get_attr" and not node.users)
-
-
+    return (
+        (node.op == "get_attr"
+        and not all(
+            user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
+            for user in node.users
+        ))
+        or (node.op == "get_attr" and not node.users)
+    )

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
@@ -30,12 +31,14 @@ class Rehearsal:
     """What the eager run found out.
 
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
-    sgc's own passes will say more about it; it is raised only if they find nothing wrong.
+    sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``params`` are the names that
+    the program asked Pyro's param store for, in its order.
     """
 
     max_plate_nesting: float
     modules: tuple[nn.Module, ...]
     failure: Exception | None
+    params: tuple[str, ...]
 
 
 def pyro_elbo(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
@@ -67,7 +70,7 @@ def rehearse(
     before = set(_parameter_ids(callables))
     elbo = pyro_elbo(options)
     elbo.num_particles = 1 if not options.vectorize_particles else options.num_particles
-    with ModuleWatch() as watch, preserved_state():
+    with ModuleWatch() as watch, preserved_state(), poutine.trace(param_only=True) as asked:
         try:
             failure = _run(elbo, model, guide, args, kwargs)
         except BaseException:
@@ -84,7 +87,8 @@ def rehearse(
             _run(elbo, model, guide, args, kwargs)
         drew = not _same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
-    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure)
+    params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
+    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params)
 
 
 def _run(

@@ -41,9 +41,7 @@ def _inductor(module: fx.GraphModule, examples: list[Tensor], rng: Rng) -> Runne
         with torch.no_grad(), inductor_config.patch(options):
             # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
             # takes a graph as it is, without tracing it anew and without guards of its own at each call.
-            compiled = torch._inductor.standalone_compile(
-                module, examples, dynamic_shapes="from_example_inputs"
-            )
+            compiled = torch._inductor.standalone_compile(module, examples, dynamic_shapes="from_example_inputs")
     except Exception as error:
         raise _explained(error, examples) from error
     if compiled is None:
@@ -63,9 +61,7 @@ def _explained(error: Exception, examples: list[Tensor]) -> BackendError:
             remedy=f"install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), {_EAGER_REMEDY}",
         )
     if "triton" in text.lower() and not on_cpu:
-        return BackendError(
-            f"Inductor needs Triton for CUDA: {text}", remedy=f"pip install triton, {_EAGER_REMEDY}"
-        )
+        return BackendError(f"Inductor needs Triton for CUDA: {text}", remedy=f"pip install triton, {_EAGER_REMEDY}")
     return BackendError(f"Inductor failed: {text}", remedy=f"please report it, {_EAGER_REMEDY}")
 
 

@@ -69,10 +69,7 @@ def _tidy(module: fx.GraphModule) -> None:
     """Remove what has become idle: aliases, copies of literals that nobody writes into, dead nodes."""
     graph = module.graph
     written = {
-        storage
-        for node in graph.nodes
-        for argument in written_arguments(node)
-        for storage in _storages(argument)
+        storage for node in graph.nodes for argument in written_arguments(node) for storage in _storages(argument)
     }
     idle = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default)
     for node in list(graph.nodes):

@@ -246,5 +246,3 @@ class _Builder:
 def _identifier(name: str) -> str:
     text = "".join(char if char.isalnum() else "_" for char in name).strip("_").lower()
     return text if text and not text[0].isdigit() else f"n_{text}"
-
-

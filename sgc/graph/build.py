@@ -133,8 +133,6 @@ def _score_parts(program: Program, site: Site) -> list[tuple[Payload, fx.Node]]:
                 found.append((ScorePartNode(key, program.shape(name), name, site.name, part), program.node(name)))
     if site.baseline is not None and site.baseline.value is not None:
         name = site.baseline.value
-        payload = BaselineInputNode(
-            f"baseline_input({site.name})", program.shape(name), name, site.name, site.source
-        )
+        payload = BaselineInputNode(f"baseline_input({site.name})", program.shape(name), name, site.name, site.source)
         found.append((payload, program.node(name)))
     return found

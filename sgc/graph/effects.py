@@ -64,9 +64,7 @@ def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     return depends
 
 
-def ancestors(
-    targets: Iterable[fx.Node], depends: dict[fx.Node, tuple[fx.Node, ...]]
-) -> set[fx.Node]:
+def ancestors(targets: Iterable[fx.Node], depends: dict[fx.Node, tuple[fx.Node, ...]]) -> set[fx.Node]:
     """``targets`` and all that they depend on."""
     seen: set[fx.Node] = set()
     stack = list(targets)

@@ -31,9 +31,7 @@ def plan_downstream_costs(graph: StochasticGraph) -> None:
         by_frames.setdefault(frozenset(cost.plates), []).append(cost)
     terms: dict[str, list[tuple[frozenset[Plate], str]]] = {site: [] for site in sites}
     for frames, members in by_frames.items():
-        wanted = {
-            site: tuple(cost.key for cost in members if site in provenance[cost.key]) for site in sites
-        }
+        wanted = {site: tuple(cost.key for cost in members if site in provenance[cost.key]) for site in sites}
         sums = _Sums(graph, frames, wanted)
         for site, keys in wanted.items():
             if keys:
@@ -62,17 +60,14 @@ def _check_frames(costs: list[CostNode]) -> None:
             assert plate.dim is not None
             if -plate.dim > len(cost.shape):
                 raise GraphError(
-                    f"{cost.key} has shape {list(cost.shape)}, which has no dim {plate.dim} for plate "
-                    f"'{plate.name}'",
+                    f"{cost.key} has shape {list(cost.shape)}, which has no dim {plate.dim} for plate '{plate.name}'",
                     site=cost.site,
                     source=cost.source,
                     remedy="expand the distribution to the plates that it is in",
                 )
 
 
-def _add_downstream_cost(
-    graph: StochasticGraph, site: str, terms: list[tuple[frozenset[Plate], str]]
-) -> None:
+def _add_downstream_cost(graph: StochasticGraph, site: str, terms: list[tuple[frozenset[Plate], str]]) -> None:
     assert graph.program is not None
     density = graph.program.site(site).guide
     assert density is not None

@@ -46,9 +46,7 @@ def choose_estimators(graph: StochasticGraph) -> None:
 
 def scored_sites(graph: StochasticGraph) -> tuple[str, ...]:
     """The latent sites with a score-function term, in the order in which their costs first appear."""
-    scored = {
-        name for name in graph.sites(SiteKind.LATENT) if graph.estimator(name) is not Estimator.PATHWISE
-    }
+    scored = {name for name in graph.sites(SiteKind.LATENT) if graph.estimator(name) is not Estimator.PATHWISE}
     order = {name: position for position, name in enumerate(graph.sites())}
     found: dict[str, None] = {}
     provenance = all_provenances(graph)

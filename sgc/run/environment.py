@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sysconfig
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,7 +71,11 @@ class Environment:
         self._visit(value, f"{label}{key or ''}", depth + 1)
 
     def _visit(self, value: Any, label: str, depth: int) -> None:
-        if depth > _MAX_DEPTH or id(value) in self._seen or isinstance(value, (Tensor, type, types.ModuleType, *_PLAIN)):
+        if (
+            depth > _MAX_DEPTH
+            or id(value) in self._seen
+            or isinstance(value, (Tensor, type, types.ModuleType, *_PLAIN))
+        ):
             return
         self._seen.add(id(value))
         if isinstance(value, types.MethodType):
@@ -84,7 +88,9 @@ class Environment:
                 self._visit_function(value, depth)
         elif isinstance(value, nn.Module):
             for path, module in value.named_modules():
-                self._visit_module(module, f"{type(value).__name__}.{path}." if path else f"{type(value).__name__}.", depth)
+                self._visit_module(
+                    module, f"{type(value).__name__}.{path}." if path else f"{type(value).__name__}.", depth
+                )
         elif isinstance(value, (list, tuple)):
             for part in value:
                 self._visit(part, f"{label}[...]", depth + 1)
@@ -148,4 +154,3 @@ def _is_library(thing: Any) -> bool:
         return True
     code = getattr(thing, "__code__", None)
     return bool(code is not None and code.co_filename.startswith(_STANDARD) and "site-packages" not in code.co_filename)
-

@@ -119,7 +119,7 @@ def _same(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other)
-    return bool(one == other)
+    return isinstance(one, (*_CONSTANTS, np.generic)) and bool(one == other)
 
 
 class TensorGuard:
@@ -141,9 +141,7 @@ class TensorGuard:
     def fetch(self, call: Call) -> list[Tensor] | str:
         """The input tensors in order, or what is missing or different."""
         found: list[Tensor] = []
-        for name, owner, position, meta in zip(
-            self._names, self._owners, self._positions, self._expected, strict=True
-        ):
+        for name, owner, position, meta in zip(self._names, self._owners, self._positions, self._expected, strict=True):
             if position is not None:
                 found.append(call.leaves[position])
                 continue

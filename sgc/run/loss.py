@@ -138,6 +138,25 @@ class LossModule(nn.Module):
         return self._specializations[-1]
 
     def _lookup(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+        found, reasons = self._match(call)
+        if found is not None:
+            return found
+        recreated = any(candidate.tensors.gone() for candidate in self._specializations)
+        with self._undone_on_error():
+            rehearsal = self._rehearse(call)
+            if recreated:
+                # clear_param_store() was called: the rehearsal has created the parameters anew.
+                for candidate in self._specializations:
+                    self._show_tensors(candidate)
+                found, reasons = self._match(call)
+                if found is not None:
+                    return found
+            if reasons:
+                self._note_miss(reasons[0])
+            return self._specialize(call, rehearsal)
+
+    def _match(self, call: Call) -> tuple[tuple[Specialization, list[Tensor]] | None, list[str]]:
+        """The specialization whose guards hold, and its tensors; or why none does, the latest first."""
         reasons = []
         for position in range(len(self._specializations) - 1, -1, -1):
             candidate = self._specializations[position]
@@ -147,17 +166,9 @@ class LossModule(nn.Module):
                     self._specializations.append(self._specializations.pop(position))
                 tensors = candidate.tensors.fetch(call)
                 assert not isinstance(tensors, str)
-                return candidate, tensors
+                return (candidate, tensors), []
             reasons.append(reason)
-        with self._undone_on_error():
-            rehearsal = self._rehearse(call)
-            if any(candidate.tensors.gone() for candidate in self._specializations):
-                return self._lookup(call)
-            if self._specializations and not reasons:
-                reasons.append("the parameters changed")
-            if reasons:
-                self._note_miss(reasons[0])
-            return self._specialize(call, rehearsal)
+        return None, reasons
 
     def _rehearse(self, call: Call) -> Rehearsal:
         model, guide = self._program

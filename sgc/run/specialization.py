@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -11,10 +11,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, fx
 
-from sgc.capturing.capture import argument_names, capture_program
+from sgc.capturing.capture import capture_program
+from sgc.capturing.declare import argument_names
 from sgc.capturing.parameters import Owner
 from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
-from sgc.config import Options
+from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.surrogate import Emitted, emit_surrogate
@@ -47,6 +48,7 @@ class Specialization:
     tensors: TensorGuard
     guards: tuple[Guard, ...]
     max_plate_nesting: float
+    params: tuple[str, ...]
     hits: int = 0
     _compiled: dict[bool, Compiled] = field(default_factory=dict)
 
@@ -65,11 +67,11 @@ class Specialization:
 
     def averages(self) -> list[Tensor]:
         """The running averages of the decaying-average baselines, created as zeros where Pyro's store has none."""
-        return [_average(node) for node in self.average_nodes()]
+        return [_average(node)[1] for node in self.average_nodes()]
 
     def average_names(self) -> list[str]:
         """Their names in Pyro's param store."""
-        return [_average_name(node) for node in self.average_nodes()]
+        return [_average(node)[0] for node in self.average_nodes()]
 
     def average_nodes(self) -> list[BaselineNode]:
         """The baselines that keep a running average, in the order of the emitted module's inputs."""
@@ -81,6 +83,11 @@ class Specialization:
         if with_gradient not in self._compiled:
             self._compiled[with_gradient] = self._build(tensors, with_gradient)
         return self._compiled[with_gradient]
+
+    def use_backend(self, backend: Backend) -> None:
+        """Run on another backend from the next call on."""
+        self.options = replace(self.options, backend=backend)
+        self._compiled.clear()
 
     def _build(self, tensors: list[Tensor], with_gradient: bool) -> Compiled:
         state = random_state()
@@ -102,14 +109,15 @@ def _repetition(options: Options) -> dict[str, int]:
     return {"runs": 1 if options.vectorize_particles else options.num_particles, "particles": options.num_particles}
 
 
-def _average_name(node: BaselineNode) -> str:
-    return BASELINE_PREFIX + node.site
+def _average(node: BaselineNode) -> tuple[str, Tensor]:
+    """The running average of a baseline, and its name.
 
-
-def _average(node: BaselineNode) -> Tensor:
-    """Pyro keeps the averages in its param store; so does sgc, so that either can go on where the other stopped."""
+    Pyro keeps the averages in its param store; so does sgc, so that either can go on where the other stopped. The
+    first shape met has Pyro's name, each other shape (of a ragged last batch) an average of its own.
+    """
     store = pyro.get_param_store()
-    for name in (_average_name(node), f"{_average_name(node)}_{'x'.join(map(str, node.shape)) or 'scalar'}"):
+    plain = BASELINE_PREFIX + node.site
+    for name in (plain, f"{plain}_{'x'.join(map(str, node.shape)) or 'scalar'}"):
         found = store._params.get(name)
         if found is None:
             found = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
@@ -118,7 +126,7 @@ def _average(node: BaselineNode) -> Tensor:
             store._constraints[name] = constraints.real
         if tuple(found.shape) == node.shape:
             # Pyro marks its averages as requiring gradients; they are written in place here.
-            return found.requires_grad_(False)
+            return name, found.requires_grad_(False)
     raise AssertionError("an average of the second name has its own shape")
 
 
@@ -140,4 +148,14 @@ def specialize(
         EnvironmentGuard(model, guide, call),
         ValuesGuard(program.value_guards, program.inputs, tensors),
     )
-    return Specialization(graph, emitted, program.inputs, captured.owners, options, tensors, guards, rehearsal.max_plate_nesting)
+    return Specialization(
+        graph,
+        emitted,
+        program.inputs,
+        captured.owners,
+        options,
+        tensors,
+        guards,
+        rehearsal.max_plate_nesting,
+        rehearsal.params,
+    )

@@ -161,9 +161,10 @@ def test_scored_site_missing_from_the_guide() -> None:
         z = pyro.sample("z", dist.Bernoulli(0.5))
         pyro.sample("extra", dist.Bernoulli(0.2 + 0.5 * z))
 
-    with pytest.warns(UserWarning, match="Found vars in model but not guide"), pytest.raises(
-        (SiteMismatchError, KeyError)
-    ) as caught:
+    with (
+        pytest.warns(UserWarning, match="Found vars in model but not guide"),
+        pytest.raises((SiteMismatchError, KeyError)) as caught,
+    ):
         sgc.compile(model, guide_of_z, backend="eager")()
     assert "extra" in str(caught.value)
 

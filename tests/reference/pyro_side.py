@@ -125,4 +125,3 @@ def _leaves(surrogate: Any) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
         stack.extend(parent for parent, _ in node.next_functions)
-

@@ -20,11 +20,6 @@ BY_NAME = {entry.name: entry for entry in ZOO}
 SEED = 7
 
 
-@pytest.fixture(autouse=True)
-def empty_store() -> None:
-    pyro.clear_param_store()
-
-
 def program_of(entry: Entry) -> Program:
     pyro.set_rng_seed(0)
     return Program(entry.make())

@@ -26,8 +26,10 @@ def outcomes(supports: Supports) -> Iterator[dict[str, Tensor]]:
 def binary(*shape: int) -> list[Tensor]:
     """Every value of a tensor of Bernoulli variables."""
     size = int(torch.Size(shape).numel())
-    return [torch.tensor(bits, dtype=torch.get_default_dtype()).reshape(shape) for bits in
-            itertools.product((0.0, 1.0), repeat=size)]
+    return [
+        torch.tensor(bits, dtype=torch.get_default_dtype()).reshape(shape)
+        for bits in itertools.product((0.0, 1.0), repeat=size)
+    ]
 
 
 def categories(count: int, *shape: int) -> list[Tensor]:
@@ -45,7 +47,11 @@ def log_joint(fn: Callable[..., Any], args: tuple[Any, ...], values: dict[str, T
 
 
 def exact_gradient(
-    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    supports: Supports,
+    leaves: list[Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     """Minus the ELBO as a finite sum, sum_z q(z) (log q(z) - log p(x, z)), and its gradient by autograd."""
     loss = torch.zeros(())

@@ -181,8 +181,9 @@ def test_discrete_site_and_its_relaxation_to_a_pathwise_one_agree() -> None:
         def guide() -> None:
             pyro.sample("z", family(pyro.param("loc", torch.tensor(0.2)), 0.8))
 
-        return sgc.compile(model, guide, backend="eager", num_particles=4000, vectorize_particles=True,
-                           max_plate_nesting=1)
+        return sgc.compile(
+            model, guide, backend="eager", num_particles=4000, vectorize_particles=True, max_plate_nesting=1
+        )
 
     estimates = []
     for family in (dist.Normal, NoRsample):

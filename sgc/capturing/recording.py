@@ -1,0 +1,119 @@
+"""Runs Pyro's traces while fx records, and collects what the captured program must output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import detach, is_identically_zero
+from pyro.infer import TraceGraph_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from sgc.capturing.handlers import SiteRecorder, score_parts
+from sgc.capturing.reads import ReadGuard
+from sgc.errors import BaselineError
+from sgc.graph.program import Baseline
+
+
+class Recording:
+    """The traces, and for each ``(site, role)`` the position of its tensor among the outputs."""
+
+    def __init__(self) -> None:
+        self.recorder = SiteRecorder()
+        self.reads: list[ReadGuard] = []
+        self.outputs: list[Tensor] = []
+        self.model_trace: Trace
+        self.guide_trace: Trace
+        self.slots: dict[tuple[str, str], int] = {}
+        self.baselines: dict[str, Baseline] = {}
+
+    def run(
+        self,
+        elbo: TraceGraph_ELBO,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Trace guide and model, then evaluate every density and baseline, in Pyro's order."""
+        if elbo.vectorize_particles:
+            model, guide = elbo._vectorized_num_particles(model), elbo._vectorized_num_particles(guide)
+        with self.recorder:
+            self.model_trace, self.guide_trace = _traces(model, guide, args, kwargs)
+        for site in samples(self.model_trace):
+            self._output(site["name"], "model.log_prob", score_parts(site, in_guide=False).log_prob)
+        for site in samples(self.guide_trace):
+            name, parts = site["name"], score_parts(site, in_guide=True)
+            self._output(name, "guide.log_prob", parts.log_prob)
+            for role in ("score_function", "entropy_term"):
+                term = getattr(parts, role)
+                if not is_identically_zero(term):
+                    self._output(name, f"guide.{role}", term)
+        for site in samples(self.guide_trace):
+            if "baseline" in site["infer"] and not site["is_observed"]:
+                self._baseline(site)
+
+    def _output(self, name: str, role: str, value: Any) -> None:
+        self.slots[name, role] = len(self.outputs)
+        self.outputs.append(value if isinstance(value, Tensor) else torch.as_tensor(value))
+
+    def _baseline(self, site: Any) -> None:
+        """Evaluate the user's baseline; what becomes of it is decided by the baseline pass."""
+        name = site["name"]
+        source = self.recorder.statements[name].source
+        options = dict(site["infer"]["baseline"])
+        network = options.pop("nn_baseline", None)
+        network_input = options.pop("nn_baseline_input", None)
+        decaying = options.pop("use_decaying_avg_baseline", False)
+        beta = options.pop("baseline_beta", 0.90)
+        value = options.pop("baseline_value", None)
+        known = "nn_baseline, nn_baseline_input, use_decaying_avg_baseline, baseline_beta, baseline_value"
+        if options:
+            raise BaselineError(
+                f"Unrecognized baseline options: {', '.join(sorted(options))}",
+                site=name,
+                source=source,
+                remedy=f"the options are {known}",
+            )
+        if network is not None and value is not None:
+            raise BaselineError(
+                "cannot use baseline_value and nn_baseline simultaneously",
+                site=name,
+                source=source,
+                remedy="give one of them; use_decaying_avg_baseline may be combined with either",
+            )
+        kind = "nn_baseline" if network is not None else "baseline_value" if value is not None else None
+        if network is not None:
+            value = network(detach(network_input))
+        if value is not None:
+            self._output(name, "baseline", value)
+        self.baselines[name] = Baseline(
+            kind=kind,
+            value=None,
+            value_shape=None if value is None else tuple(value.shape) if isinstance(value, Tensor) else (),
+            decaying_average=bool(decaying),
+            beta=float(beta),
+        )
+
+
+def _traces(
+    model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Trace, Trace]:
+    """The traces of model and guide, as ``pyro.infer.enum.get_importance_trace`` makes them."""
+    messenger = poutine.unwrap(guide)
+    if isinstance(messenger, poutine.messenger.Messenger):
+        guide(*args, **kwargs)
+        model_trace, guide_trace = messenger.get_traces()
+    else:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+
+def samples(trace: Trace) -> list[Any]:
+    """The sample statements of a trace, in order."""
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
