@@ -57,7 +57,7 @@ class SiteRecorder(Messenger):
             return
         attempt = Attempt(fn, args, kwargs)
         try:
-            msg["value"] = fn(*args, **kwargs)
+            msg["value"] = fn(*args, **kwargs)  # type: ignore[operator]
         except DATA_DEPENDENT:
             msg["fn"], msg["args"], msg["kwargs"] = attempt.undo()
             msg["value"] = opaque_sample(msg["fn"], msg["args"], msg["kwargs"])
@@ -98,10 +98,15 @@ def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
         if in_guide:
             parts = fn.score_parts(value, *args, **kwargs)
         else:
-            parts = ScoreParts(fn.log_prob(value, *args, **kwargs), 0, 0)
+            parts = _parts(fn.log_prob(value, *args, **kwargs), 0, 0)
     except DATA_DEPENDENT:
         if in_guide and type(fn).score_parts is not TorchDistributionMixin.score_parts:
             raise
         log_prob = opaque_log_prob(*attempt.undo())
-        parts = ScoreParts(log_prob, *((0, log_prob) if fn.has_rsample else (log_prob, 0)))
+        parts = _parts(log_prob, 0, log_prob) if fn.has_rsample else _parts(log_prob, log_prob, 0)
     return parts.scale_and_mask(site["scale"], site["mask"])
+
+
+def _parts(log_prob: Any, score_function: Any, entropy_term: Any) -> ScoreParts:
+    """Pyro's own terms may be the number 0 where its types say tensor."""
+    return ScoreParts(log_prob, score_function, entropy_term)

@@ -67,17 +67,19 @@ def _substitute(
     if isinstance(value, _Hole):
         assert tensors is not None
         return tensors[value.position]
-    if isinstance(value, _PLAIN) or isinstance(value, (types.ModuleType, types.BuiltinFunctionType)):
+    if isinstance(value, (*_PLAIN, types.ModuleType, types.BuiltinFunctionType)):
         return value
     if id(value) in memo:
         return memo[id(value)]
+
+    result: Any
 
     def inner(part: Any) -> Any:
         return _substitute(part, hole, memo, tensors)
 
     if isinstance(value, (list, tuple)):
         parts = [inner(part) for part in value]
-        result = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)  # type: ignore[call-arg]
+        result = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         memo[id(value)] = result
         return result
     if isinstance(value, dict):
@@ -180,7 +182,7 @@ class OpaqueFunction(Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         token, *tensors = ctx.saved_tensors
         found = torch.ops.sgc.opaque_vjp(gradient, token, list(tensors))
         needed = ctx.needs_input_grad[1:]

@@ -22,7 +22,10 @@ from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
 _READS = frozenset(
-    ["__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__", "__format__", "item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"]
+    (
+        *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__", "__format__"),
+        *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"),
+    )
 )
 _REMEDY = (
     "a compiled program has one structure: write the choice with tensors (torch.where, indexing, poutine.mask), "
@@ -249,10 +252,9 @@ def _slice(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.Gra
 def _is_external(node: fx.Node) -> bool:
     """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
     return (
-        (node.op == "get_attr"
+        node.op == "get_attr"
         and not all(
             user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
             for user in node.users
-        ))
-        or (node.op == "get_attr" and not node.users)
-    )
+        )
+    ) or (node.op == "get_attr" and not node.users)

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions.util import detach, is_identically_zero
 from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -105,9 +106,9 @@ def _traces(
 ) -> tuple[Trace, Trace]:
     """The traces of model and guide, as ``pyro.infer.enum.get_importance_trace`` makes them."""
     messenger = poutine.unwrap(guide)
-    if isinstance(messenger, poutine.messenger.Messenger):
+    if isinstance(messenger, Messenger):
         guide(*args, **kwargs)
-        model_trace, guide_trace = messenger.get_traces()
+        model_trace, guide_trace = messenger.get_traces()  # type: ignore[attr-defined]
     else:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)

@@ -15,13 +15,13 @@ import torch
 from sgc.errors import SourceLine
 
 _SGC = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_LIBRARIES = tuple(os.path.dirname(os.path.abspath(m.__file__)) + os.sep for m in (torch, pyro, networkx))
+_LIBRARIES = tuple(os.path.dirname(os.path.abspath(str(m.__file__))) + os.sep for m in (torch, pyro, networkx))
 _TORCH_TRACING = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "fx") + os.sep
 _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
 def _belongs_to_user(file: str) -> bool:
-    if file.startswith(_LIBRARIES) or file.startswith(_SGC) or file.startswith("<frozen"):
+    if file.startswith((*_LIBRARIES, _SGC, "<frozen")):
         return False
     return not file.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in file
 

@@ -71,8 +71,8 @@ def mark(tensor: Tensor, hint: str) -> tuple[Tensor, fx.Node]:
     """
     tracer = current_tracer()
     slot = get_proxy_slot(tensor, tracer, None)
-    owned = slot is not None and slot.proxy.node.op == "call_function" and "sgc_mark" not in slot.proxy.node.meta
-    if not owned or not is_fake(tensor):
+    origin = slot.proxy.node if slot is not None else None
+    if slot is None or origin is None or origin.op != "call_function" or "sgc_mark" in origin.meta or not is_fake(tensor):
         tensor = torch.ops.aten.alias.default(tensor)
         node = node_of(tensor)
     else:

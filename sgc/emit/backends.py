@@ -27,7 +27,7 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
     :param tensors: examples of the inputs; those that the module writes into are copied before any run.
     :raises BackendError: if the backend cannot work on this machine; the text says what to install.
     """
-    examples = [tensor.detach() for tensor in tensors]
+    examples: list[Any] = [tensor.detach() for tensor in tensors]
     if backend == "eager":
         return module
     if backend == "torchscript":
@@ -35,7 +35,7 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
     return _inductor(module, examples, rng)
 
 
-def _inductor(module: fx.GraphModule, examples: list[Tensor], rng: Rng) -> Runner:
+def _inductor(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runner:
     options: dict[str, Any] = {"fallback_random": rng == "torch"}
     try:
         with torch.no_grad(), inductor_config.patch(options):

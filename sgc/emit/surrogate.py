@@ -37,9 +37,9 @@ class Emitted:
 
 def emit_surrogate(
     graph: StochasticGraph,
-    *,
     runs: int = 1,
     particles: int = 1,
+    *,
     loss_only: bool = False,
     forced: tuple[str, ...] = (),
 ) -> Emitted:

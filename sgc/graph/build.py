@@ -59,8 +59,8 @@ def build_graph(program: Program) -> StochasticGraph:
     for name, node in marked:
         for parent in upstream.above(node):
             graph.add_edge(parent, name)
-    for payload, node in sinks:
-        graph.add(payload, upstream.at(node))
+    for sink, node in sinks:
+        graph.add(sink, tuple(upstream.at(node)))
     return graph
 
 

@@ -19,7 +19,8 @@ def as_text(graph: StochasticGraph) -> str:
 
 def _lines(graph: StochasticGraph) -> Iterator[str]:
     latent = graph.sites(SiteKind.LATENT)
-    yield f"stochastic computation graph: {len(latent)} latent sites, {len(graph.costs())} cost nodes, {len(graph)} nodes"
+    sizes = f"{len(latent)} latent sites, {len(graph.costs())} cost nodes, {len(graph)} nodes"
+    yield f"stochastic computation graph: {sizes}"
     yield "inputs"
     for node in graph.of_type(InputNode):
         suffix = ", trained" if node.requires_grad else ""
@@ -57,6 +58,6 @@ def _site(graph: StochasticGraph, site: SiteNode) -> Iterator[str]:
     if baseline is not None:
         parts = [f"decaying average (beta {baseline.beta})"] if baseline.average else []
         if baseline.learned:
-            upstream = [k for k in graph.predecessors(baseline.learned)]
+            upstream = list(graph.predecessors(baseline.learned))
             parts.append(f"learned from {', '.join(upstream)}")
         yield f"      minus the baseline: {' + '.join(parts)}"

@@ -246,11 +246,11 @@ class LossModule(nn.Module):
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.device.type == "cpu":
             if math.isnan(loss.detach()):
-                warn_if_nan(float("nan"), "loss")
+                warn_if_nan(loss.detach(), "loss")
             return
         previous, self._unchecked = self._unchecked, loss.detach()
         if previous is not None and previous.isnan():
-            warn_if_nan(float("nan"), "loss")
+            warn_if_nan(previous, "loss")
 
 
 def _network_name(module: nn.Module) -> str:
@@ -274,5 +274,5 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return None, None, *torch._foreach_mul(list(ctx.saved_tensors), gradient)

@@ -194,7 +194,7 @@ def _difference(name: str, theirs: Tensor | None, ours: Tensor | None) -> Differ
 def _by_design(graph: StochasticGraph) -> Iterator[str]:
     for name in graph.sites(SiteKind.LATENT):
         if graph.estimator(name) is Estimator.PARTIAL:
-            yield f"'{name}' is rejection-sampled; Pyro's TraceGraph_ELBO leaves out its score-function term, sgc has it"
+            yield f"'{name}' is rejection-sampled; Pyro's TraceGraph_ELBO leaves out its score-function term"
 
 
 @contextmanager

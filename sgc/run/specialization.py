@@ -96,7 +96,7 @@ class Specialization:
                 wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
                 differentiated: Differentiated = differentiate(self.emitted.module, tensors, wanted)
             else:
-                emitted = emit_surrogate(self.graph, **_repetition(self.options), loss_only=True)
+                emitted = emit_surrogate(self.graph, *_repetition(self.options), loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
             runner = build(differentiated.module, tensors, self.options.backend, self.options.rng)
         finally:
@@ -104,9 +104,9 @@ class Specialization:
         return Compiled(runner, differentiated.gradient_of, differentiated.module)
 
 
-def _repetition(options: Options) -> dict[str, int]:
-    """Particles run one after another, or all in one vectorised run."""
-    return {"runs": 1 if options.vectorize_particles else options.num_particles, "particles": options.num_particles}
+def _repetition(options: Options) -> tuple[int, int]:
+    """The number of runs and of particles: particles run one after another, or all in one vectorised run."""
+    return (1 if options.vectorize_particles else options.num_particles), options.num_particles
 
 
 def _average(node: BaselineNode) -> tuple[str, Tensor]:
@@ -139,7 +139,7 @@ def specialize(
     graph = run_passes(build_graph(program))
     if rehearsal.failure is not None:
         raise rehearsal.failure
-    emitted = emit_surrogate(graph, **_repetition(options))
+    emitted = emit_surrogate(graph, *_repetition(options))
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (
         ArgumentGuard(call, argument_names(call.args, call.kwargs)),

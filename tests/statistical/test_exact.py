@@ -1,4 +1,4 @@
-"""The estimator's expectation equals the exact gradient of the exact ELBO: no Monte Carlo, no tolerance but rounding."""
+"""The estimator's expectation equals the exact gradient of the exact ELBO, but for rounding."""
 
 from __future__ import annotations
 

@@ -26,9 +26,7 @@ TOPICS = (
     "sequences",
 )
 
-ZOO: tuple[Entry, ...] = tuple(
-    entry for topic in TOPICS for entry in import_module(f"{__name__}.{topic}").ENTRIES
-)
+ZOO: tuple[Entry, ...] = tuple(entry for topic in TOPICS for entry in import_module(f"{__name__}.{topic}").ENTRIES)
 
 assert len({entry.name for entry in ZOO}) == len(ZOO), "the names are not unique"
 

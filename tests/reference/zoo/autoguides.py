@@ -41,9 +41,7 @@ def normals(data: Tensor) -> None:
 
 @entry("Autoguides", "AutoNormal", inductor=True)
 def auto_normal() -> Case:
-    return Case(
-        hierarchy, autoguide.AutoNormal(hierarchy, init_loc_fn=init_to_median(num_samples=3)), (DATA,)
-    )
+    return Case(hierarchy, autoguide.AutoNormal(hierarchy, init_loc_fn=init_to_median(num_samples=3)), (DATA,))
 
 
 @entry("Autoguides", "AutoDelta", inductor=True)

@@ -112,9 +112,7 @@ def observed_counts() -> Case:
     return Case(model, guide)
 
 
-@entry(
-    "Discrete sites", "A VonMises guide site, whose sampler loops on its data, and a directional likelihood"
-)
+@entry("Discrete sites", "A VonMises guide site, whose sampler loops on its data, and a directional likelihood")
 def von_mises() -> Case:
     def model(angles: Tensor) -> None:
         mean = pyro.sample("mean", dist.VonMises(0.0, 1.0))
@@ -149,16 +147,12 @@ def sine_bivariate_von_mises() -> Case:
     return Case(model, guide, (torch.tensor([[0.2, 0.5], [-0.1, 0.3]]),))
 
 
-@entry(
-    "Discrete sites", "An LKJCholesky guide site and a truncated Polya-Gamma one: continuous, without rsample"
-)
+@entry("Discrete sites", "An LKJCholesky guide site and a truncated Polya-Gamma one: continuous, without rsample")
 def continuous_without_rsample() -> Case:
     def model() -> None:
         corr = pyro.sample("corr", dist.LKJCholesky(3, torch.tensor(1.5)))
         omega = pyro.sample("omega", dist.TruncatedPolyaGamma(torch.ones(())))
-        pyro.sample(
-            "obs", dist.MultivariateNormal(torch.zeros(3), scale_tril=corr), obs=torch.tensor([0.2, 0.5, 0.1])
-        )
+        pyro.sample("obs", dist.MultivariateNormal(torch.zeros(3), scale_tril=corr), obs=torch.tensor([0.2, 0.5, 0.1]))
         pyro.sample("aux", dist.Normal(omega, 1.0), obs=torch.tensor(0.3))
 
     def guide() -> None:

@@ -39,9 +39,7 @@ class Entry:
 class Collection(list[Entry]):
     """The entries of one module, in the order of their definition."""
 
-    def entry(
-        self, topic: str, about: str, *, inductor: bool = False, differs: str = ""
-    ) -> Callable[[Make], Make]:
+    def entry(self, topic: str, about: str, *, inductor: bool = False, differs: str = "") -> Callable[[Make], Make]:
         """Adds the decorated function, which is the entry's ``make`` and gives it its name."""
 
         def add(make: Make) -> Make:

@@ -18,9 +18,7 @@ entry = ENTRIES.entry
 DATA = torch.tensor([0.4, -0.3, 1.2])
 
 
-@entry(
-    "Guides", "A structured guide: each site depends on those before it, in another order than the model's"
-)
+@entry("Guides", "A structured guide: each site depends on those before it, in another order than the model's")
 def structured_guide() -> Case:
     def model(data: Tensor) -> None:
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -70,9 +68,7 @@ def prior_as_guide() -> Case:
     return Case(model, prior)
 
 
-@entry(
-    "Guides", "A guide written as an object with a call method, and a model as a bound method", inductor=True
-)
+@entry("Guides", "A guide written as an object with a call method, and a model as a bound method", inductor=True)
 def callable_objects() -> Case:
     class Experiment:
         noise = 0.5

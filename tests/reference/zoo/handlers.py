@@ -211,9 +211,7 @@ def stable_reparam() -> Case:
     def model(data: Tensor) -> None:
         z = pyro.sample("z", dist.Stable(torch.tensor(1.8), torch.tensor(0.0)))
         with pyro.plate("data", len(data)):
-            pyro.sample(
-                "obs", dist.Stable(torch.tensor(1.7), torch.tensor(0.1), torch.tensor(1.0), z), obs=data
-            )
+            pyro.sample("obs", dist.Stable(torch.tensor(1.7), torch.tensor(0.1), torch.tensor(1.0), z), obs=data)
 
     def guide(data: Tensor) -> None:
         half = math.pi / 2

@@ -39,9 +39,7 @@ def trees_of_tensors() -> Case:
 
 @entry("Inputs", "Numbers, strings, flags and None beside the tensors, some by keyword", inductor=True)
 def plain_values() -> Case:
-    def model(
-        data: Tensor, size: int, weights: Tensor | None = None, *, family: str, scale: float, flag: bool
-    ) -> None:
+    def model(data: Tensor, size: int, weights: Tensor | None = None, *, family: str, scale: float, flag: bool) -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(size), scale).to_event(1))
         mean = z.sum() if weights is None else z @ weights
         likelihood = {"normal": dist.Normal, "laplace": dist.Laplace}[family]

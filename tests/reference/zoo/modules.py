@@ -48,9 +48,7 @@ class Encoder(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = PyroModule[nn.Sequential](
-            PyroModule[nn.Linear](2, 3), nn.Tanh(), PyroModule[nn.Linear](3, 2)
-        )
+        self.net = PyroModule[nn.Sequential](PyroModule[nn.Linear](2, 3), nn.Tanh(), PyroModule[nn.Linear](3, 2))
         self.scale = PyroParam(lambda: torch.full((2,), 0.4), constraint=constraints.softplus_positive)
 
     def forward(self, data: Tensor) -> None:
@@ -89,9 +87,7 @@ class Pair(PyroModule):
         pyro.sample("loc", dist.Normal(q_loc + self.shift, 0.5))
 
 
-@entry(
-    "Modules", "Model and guide as methods of one PyroModule, with a PyroSample that depends on a PyroParam"
-)
+@entry("Modules", "Model and guide as methods of one PyroModule, with a PyroSample that depends on a PyroParam")
 def pyro_methods() -> Case:
     pair = Pair()
     return Case(pair.model, pair.guide, (torch.tensor([0.3, 1.1]),))
@@ -109,9 +105,7 @@ def parameter_list() -> Case:
             mean = torch.zeros(())
             for power, weight in enumerate(weights):
                 mean = mean + weight * z**power
-            pyro.sample(
-                "obs", dist.Normal(mean.unsqueeze(-1), 1.0).expand([len(data), 2]).to_event(1), obs=data
-            )
+            pyro.sample("obs", dist.Normal(mean.unsqueeze(-1), 1.0).expand([len(data), 2]).to_event(1), obs=data)
 
     def guide(data: Tensor) -> None:
         pyro.module("net", net)

@@ -46,9 +46,7 @@ def constrained_vectors() -> Case:
     def model(data: Tensor) -> None:
         weights = pyro.param("weights", torch.tensor([0.2, 0.3, 0.5]), constraint=constraints.simplex)
         means = pyro.param("means", torch.tensor([-1.0, 0.0, 2.0]), constraint=constraints.ordered_vector)
-        scales = pyro.param(
-            "scales", torch.tensor([0.5, 1.0, 1.5]), constraint=constraints.positive_ordered_vector
-        )
+        scales = pyro.param("scales", torch.tensor([0.5, 1.0, 1.5]), constraint=constraints.positive_ordered_vector)
         direction = pyro.param("direction", torch.tensor([0.6, 0.0, 0.8]), constraint=constraints.sphere)
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         components = dist.Normal(means + z * direction, scales)

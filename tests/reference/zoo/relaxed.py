@@ -92,9 +92,7 @@ def shape_augmented_sites() -> Case:
         pyro.sample("obs", dist.Normal(rate * weights, prob).to_event(1), obs=torch.tensor([0.4, 0.7]))
 
     def guide() -> None:
-        pyro.sample(
-            "rate", ShapeAugmentedGamma(positive("shape", 0.8, 1.7), positive("rate_", 1.0, 1.3)).to_event(1)
-        )
+        pyro.sample("rate", ShapeAugmentedGamma(positive("shape", 0.8, 1.7), positive("rate_", 1.0, 1.3)).to_event(1))
         pyro.sample("weights", ShapeAugmentedDirichlet(positive("conc", 0.9, 1.4)))
         pyro.sample("prob", ShapeAugmentedBeta(positive("heads", 1.2), positive("tails", 1.5)))
 

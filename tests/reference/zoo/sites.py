@@ -81,9 +81,7 @@ def positive_sites() -> Case:
         pyro.sample("tau", dist.LogNormal(pyro.param("tau_loc", torch.tensor(0.0)), 0.1))
         pyro.sample("sigma", dist.HalfNormal(positive("sigma_scale", 1.0)))
         pyro.sample("wait", dist.Exponential(positive("wait_rate", 1.0)))
-        pyro.sample(
-            "size", dist.LogNormal(pyro.param("size_loc", torch.tensor(0.0)), positive("size_scale", 0.5))
-        )
+        pyro.sample("size", dist.LogNormal(pyro.param("size_loc", torch.tensor(0.0)), positive("size_scale", 0.5)))
         high = pyro.param("high", torch.tensor(0.8), constraint=constraints.interval(0.5, 1.0))
         pyro.sample("start", dist.Uniform(0.0, high))
 
@@ -107,9 +105,7 @@ def heavy_tailed_sites() -> Case:
 
     def guide() -> None:
         df = positive("df", 5.0)
-        pyro.sample(
-            "student", dist.StudentT(df, pyro.param("loc", torch.tensor(0.2)), positive("scale", 0.5))
-        )
+        pyro.sample("student", dist.StudentT(df, pyro.param("loc", torch.tensor(0.2)), positive("scale", 0.5)))
         for name, family in families.items():
             loc = pyro.param(f"{name}_loc", torch.tensor(0.1))
             pyro.sample(name, family(loc, positive(f"{name}_scale", 0.3)))
@@ -133,24 +129,18 @@ def survival_sites() -> Case:
     def guide() -> None:
         pyro.sample("weibull", dist.Weibull(positive("weibull_scale", 1.0), positive("weibull_shape", 2.0)))
         pyro.sample("pareto", dist.Pareto(torch.tensor(1.0), positive("pareto_alpha", 3.0)))
-        pyro.sample(
-            "inverse", dist.InverseGamma(positive("inverse_shape", 4.0), positive("inverse_rate", 2.0))
-        )
+        pyro.sample("inverse", dist.InverseGamma(positive("inverse_shape", 4.0), positive("inverse_rate", 2.0)))
         pyro.sample("kumaraswamy", dist.Kumaraswamy(positive("a", 1.5), positive("b", 2.5)))
         pyro.sample("chi", dist.Chi2(positive("df", 4.0)))
 
     return Case(model, guide)
 
 
-@entry(
-    "Sites", "MultivariateNormal by covariance, precision and scale_tril, and a low-rank one", inductor=True
-)
+@entry("Sites", "MultivariateNormal by covariance, precision and scale_tril, and a low-rank one", inductor=True)
 def multivariate_normals() -> Case:
     def model() -> None:
         a = pyro.sample("a", dist.MultivariateNormal(torch.zeros(2), torch.eye(2) * 2))
-        b = pyro.sample(
-            "b", dist.MultivariateNormal(a, precision_matrix=torch.tensor([[2.0, 0.5], [0.5, 1.0]]))
-        )
+        b = pyro.sample("b", dist.MultivariateNormal(a, precision_matrix=torch.tensor([[2.0, 0.5], [0.5, 1.0]])))
         noise = torch.tensor([[1.0, 0.0], [0.3, 1.0]])
         pyro.sample("obs", dist.MultivariateNormal(b, scale_tril=noise), obs=torch.tensor([0.3, -0.8]))
 
@@ -263,9 +253,7 @@ def fixed_transforms() -> Case:
     def guide() -> None:
         loc = pyro.param("loc", torch.tensor([0.1, -0.2]))
         scale = positive("scale", 0.5)
-        pyro.sample(
-            "p", dist.TransformedDistribution(dist.Normal(loc[0], scale), transforms.SigmoidTransform())
-        )
+        pyro.sample("p", dist.TransformedDistribution(dist.Normal(loc[0], scale), transforms.SigmoidTransform()))
         base = dist.Normal(loc, scale).to_event(1)
         pyro.sample("w", dist.TransformedDistribution(base, transforms.StickBreakingTransform()))
         pyro.sample("r", dist.FoldedDistribution(dist.Normal(loc[1], scale)))

@@ -157,8 +157,6 @@ def decaying_average() -> Case:
 
     def guide(data: Tensor) -> None:
         logit = pyro.param("logit", torch.tensor(0.2))
-        pyro.sample(
-            "z", dist.Bernoulli(logits=logit), infer={"baseline": {"use_decaying_avg_baseline": True}}
-        )
+        pyro.sample("z", dist.Bernoulli(logits=logit), infer={"baseline": {"use_decaying_avg_baseline": True}})
 
     return Case(model, guide, (torch.tensor([0.5, 0.9]),))

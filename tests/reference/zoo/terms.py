@@ -183,13 +183,9 @@ def marginalised_chains() -> Case:
         drift = pyro.sample("drift", dist.Normal(0.0, 1.0))
         matrix = (0.9 + 0.05 * drift) * torch.eye(1)
         noise = dist.MultivariateNormal(torch.zeros(1), torch.eye(1))
-        pyro.sample(
-            "smooth", dist.GaussianHMM(noise, matrix, noise, torch.eye(1), noise, duration=3), obs=data
-        )
+        pyro.sample("smooth", dist.GaussianHMM(noise, matrix, noise, torch.eye(1), noise, duration=3), obs=data)
         stay = torch.stack([torch.stack([drift, -drift]), torch.stack([-drift, drift])])
-        switch = dist.DiscreteHMM(
-            torch.zeros(2), stay, dist.Normal(torch.tensor([-1.0, 1.0]), 1.0), duration=3
-        )
+        switch = dist.DiscreteHMM(torch.zeros(2), stay, dist.Normal(torch.tensor([-1.0, 1.0]), 1.0), duration=3)
         pyro.sample("switch", switch, obs=data.squeeze(-1))
 
     def guide(data: Tensor) -> None:
