@@ -85,5 +85,5 @@ class RespecializationWarning(UserWarning):
     """The same loss module keeps compiling anew; the text says which guard keeps missing."""
 
 
-class BaselineRestartWarning(UserWarning):
-    """A decaying-average baseline starts anew, because its shape or its site changed."""
+class SideEffectWarning(UserWarning):
+    """The program does something in Python that a compiled program will not do again."""

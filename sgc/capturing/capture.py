@@ -15,9 +15,11 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sgc.capturing import tracer
+from sgc.capturing.attributes import preserved_attributes, rebound_buffers
 from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.handlers import DATA_DEPENDENT
+from sgc.capturing.plates import subsamples_as_tensors
 from sgc.capturing.reads import Reads
 from sgc.capturing.recording import Recording
 from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo, random_state, restore_random_state
@@ -52,13 +54,18 @@ def capture_program(
         placeholders = [node for node in tracer.current_tracer().graph.nodes if node.op == "placeholder"]
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
         traced_args, traced_kwargs = tree_unflatten(filled, spec)
-        with Reads(concrete) as reads, functions_as_leaves():
+        with (
+            Reads(concrete) as reads,
+            functions_as_leaves(),
+            subsamples_as_tensors(reads.names),
+            rebound_buffers(rehearsal.modules),
+        ):
             recording.run(elbo, model, guide, traced_args, traced_kwargs)
         recording.reads = reads.guards
         return recording.outputs
 
     before = random_state()
-    with _capture_context(rehearsal):
+    with preserved_attributes(rehearsal.modules), _capture_context(rehearsal):
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
         except SgcError as error:

@@ -45,10 +45,14 @@ class ReadGuard:
 
 @dataclass
 class Reads(TorchFunctionMode):
-    """Answers reads from concrete values, and rewrites 0-d indices, which would be reads, as tensor indices."""
+    """Answers reads from concrete values, and rewrites 0-d indices, which would be reads, as tensor indices.
+
+    ``names`` holds the tensors that stand for a text in the name of a site (see :mod:`sgc.capturing.plates`).
+    """
 
     concrete_inputs: Mapping[str, Tensor]
     guards: list[ReadGuard] = field(default_factory=list)
+    names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -62,6 +66,8 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in ("__format__", "__repr__") and id(args[0]) in self.names:
+            return self.names[id(args[0])][1]
         if name == "__bool__" and is_assertion():
             return self._assert(args[0])
         if name in _READS and not _concrete_call(args, kwargs):

@@ -150,12 +150,12 @@ def preserved_state(
     :param averages: the baseline averages that the run starts from; none by default.
     :param watch: put back the buffers of every other module that runs, too.
     """
-    saved: dict[int, tuple[Tensor, Tensor]] = {}
+    saved: dict[tuple[int, str], tuple[nn.Module, str, Tensor, Tensor]] = {}
 
     def save(module: nn.Module, _inputs: object = None) -> None:
-        for buffer in module._buffers.values():
-            if buffer is not None and id(buffer) not in saved:
-                saved[id(buffer)] = (buffer, buffer.detach().clone())
+        for name, buffer in module._buffers.items():
+            if buffer is not None and (id(module), name) not in saved:
+                saved[id(module), name] = (module, name, buffer, buffer.detach().clone())
 
     for module in modules:
         for inner in module.modules():
@@ -169,8 +169,9 @@ def preserved_state(
         if handle is not None:
             handle.remove()
         with torch.no_grad():
-            for buffer, value in saved.values():
+            for module, name, buffer, value in saved.values():
                 buffer.copy_(value)
+                module._buffers[name] = buffer
         _take_averages()
         _put_averages(kept)
 

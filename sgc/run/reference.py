@@ -164,16 +164,21 @@ def _sites(found: Specialization, tensors: list[Tensor]) -> dict[str, Tensor]:
 def _site_differences(
     graph: StochasticGraph, traces: tuple[Trace, Trace], values: dict[str, Tensor]
 ) -> Iterator[Difference]:
-    model_trace, guide_trace = traces
+    # By position: sites of a sequential plate over a random subsample have other names at each run of Pyro.
+    program = graph.program
+    assert program is not None
+    model_trace, guide_trace = (
+        dict(zip(order, (node for node in trace.nodes.values() if node["type"] == "sample"), strict=True))
+        for order, trace in zip((program.model_order, program.guide_order), traces, strict=True)
+    )
     for name in graph.sites(SiteKind.LATENT):
-        assert graph.program is not None
-        node = graph.program.site(name).value
-        theirs = (guide_trace if name in guide_trace else model_trace).nodes[name]["value"]
+        node = program.site(name).value
+        theirs = guide_trace.get(name, model_trace.get(name))["value"]
         if node is not None and isinstance(theirs, Tensor):
             yield _difference(name, theirs, values[node])
     for cost in graph.of_type(CostNode):
         trace = model_trace if cost.sign > 0 else guide_trace
-        yield _difference(cost.key, trace.nodes[cost.site]["log_prob"], values[cost.fx])
+        yield _difference(cost.key, trace[cost.site]["log_prob"], values[cost.fx])
 
 
 def _difference(name: str, theirs: Tensor | None, ours: Tensor | None) -> Difference:

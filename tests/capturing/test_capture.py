@@ -1,0 +1,177 @@
+"""What a capture follows that a plain trace would lose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sgc
+from sgc.errors import SideEffectWarning
+
+
+def agree(model: Any, guide: Any, *args: Any, calls: int = 2) -> sgc.LossModule:
+    """Loss and gradients equal Pyro's under one seed, call after call; returns the module."""
+    module = sgc.compile(model, guide, backend="eager").initialize(*args)
+    for seed in range(calls):
+        results = []
+        for run in (lambda: module(*args), None):
+            pyro.set_rng_seed(seed)
+            if run is not None:
+                loss = run()
+                loss.backward()
+                value = loss.item()
+            else:
+                value = pyro.infer.TraceGraph_ELBO().loss_and_grads(model, guide, *args)
+            results.append((value, [None if p.grad is None else p.grad.clone() for p in module.parameters()]))
+            module.zero_grad()
+        (ours, our_gradients), (theirs, their_gradients) = results
+        assert ours == pytest.approx(theirs, rel=1e-6)
+        for mine, yours in zip(our_gradients, their_gradients, strict=True):
+            assert (mine is None) == (yours is None)
+            assert mine is None or yours is None or torch.allclose(mine, yours, rtol=1e-5)
+    return module
+
+
+def test_sequential_plate_over_a_random_subsample() -> None:
+    data = torch.arange(10.0)
+
+    def model(data: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", 10, subsample_size=3):
+            z = pyro.sample(f"z_{i}", dist.Bernoulli(0.5))
+            pyro.sample("x_{}".format(i), dist.Normal(loc + z, 1.0), obs=data[i])  # noqa: UP032
+
+    def guide(data: Tensor) -> None:
+        q = pyro.param("q", torch.zeros(10))
+        pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+        for i in pyro.plate("data", 10, subsample_size=3):
+            pyro.sample(f"z_{i}", dist.Bernoulli(logits=q[i]))
+
+    module = agree(model, guide, data, calls=4)
+    assert module.graph.sites() == ("loc", "data", "z_0", "z_1", "z_2", "x_0", "x_1", "x_2")
+    assert module.verify(data).ok
+
+
+def test_a_rebound_buffer_is_written() -> None:
+    class Running(nn.Module):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+            self.weight = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean()  # rebinds, as eager Python does
+            return self.weight * (x - self.mean)
+
+    def build(net: Running) -> tuple[Any, Any]:
+        def model(x: Tensor) -> None:
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=net(x))
+
+        def guide(x: Tensor) -> None:
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
+
+        return model, guide
+
+    x = torch.tensor([1.0, 2.0, 3.0])
+    ours, theirs = Running(), Running()
+    module = sgc.compile(*build(ours), backend="eager").initialize(x)
+    buffer = ours.mean
+    assert buffer.item() == 0.0
+    for step in range(3):
+        pyro.set_rng_seed(step)
+        mine = module(x).item()
+        pyro.set_rng_seed(step)
+        assert pyro.infer.TraceGraph_ELBO().loss(*build(theirs), x) == pytest.approx(mine, rel=1e-6)
+    assert ours.mean is buffer and torch.allclose(ours.mean, theirs.mean)
+
+
+def test_a_tensor_assigned_to_an_attribute_is_put_back() -> None:
+    class Net(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            self.last = z
+            return z
+
+    net = Net()
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(net(z), 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
+
+    module = sgc.compile(model, guide, backend="eager")
+    with pytest.warns(SideEffectWarning, match=r"Net\.last"):
+        module()
+    assert net.last.item() in (0.0, 1.0)  # the rehearsal's, a real tensor
+
+
+def test_an_opaque_sampler_leaves_the_rest_compiled() -> None:
+    def model() -> None:
+        angle = pyro.sample("angle", dist.VonMises(0.0, 1.0))
+        pyro.sample("x", dist.Normal(angle.sin(), 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        loc, log_kappa = pyro.param("loc", torch.tensor(0.2)), pyro.param("k", torch.tensor(0.5))
+        pyro.sample("angle", dist.VonMises(loc, log_kappa.exp()))
+
+    module = agree(model, guide, calls=4)
+    assert module.graph.payload("angle").opaque  # type: ignore[attr-defined]
+    assert sum("opaque" in str(node.target) for node in module.module.graph.nodes) == 1
+
+
+def test_an_opaque_sampler_with_a_pathwise_gradient() -> None:
+    """Wishart samples in a loop that checks its draws; its gradient is that of its own code."""
+
+    def model() -> None:
+        precision = pyro.sample("precision", dist.Wishart(torch.tensor(4.0), torch.eye(2)))
+        pyro.sample("x", dist.Normal(precision.sum(), 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        scale = pyro.param("scale", torch.tensor([1.0, 2.0]))
+        pyro.sample("precision", dist.Wishart(torch.tensor(5.0), scale_tril=torch.diag(scale)))
+
+    agree(model, guide, calls=3)
+
+
+def test_samples_of_custom_functions_keep_their_gradients() -> None:
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+            ctx.factor = factor
+            return x * factor
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+            return 10.0 * gradient * ctx.factor, None  # not the derivative: what the author wants
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Beta(2.0, 3.0))
+        pyro.sample("x", dist.Normal(Scale.apply(z, 3.0), 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        concentration = pyro.param("c", torch.tensor([1.5, 2.5])).exp()
+        pyro.sample("z", dist.Beta(concentration[0], concentration[1]))
+
+    agree(model, guide, calls=3)
+
+
+def test_a_sample_written_in_place_is_followed() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        x = torch.zeros(2)
+        x[0] = z
+        pyro.sample("x", dist.Normal(x.sum(), 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
+
+    assert sgc.capture(model, guide).provenance("log p(x)") == {"z"}
