@@ -68,6 +68,7 @@ def capture_program(
     with preserved_attributes(rehearsal.modules), _capture_context(rehearsal):
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
+            _check_python_randomness(before)
         except SgcError as error:
             raise _original(error)  # noqa: B904 (it has a cause of its own)
         except DATA_DEPENDENT as error:
@@ -109,6 +110,19 @@ def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
         finally:
             ParamStoreDict.__setitem__ = store_set  # type: ignore[method-assign]
             Distribution.__init__, Distribution._validate_sample = init, validate  # type: ignore[method-assign]
+
+
+def _check_python_randomness(before: dict[str, Any]) -> None:
+    """A number drawn by Python or numpy would be the same at each call of a compiled program."""
+    after = random_state()
+    drawn = ["random"] * (before["random"] != after["random"])
+    (_, keys, position, *_), (_, new_keys, new_position, *_) = before["numpy"], after["numpy"]
+    drawn += ["numpy.random"] * bool(position != new_position or (keys != new_keys).any())
+    if drawn:
+        raise CaptureError(
+            f"the program draws from {' and '.join(drawn)}, which a compiled program would not do again",
+            remedy="draw with torch (torch.rand, pyro.sample), or pass the number as a tensor argument",
+        )
 
 
 def _original(error: BaseException) -> BaseException:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -154,6 +156,16 @@ def test_writing_to_the_param_store() -> None:
     with pytest.raises(CaptureError, match="count") as caught:
         sgc.compile(model, guide_of_z, backend="eager")()
     assert 'pyro.get_param_store()["count"]' in str(caught.value)
+
+
+@pytest.mark.parametrize(("draw", "name"), [(random.random, "random"), (np.random.rand, r"numpy\.random")])
+def test_python_randomness(draw: Callable[[], float], name: str) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z + draw(), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(CaptureError, match=f"draws from {name}"):
+        sgc.compile(model, guide_of_z, backend="eager")()
 
 
 def test_scored_site_missing_from_the_guide() -> None:
