@@ -22,12 +22,13 @@ _CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, to
 
 @dataclass
 class Call:
-    """The arguments of one call, flattened, and the input tensors once they have been fetched."""
+    """The arguments of one call, flattened, and the input tensors that the last :class:`TensorGuard` fetched."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: list[Any] = field(init=False)
     spec: TreeSpec = field(init=False)
+    tensors: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
@@ -123,7 +124,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class TensorGuard:
-    """The metadata of parameters, buffers and constants; it also fetches them from their owners."""
+    """The metadata of parameters, buffers and constants; it also fetches them from their owners, for all guards
+    after it and for the call itself.
+    """
 
     def __init__(self, inputs: Sequence[Input], owners: dict[str, Owner]) -> None:
         self._names = [declared.name for declared in inputs]
@@ -138,8 +141,8 @@ class TensorGuard:
             if isinstance(owner, StoreOwner):
                 self._constraints.append((owner.name, store._constraints[owner.name]))
 
-    def fetch(self, call: Call) -> list[Tensor] | str:
-        """The input tensors in order, or what is missing or different."""
+    def miss(self, call: Call) -> str | None:
+        """None where all tensors are as expected; then ``call.tensors`` holds them."""
         found: list[Tensor] = []
         for name, owner, position, meta in zip(self._names, self._owners, self._positions, self._expected, strict=True):
             if position is not None:
@@ -157,7 +160,8 @@ class TensorGuard:
             current = store.get(name)
             if current is not constraint and repr(current) != repr(constraint):
                 return f"the constraint of parameter {name} was {constraint}, is {current}"
-        return found
+        call.tensors = found
+        return None
 
     def gone(self) -> bool:
         """Whether a tensor has no owner any more (``clear_param_store()`` was called, say)."""
@@ -166,10 +170,6 @@ class TensorGuard:
             for owner, position in zip(self._owners, self._positions, strict=True)
             if position is None
         )
-
-    def miss(self, call: Call) -> str | None:
-        found = self.fetch(call)
-        return found if isinstance(found, str) else None
 
     def describe(self) -> Iterator[str]:
         for name, position, meta in zip(self._names, self._positions, self._expected, strict=True):
@@ -223,20 +223,16 @@ class EnvironmentGuard:
 class ValuesGuard:
     """The values that the program read from its inputs while it was captured (``int(lengths.max())``)."""
 
-    def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input], tensors: TensorGuard) -> None:
+    def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input]) -> None:
         position = {declared.name: i for i, declared in enumerate(inputs)}
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
-        self._tensors = tensors
 
     def miss(self, call: Call) -> str | None:
         if not self._guards:
             return None
-        tensors = self._tensors.fetch(call)
-        if isinstance(tensors, str):
-            return tensors
         with torch.no_grad():
             for guard, positions in self._guards:
-                value = guard.module(*(tensors[i].detach().clone() for i in positions))
+                value = guard.module(*(call.tensors[i].detach().clone() for i in positions))
                 if value.shape != guard.value.shape or not torch.equal(value, guard.value):
                     where = f" (read at {guard.source})" if guard.source else ""
                     return f"a value computed from {', '.join(guard.inputs)} changed{where}"

@@ -72,7 +72,8 @@ class LossModule(nn.Module):
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
         """
         call = Call(args, kwargs)
-        found, tensors = self._lookup(call)
+        found = self._lookup(call)
+        tensors = call.tensors
         found.hits += 1
         averages = found.averages() if found.emitted.averages else []
         if torch.is_grad_enabled():
@@ -100,8 +101,8 @@ class LossModule(nn.Module):
 
         model, guide = self._program
         call = Call(args, kwargs)
-        found, tensors = self._lookup(call)
-        return verify(model, guide, call, found, tensors, self._modules_of())
+        found = self._lookup(call)
+        return verify(model, guide, call, found, call.tensors, self._modules_of())
 
     @property
     def graph(self) -> StochasticGraph:
@@ -137,7 +138,8 @@ class LossModule(nn.Module):
             )
         return self._specializations[-1]
 
-    def _lookup(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+    def _lookup(self, call: Call) -> Specialization:
+        """The specialization for a call, made if need be; ``call.tensors`` holds its inputs then."""
         found, reasons = self._match(call)
         if found is not None:
             return found
@@ -155,8 +157,8 @@ class LossModule(nn.Module):
                 self._note_miss(reasons[0])
             return self._specialize(call, rehearsal)
 
-    def _match(self, call: Call) -> tuple[tuple[Specialization, list[Tensor]] | None, list[str]]:
-        """The specialization whose guards hold, and its tensors; or why none does, the latest first."""
+    def _match(self, call: Call) -> tuple[Specialization | None, list[str]]:
+        """The specialization whose guards hold, or why none does, the latest first."""
         reasons = []
         for position in range(len(self._specializations) - 1, -1, -1):
             candidate = self._specializations[position]
@@ -164,9 +166,7 @@ class LossModule(nn.Module):
             if reason is None:
                 if position != len(self._specializations) - 1:
                     self._specializations.append(self._specializations.pop(position))
-                tensors = candidate.tensors.fetch(call)
-                assert not isinstance(tensors, str)
-                return (candidate, tensors), []
+                return candidate, []
             reasons.append(reason)
         return None, reasons
 
@@ -176,15 +176,15 @@ class LossModule(nn.Module):
         self._adopt(rehearsal)
         return rehearsal
 
-    def _specialize(self, call: Call, rehearsal: Rehearsal) -> tuple[Specialization, list[Tensor]]:
+    def _specialize(self, call: Call, rehearsal: Rehearsal) -> Specialization:
         model, guide = self._program
         made = specialize(model, guide, call, self.options, rehearsal)
         self._specializations.append(made)
         del self._specializations[: -self.options.cache_size]
         self._show_tensors(made)
-        tensors = made.tensors.fetch(call)
-        assert not isinstance(tensors, str)
-        return made, tensors
+        missed = made.tensors.miss(call)
+        assert missed is None, missed
+        return made
 
     def _note_miss(self, reason: str) -> None:
         self._misses.append(reason)

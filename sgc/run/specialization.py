@@ -146,7 +146,7 @@ def specialize(
         ModeGuard(rehearsal.modules),
         tensors,
         EnvironmentGuard(model, guide, call),
-        ValuesGuard(program.value_guards, program.inputs, tensors),
+        ValuesGuard(program.value_guards, program.inputs),
     )
     return Specialization(
         graph,
