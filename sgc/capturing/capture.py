@@ -19,6 +19,7 @@ from sgc.capturing.attributes import preserved_attributes, rebound_buffers
 from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.handlers import DATA_DEPENDENT
+from sgc.capturing.opaque import rejection_as_leaves
 from sgc.capturing.plates import subsamples_as_tensors
 from sgc.capturing.reads import Reads
 from sgc.capturing.recording import Recording
@@ -57,6 +58,7 @@ def capture_program(
         with (
             Reads(concrete) as reads,
             functions_as_leaves(),
+            rejection_as_leaves(),
             subsamples_as_tensors(reads.names),
             rebound_buffers(rehearsal.modules),
         ):

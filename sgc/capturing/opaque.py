@@ -11,10 +11,12 @@ import itertools
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.distributions import Rejector
 from torch import Tensor
 from torch.autograd import Function
 
@@ -198,6 +200,26 @@ def opaque_sample(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ten
     value = torch.ops.sgc.opaque([t.detach() for t in call.tensors], call.number, list(shape), call.dtype)
     tracer.node_of(value).meta["sgc_keeps"] = call
     return value
+
+
+@contextmanager
+def rejection_as_leaves() -> Iterator[None]:
+    """Record each draw of a Pyro ``Rejector``, which loops until all is accepted, as one node."""
+    original = Rejector.rsample
+
+    def rsample(self: Any, sample_shape: torch.Size = _NO_SHAPE, **kwargs: Any) -> Tensor:
+        shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+        method = types.MethodType(original, self)
+        return _differentiable(OpaqueCall((method, (sample_shape,), kwargs), shape, _dtype(self)))
+
+    Rejector.rsample = rsample  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Rejector.rsample = original  # type: ignore[method-assign]
+
+
+_NO_SHAPE = torch.Size()
 
 
 def opaque_log_prob(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

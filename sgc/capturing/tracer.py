@@ -72,7 +72,13 @@ def mark(tensor: Tensor, hint: str) -> tuple[Tensor, fx.Node]:
     tracer = current_tracer()
     slot = get_proxy_slot(tensor, tracer, None)
     origin = slot.proxy.node if slot is not None else None
-    if slot is None or origin is None or origin.op != "call_function" or "sgc_mark" in origin.meta or not is_fake(tensor):
+    if (
+        slot is None
+        or origin is None
+        or origin.op != "call_function"
+        or "sgc_mark" in origin.meta
+        or not is_fake(tensor)
+    ):
         tensor = torch.ops.aten.alias.default(tensor)
         node = node_of(tensor)
     else:

@@ -26,6 +26,7 @@ from sgc.config import Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.run.guards import Call
+from sgc.run.handlers import unobserved
 from sgc.run.specialization import Compiled, Specialization, specialize
 from sgc.run.tensors import TensorTree, inside
 
@@ -144,7 +145,7 @@ class LossModule(nn.Module):
         if found is not None:
             return found
         recreated = any(candidate.tensors.gone() for candidate in self._specializations)
-        with self._undone_on_error():
+        with self._undone_on_error(), unobserved():
             rehearsal = self._rehearse(call)
             if recreated:
                 # clear_param_store() was called: the rehearsal has created the parameters anew.

@@ -25,6 +25,7 @@ from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Input
 from sgc.passes.pipeline import run_passes
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, ModeGuard, TensorGuard, ValuesGuard
+from sgc.run.handlers import HandlerGuard
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ def specialize(
         ArgumentGuard(call, argument_names(call.args, call.kwargs)),
         ModeGuard(rehearsal.modules),
         tensors,
+        HandlerGuard(),
         EnvironmentGuard(model, guide, call),
         ValuesGuard(program.value_guards, program.inputs),
     )

@@ -210,6 +210,21 @@ def test_the_cache_is_bounded_and_says_when_it_thrashes() -> None:
     assert module.specializations[-1].hits == 1
 
 
+def test_effect_handlers_around_the_call() -> None:
+    def model() -> None:
+        observe(0.5, 0.3)
+
+    module = sgc.compile(model, guide, backend="eager")
+    assert agrees_with_pyro(module, model)
+    with pyro.poutine.scale(scale=0.1):
+        assert agrees_with_pyro(module, model)
+    with pyro.poutine.trace() as outer:
+        assert module() is not None
+    assert not outer.trace.nodes  # what a capture does is nobody's business
+    assert agrees_with_pyro(module, model)
+    assert len(module.specializations) == 2
+
+
 def test_guards_print() -> None:
     def model(x: Tensor, scale: float) -> None:
         observe(scale * BETA * x.sum(), 0.3)
