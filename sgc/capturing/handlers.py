@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pyro.distributions import Independent
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, fx
@@ -96,7 +98,7 @@ def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
     attempt = Attempt(fn, value, args, kwargs)
     try:
         if in_guide:
-            parts = fn.score_parts(value, *args, **kwargs)
+            parts = _own_parts(fn, value, args, kwargs)
         else:
             parts = _parts(fn.log_prob(value, *args, **kwargs), 0, 0)
     except DATA_DEPENDENT:
@@ -105,6 +107,15 @@ def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
         log_prob = opaque_log_prob(*attempt.undo())
         parts = _parts(log_prob, 0, log_prob) if fn.has_rsample else _parts(log_prob, log_prob, 0)
     return parts.scale_and_mask(site["scale"], site["mask"])
+
+
+def _own_parts(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ScoreParts:
+    """``fn.score_parts``, seen through ``to_event``, where Pyro forgets the parts of the distribution inside."""
+    if not isinstance(fn, Independent) or type(fn.base_dist).score_parts is TorchDistributionMixin.score_parts:
+        return fn.score_parts(value, *args, **kwargs)
+    inner = _own_parts(fn.base_dist, value, args, kwargs)
+    rightmost = fn.reinterpreted_batch_ndims
+    return _parts(*(sum_rightmost(part, rightmost) if isinstance(part, Tensor) else part for part in inner))
 
 
 def _parts(log_prob: Any, score_function: Any, entropy_term: Any) -> ScoreParts:

@@ -49,7 +49,8 @@ def is_assertion() -> bool:
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None:
         return False
-    preceding = [i for i in dis.get_instructions(frame.f_code) if i.offset < frame.f_lasti]
+    code = [i for i in dis.get_instructions(frame.f_code) if i.opname != "EXTENDED_ARG"]
+    preceding = [i for i in code if i.offset < frame.f_lasti]
     # pytest rewrites the assertions of test files, with variables of its own.
     if preceding and str(preceding[-1].argval).startswith("@py_assert"):
         return True
@@ -57,7 +58,7 @@ def is_assertion() -> bool:
     # pytest writes the assertions of test files anew, with variables of its own.
     if before and str(before[-1].argval).startswith("@py_assert"):
         return True
-    following = (i for i in dis.get_instructions(frame.f_code) if i.offset >= frame.f_lasti)
+    following = (i for i in code if i.offset >= frame.f_lasti)
     names = [instruction.opname for instruction in itertools.islice(following, 8)]
     # The compiler writes "assert x" as: jump over the raise if x is true, else load AssertionError.
     jump = next((i for i, name in enumerate(names) if name.startswith("POP_JUMP")), None)

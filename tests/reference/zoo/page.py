@@ -7,12 +7,12 @@ from tests.reference.zoo import ZOO
 _HEAD = """# What is supported
 
 Each line is a program of `tests/reference/zoo`, an unmodified Pyro model and guide. The tests run every one of the
-{count} through Pyro's `TraceGraph_ELBO` and through sgc under one seed, on the eager backend, and require: the same loss,
-the same gradient of every parameter, the same buffers and baseline averages afterwards, and the provenance sets that
-Pyro's `TrackNonReparam` finds. Those marked *compiled* run on Inductor as well, with `rng="torch"`.
+{count} through Pyro's `TraceGraph_ELBO` and through sgc under one seed, on the eager backend, and require: the same
+loss, the same gradient of every parameter, the same buffers and baseline averages afterwards, and the provenance sets
+that Pyro's `TrackNonReparam` finds. Those marked *compiled* run on Inductor as well, with `rng="torch"`.
 
-Where sgc's gradient is not Pyro's, on purpose, the line says why; `pyro-differences.md` explains. This page is generated:
-`python -m tests.reference.zoo.page > docs/supported.md`.
+Where sgc's gradient is not Pyro's, on purpose, the line says why; `pyro-differences.md` explains. This page is
+generated: `python -m tests.reference.zoo.page > docs/supported.md`.
 """
 
 

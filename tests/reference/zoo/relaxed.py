@@ -83,7 +83,11 @@ def rejection_sampled_sites() -> Case:
     return Case(model, guide)
 
 
-@entry("Sites", "Shape-augmented Gamma, Dirichlet and Beta samplers")
+@entry(
+    "Sites",
+    "Shape-augmented Gamma, Dirichlet and Beta samplers",
+    differs="Pyro leaves out the score function of a rejection sampler's acceptance",
+)
 def shape_augmented_sites() -> Case:
     def model() -> None:
         rate = pyro.sample("rate", dist.Gamma(torch.tensor([1.0, 2.0]), torch.ones(2)).to_event(1))
