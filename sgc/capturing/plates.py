@@ -2,7 +2,7 @@
 
 Pyro yields each index as a Python number, which a compiled program cannot have: the numbers are drawn anew at each
 call. During a capture the plate yields 0-d tensors instead. They index tensors, and in a site's name
-(``f"x_{i}"``) they stand for their position in the subsample, which tells the sites apart just as well.
+(``f"x_{i}"``, ``"x_%d" % i``) they stand for their position in the subsample, which tells the sites apart just as well.
 """
 
 from __future__ import annotations

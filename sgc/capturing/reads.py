@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sgc.capturing import tracer
-from sgc.capturing.source import current_line, is_assertion
+from sgc.capturing.source import current_line, is_assertion, is_formatting
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
@@ -66,8 +66,11 @@ class Reads(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in ("__format__", "__repr__") and id(args[0]) in self.names:
-            return self.names[id(args[0])][1]
+        if id(args[0] if args else None) in self.names:
+            if name in ("__format__", "__repr__"):
+                return self.names[id(args[0])][1]
+            if name in ("__int__", "__index__") and is_formatting():
+                return int(self.names[id(args[0])][1])
         if name == "__bool__" and is_assertion():
             return self._assert(args[0])
         if name in _READS and not _concrete_call(args, kwargs):

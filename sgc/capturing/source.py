@@ -6,7 +6,7 @@ import dis
 import itertools
 import os
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 
 import networkx
 import pyro
@@ -63,6 +63,22 @@ def is_assertion() -> bool:
     # The compiler writes "assert x" as: jump over the raise if x is true, else load AssertionError.
     jump = next((i for i, name in enumerate(names) if name.startswith("POP_JUMP")), None)
     return jump is not None and "IF_TRUE" in names[jump] and names[jump + 1 : jump + 2] == ["LOAD_ASSERTION_ERROR"]
+
+
+def is_formatting() -> bool:
+    """Whether that frame is executing ``text % values``."""
+    frame = _program_frame()
+    return frame is not None and any(
+        instruction.offset == frame.f_lasti and instruction.opname == "BINARY_OP" and instruction.argrepr == "%"
+        for instruction in dis.get_instructions(frame.f_code)
+    )
+
+
+def _program_frame() -> FrameType | None:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_SGC, _TORCH_TRACING)):
+        frame = frame.f_back
+    return frame
 
 
 def line_of(traceback: TracebackType | None) -> SourceLine | None:

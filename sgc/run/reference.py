@@ -173,7 +173,7 @@ def _site_differences(
     )
     for name in graph.sites(SiteKind.LATENT):
         node = program.site(name).value
-        theirs = guide_trace.get(name, model_trace.get(name))["value"]
+        theirs = (guide_trace if name in guide_trace else model_trace)[name]["value"]
         if node is not None and isinstance(theirs, Tensor):
             yield _difference(name, theirs, values[node])
     for cost in graph.of_type(CostNode):

@@ -45,6 +45,7 @@ def test_sequential_plate_over_a_random_subsample() -> None:
         for i in pyro.plate("data", 10, subsample_size=3):
             z = pyro.sample(f"z_{i}", dist.Bernoulli(0.5))
             pyro.sample("x_{}".format(i), dist.Normal(loc + z, 1.0), obs=data[i])  # noqa: UP032
+            pyro.sample("y_%d" % i, dist.Normal(loc, 1.0), obs=data[i])  # noqa: UP031
 
     def guide(data: Tensor) -> None:
         q = pyro.param("q", torch.zeros(10))
@@ -53,7 +54,7 @@ def test_sequential_plate_over_a_random_subsample() -> None:
             pyro.sample(f"z_{i}", dist.Bernoulli(logits=q[i]))
 
     module = agree(model, guide, data, calls=4)
-    assert module.graph.sites() == ("loc", "data", "z_0", "z_1", "z_2", "x_0", "x_1", "x_2")
+    assert module.graph.sites() == ("loc", "data", "z_0", "z_1", "z_2", "x_0", "y_0", "x_1", "y_1", "x_2", "y_2")
     assert module.verify(data).ok
 
 
