@@ -44,19 +44,13 @@ def current_line() -> SourceLine | None:
 
 def is_assertion() -> bool:
     """Whether the nearest frame outside of sgc and torch's tracing is executing ``assert condition``."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith((_SGC, _TORCH_TRACING)):
-        frame = frame.f_back  # type: ignore[assignment]
+    frame = _program_frame()
     if frame is None:
         return False
     code = [i for i in dis.get_instructions(frame.f_code) if i.opname != "EXTENDED_ARG"]
     preceding = [i for i in code if i.offset < frame.f_lasti]
     # pytest rewrites the assertions of test files, with variables of its own.
     if preceding and str(preceding[-1].argval).startswith("@py_assert"):
-        return True
-    before = [i for i in dis.get_instructions(frame.f_code) if i.offset < frame.f_lasti]
-    # pytest writes the assertions of test files anew, with variables of its own.
-    if before and str(before[-1].argval).startswith("@py_assert"):
         return True
     following = (i for i in code if i.offset >= frame.f_lasti)
     names = [instruction.opname for instruction in itertools.islice(following, 8)]

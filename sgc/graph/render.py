@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sgc.graph.nodes import CostNode, Estimator, InputNode, SiteNode
-from sgc.graph.program import SiteKind
+from sgc.graph.program import InputKind, SiteKind
 
 if TYPE_CHECKING:
     from sgc.graph.graph import StochasticGraph
@@ -58,6 +58,13 @@ def _site(graph: StochasticGraph, site: SiteNode) -> Iterator[str]:
     if baseline is not None:
         parts = [f"decaying average (beta {baseline.beta})"] if baseline.average else []
         if baseline.learned:
-            upstream = list(graph.predecessors(baseline.learned))
-            parts.append(f"learned from {', '.join(upstream)}")
+            parts.append(f"learned from {_upstream(graph, baseline.learned)}")
         yield f"      minus the baseline: {' + '.join(parts)}"
+
+
+def _upstream(graph: StochasticGraph, key: str) -> str:
+    """What a node depends on directly; parameters are only counted where there are many."""
+    parents = [graph.payload(parent) for parent in graph.predecessors(key)]
+    parameters = [p.key for p in parents if isinstance(p, InputNode) and p.role is InputKind.PARAMETER]
+    others = [p.key for p in parents if p.key not in parameters]
+    return ", ".join([*others, *(parameters if len(parameters) <= 2 else [f"{len(parameters)} parameters"])])
