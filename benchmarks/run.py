@@ -27,6 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.systems import REFERENCE, SYSTEMS
@@ -117,7 +118,7 @@ def _serve(connection: Connection, workload: str, system: str, threads: int) -> 
             connection.send(("failed", f"{type(error).__name__}: {reason[:200]}"))
 
 
-def _round(step: Callable[[], object], seconds: float) -> tuple[float, float]:
+def _round(step: Callable[[], float | Tensor], seconds: float) -> tuple[float, float]:
     """Seconds a step, over as many steps as fill the time, and the mean loss."""
     losses = [float(step()) for _ in range(5)]  # warm again after the others' turns
     count, taken = 0, 0.0

@@ -175,10 +175,10 @@ def test_scored_site_missing_from_the_guide() -> None:
 
     with (
         pytest.warns(UserWarning, match="Found vars in model but not guide"),
-        pytest.raises((SiteMismatchError, KeyError)) as caught,
+        pytest.raises(SiteMismatchError, match="in the model but not in the guide") as caught,
     ):
         sgc.compile(model, guide_of_z, backend="eager")()
-    assert "extra" in str(caught.value)
+    assert caught.value.site == "extra" and 'pyro.sample("extra"' in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_scored_site_missing_from_the_guide() -> None:
 )
 def test_bad_baseline(options: dict[str, Any], text: str) -> None:
     model, guide = local_switches({"baseline": options})
-    with pytest.raises((BaselineError, ValueError, AssertionError), match=text):
+    with pytest.raises(BaselineError, match=text):
         sgc.compile(model, guide, backend="eager")(X)
 
 
