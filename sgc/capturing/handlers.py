@@ -97,16 +97,18 @@ def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
     fn, value, args, kwargs = site["fn"], site["value"], site["args"], site["kwargs"]
     attempt = Attempt(fn, value, args, kwargs)
     try:
-        if in_guide:
-            parts = _own_parts(fn, value, args, kwargs)
-        else:
-            parts = _parts(fn.log_prob(value, *args, **kwargs), 0, 0)
+        own = _own_parts if in_guide else _density_only
+        parts = own(fn, value, args, kwargs)
     except DATA_DEPENDENT:
         if in_guide and type(fn).score_parts is not TorchDistributionMixin.score_parts:
             raise
         log_prob = opaque_log_prob(*attempt.undo())
         parts = _parts(log_prob, 0, log_prob) if fn.has_rsample else _parts(log_prob, log_prob, 0)
     return parts.scale_and_mask(site["scale"], site["mask"])
+
+
+def _density_only(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ScoreParts:
+    return _parts(fn.log_prob(value, *args, **kwargs), 0, 0)
 
 
 def _own_parts(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ScoreParts:

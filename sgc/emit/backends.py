@@ -13,6 +13,7 @@ import torch._inductor.config as inductor_config
 from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
+from sgc.emit.samplers import lower_samplers
 from sgc.errors import BackendError
 
 Runner = Callable[..., Sequence[Tensor]]
@@ -36,7 +37,11 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
 
 
 def _inductor(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runner:
-    options: dict[str, Any] = {"fallback_random": rng == "torch"}
+    on_cpu = not any(tensor.is_cuda for tensor in examples)
+    if rng == "fast" and on_cpu:
+        module = lower_samplers(module)
+    # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
+    options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
     try:
         with torch.no_grad(), inductor_config.patch(options):
             # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one

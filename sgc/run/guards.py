@@ -27,11 +27,15 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: list[Any] = field(init=False)
-    spec: TreeSpec = field(init=False)
+    spec: TreeSpec | int = field(init=False)
     tensors: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
+        if not self.kwargs and all(type(arg) is Tensor for arg in self.args):
+            # By far the most frequent call: no tree to take apart.
+            self.leaves, self.spec = list(self.args), len(self.args)
+        else:
+            self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
 
 
 class Guard(Protocol):

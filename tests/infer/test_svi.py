@@ -117,8 +117,8 @@ def test_module_parameters_are_seen(svi: Any, elbo: Any) -> None:
     before = encoder.weight.clone()
     train(svi(Model(), guide, optimizer, elbo()), 3, DATA)
     assert set(optimizer.get_state()) == {
-        "decoder.weight",
-        "decoder.bias",
+        "decoder$$$weight",
+        "decoder$$$bias",
         "encoder$$$weight",
         "encoder$$$bias",
     }
