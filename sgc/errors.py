@@ -87,3 +87,7 @@ class RespecializationWarning(UserWarning):
 
 class SideEffectWarning(UserWarning):
     """The program does something in Python that a compiled program will not do again."""
+
+
+class StandInWarning(UserWarning):
+    """A class of :mod:`sgc.infer` runs a program in another way than asked for: by eager Pyro, or without Inductor."""

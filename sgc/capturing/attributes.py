@@ -7,7 +7,6 @@ the attribute is put back, and a warning says so.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc.capturing import tracer
+from sgc.capturing.source import warn
 from sgc.errors import SideEffectWarning
 
 
@@ -53,9 +53,8 @@ def preserved_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
                 else:
                     del holder[name]
                 if holder is module.__dict__:
-                    warnings.warn(
+                    warn(
                         f"the program assigns a tensor to {type(module).__name__}.{name}; a compiled program does not. "
                         "Register it as a buffer, or return it from the model.",
                         SideEffectWarning,
-                        stacklevel=2,
                     )

@@ -82,6 +82,9 @@ class Reads(TorchFunctionMode):
             tensors = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
             shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
             return tuple(tensor if tensor.shape == shape else tensor.expand(shape) for tensor in tensors)
+        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], (list, tuple)):
+            if any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0])):
+                return _stacked(args[0]).detach().to(kwargs.get("device"), kwargs.get("dtype"))
         if name == "__getitem__" and isinstance(args[0], Tensor):
             return self._get(func, *args)
         if name == "__setitem__" and isinstance(args[0], Tensor):
@@ -229,6 +232,17 @@ class MaskedSelection:
     __torch_function__ = __len__ = __iter__ = __getitem__ = __bool__ = __float__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __pow__ = __rpow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __matmul__ = __rmatmul__ = _refuse
+
+
+def _stacked(parts: Any) -> Tensor:
+    """What ``torch.tensor`` makes of a nested list with tensors in it, which it reads one number at a time."""
+    if not isinstance(parts, (list, tuple)):
+        return parts if isinstance(parts, Tensor) else torch.tensor(parts)
+    tensors = [_stacked(part) for part in parts]
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return torch.stack([tensor.to(dtype) for tensor in tensors])
 
 
 def _dims_consumed(part: Any) -> int:

@@ -6,6 +6,7 @@ import dis
 import itertools
 import os
 import sys
+import warnings
 from types import FrameType, TracebackType
 
 import networkx
@@ -40,6 +41,15 @@ def current_line() -> SourceLine | None:
             library = SourceLine(file, frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back  # type: ignore[assignment]
     return library
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Give a warning at the user's own line."""
+    line = current_line()
+    if line is None:
+        warnings.warn(message, category, stacklevel=3)
+    else:
+        warnings.warn_explicit(message, category, line.file, line.line)
 
 
 def is_assertion() -> bool:

@@ -153,4 +153,6 @@ def _is_library(thing: Any) -> bool:
     if module.partition(".")[0] in _LIBRARY_ROOTS:
         return True
     code = getattr(thing, "__code__", None)
-    return bool(code is not None and code.co_filename.startswith(_STANDARD) and "site-packages" not in code.co_filename)
+    if not isinstance(code, types.CodeType):
+        return False
+    return code.co_filename.startswith(_STANDARD) and "site-packages" not in code.co_filename

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from sgc.capturing.rehearsal import (
     rehearse,
     restore_random_state,
 )
+from sgc.capturing.source import warn
 from sgc.config import Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
@@ -190,11 +190,10 @@ class LossModule(nn.Module):
     def _note_miss(self, reason: str) -> None:
         self._misses.append(reason)
         if len(self._misses) >= _WARN_AFTER and len(self._misses) & (len(self._misses) - 1) == 0:
-            warnings.warn(
+            warn(
                 f"this loss module is compiling for the {len(self._misses) + 1}th time, because {reason}. Pass values "
                 "that change from call to call as tensors, and pad data to a few shapes.",
                 RespecializationWarning,
-                stacklevel=5,
             )
 
     @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.ops.provenance import get_provenance
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
@@ -94,13 +95,13 @@ def verify(
     with _nothing_changed(modules, averages):
         torch.manual_seed(_SEED)
         values = _sites(found, tensors)
-    same_numbers = found.options.backend != "inductor" or found.options.rng == "torch"
+    same_numbers = found.backend(with_gradient=True) != "inductor" or found.options.rng == "torch"
     with _nothing_changed(modules, averages):
         torch.manual_seed(_SEED)
         our_loss, our_gradients = _ours(found, tensors, averages, wanted, compiled=same_numbers)
     inputs = found.inputs
     return Verification(
-        backend=found.options.backend if same_numbers else "the emitted module, eagerly",
+        backend=found.backend(with_gradient=True) if same_numbers else "the emitted module, eagerly",
         loss=_difference("-ELBO", their_loss, our_loss),
         sites=tuple(_site_differences(found.graph, traces, values)),
         gradients=tuple(
@@ -108,7 +109,7 @@ def verify(
             for i, theirs, ours in zip(wanted, their_gradients, our_gradients, strict=True)
         ),
         tolerance=tolerance,
-        differs_by_design=tuple(_by_design(found.graph)),
+        differs_by_design=tuple(dict.fromkeys(_by_design(found.graph, traces))),
     )
 
 
@@ -164,21 +165,36 @@ def _sites(found: Specialization, tensors: list[Tensor]) -> dict[str, Tensor]:
 def _site_differences(
     graph: StochasticGraph, traces: tuple[Trace, Trace], values: dict[str, Tensor]
 ) -> Iterator[Difference]:
-    # By position: sites of a sequential plate over a random subsample have other names at each run of Pyro.
     program = graph.program
     assert program is not None
-    model_trace, guide_trace = (
-        dict(zip(order, (node for node in trace.nodes.values() if node["type"] == "sample"), strict=True))
-        for order, trace in zip((program.model_order, program.guide_order), traces, strict=True)
-    )
+    model_trace, guide_trace = _by_name(graph, traces)
     for name in graph.sites(SiteKind.LATENT):
         node = program.site(name).value
         theirs = (guide_trace if name in guide_trace else model_trace)[name]["value"]
         if node is not None and isinstance(theirs, Tensor):
             yield _difference(name, theirs, values[node])
+    for cost, node in _costs(graph, traces):
+        yield _difference(cost.key, node["log_prob"], values[cost.fx])
+
+
+def _by_name(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> list[dict[str, Any]]:
+    """Pyro's sites by our names.
+
+    They are matched by position: sites of a sequential plate over a random subsample have other names at each run.
+    """
+    program = graph.program
+    assert program is not None
+    return [
+        dict(zip(order, (node for node in trace.nodes.values() if node["type"] == "sample"), strict=True))
+        for order, trace in zip((program.model_order, program.guide_order), traces, strict=True)
+    ]
+
+
+def _costs(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> Iterator[tuple[CostNode, Any]]:
+    """Each cost node with Pyro's site."""
+    model_trace, guide_trace = _by_name(graph, traces)
     for cost in graph.of_type(CostNode):
-        trace = model_trace if cost.sign > 0 else guide_trace
-        yield _difference(cost.key, trace[cost.site]["log_prob"], values[cost.fx])
+        yield cost, (model_trace if cost.sign > 0 else guide_trace)[cost.site]
 
 
 def _difference(name: str, theirs: Tensor | None, ours: Tensor | None) -> Difference:
@@ -196,10 +212,21 @@ def _difference(name: str, theirs: Tensor | None, ours: Tensor | None) -> Differ
     return Difference(name, float(gap.max()), float(finite.abs().max()) if finite.numel() else 0.0)
 
 
-def _by_design(graph: StochasticGraph) -> Iterator[str]:
+def _by_design(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> Iterator[str]:
+    """Where Pyro's gradient is known to be biased, and why."""
     for name in graph.sites(SiteKind.LATENT):
         if graph.estimator(name) is Estimator.PARTIAL:
             yield f"'{name}' is rejection-sampled; Pyro's TraceGraph_ELBO leaves out its score-function term"
+    for trace in traces:
+        for name, node in trace.nodes.items():
+            value = node.get("value")
+            if node["type"] == "sample" and not node["is_observed"] and isinstance(value, Tensor):
+                if value.requires_grad and not getattr(node["fn"], "has_rsample", True):
+                    yield f"'{name}' has no rsample; Pyro lets a gradient leak through its sampler"
+    for cost, node in _costs(graph, traces):
+        lost = graph.provenance(cost.key, reparameterized=False) - get_provenance(node["log_prob_sum"])
+        if lost:
+            yield f"{cost.key} depends on {', '.join(sorted(lost))}; Pyro's provenance loses that"
 
 
 @contextmanager

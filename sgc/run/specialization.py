@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -15,10 +15,12 @@ from sgc.capturing.capture import capture_program
 from sgc.capturing.declare import argument_names
 from sgc.capturing.parameters import Owner
 from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
+from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.surrogate import Emitted, emit_surrogate
+from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
@@ -28,13 +30,14 @@ from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, ModeGua
 from sgc.run.handlers import HandlerGuard
 
 
-@dataclass(frozen=True)
+@dataclass
 class Compiled:
-    """A runnable, and for which of its inputs it returns gradients."""
+    """A runnable, for which of its inputs it returns gradients, and how often it was asked for."""
 
     run: Runner
     gradient_of: tuple[int, ...]
     module: fx.GraphModule
+    calls: int = 0
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Specialization:
     params: tuple[str, ...]
     hits: int = 0
     _compiled: dict[bool, Compiled] = field(default_factory=dict)
+    _backends: dict[bool, Backend] = field(default_factory=dict)
 
     def miss(self, call: Call) -> str | None:
         """None if every guard holds for this call, else what the first broken one says."""
@@ -83,12 +87,22 @@ class Specialization:
         """The runnable for training, or for the loss alone."""
         if with_gradient not in self._compiled:
             self._compiled[with_gradient] = self._build(tensors, with_gradient)
-        return self._compiled[with_gradient]
+        found = self._compiled[with_gradient]
+        found.calls += 1
+        return found
 
-    def use_backend(self, backend: Backend) -> None:
+    def calls(self, *, with_gradient: bool) -> int:
+        """How often it has run on its present backend, for training or for the loss alone."""
+        return self._compiled[with_gradient].calls if with_gradient in self._compiled else 0
+
+    def backend(self, *, with_gradient: bool) -> Backend:
+        """The backend it runs on."""
+        return self._backends.get(with_gradient, self.options.backend)
+
+    def use_backend(self, backend: Backend, *, with_gradient: bool) -> None:
         """Run on another backend from the next call on."""
-        self.options = replace(self.options, backend=backend)
-        self._compiled.clear()
+        self._backends[with_gradient] = backend
+        self._compiled.pop(with_gradient, None)
 
     def _build(self, tensors: list[Tensor], with_gradient: bool) -> Compiled:
         state = random_state()
@@ -99,7 +113,7 @@ class Specialization:
             else:
                 emitted = emit_surrogate(self.graph, *_repetition(self.options), loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
-            runner = build(differentiated.module, tensors, self.options.backend, self.options.rng)
+            runner = build(differentiated.module, tensors, self.backend(with_gradient=with_gradient), self.options.rng)
         finally:
             restore_random_state(state)
         return Compiled(runner, differentiated.gradient_of, differentiated.module)
@@ -135,7 +149,16 @@ def specialize(
     model: Callable[..., Any], guide: Callable[..., Any], call: Call, options: Options, rehearsal: Rehearsal
 ) -> Specialization:
     """Compile model and guide for calls like this one."""
+    surroundings = EnvironmentGuard(model, guide, call)
     captured = capture_program(model, guide, call.args, call.kwargs, options, rehearsal)
+    changed = surroundings.miss(call)
+    if changed is not None:
+        warn(
+            f"the program changes what is around it each time it runs, which a compiled program does not: {changed}. "
+            "Keep such state in a buffer, or pass it as an argument.",
+            SideEffectWarning,
+        )
+        surroundings = EnvironmentGuard(model, guide, call)
     program = captured.program
     graph = run_passes(build_graph(program))
     if rehearsal.failure is not None:
@@ -147,7 +170,7 @@ def specialize(
         ModeGuard(rehearsal.modules),
         tensors,
         HandlerGuard(),
-        EnvironmentGuard(model, guide, call),
+        surroundings,
         ValuesGuard(program.value_guards, program.inputs),
     )
     return Specialization(

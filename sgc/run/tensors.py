@@ -55,7 +55,9 @@ class TensorTree(nn.Module):
                 if moved is tensor:
                     continue
                 if moved.device == tensor.device:
+                    gradient, tensor.grad = tensor.grad, None
                     tensor.data = moved
+                    tensor.grad = None if gradient is None else fn(gradient)
                     continue
                 moved = moved.detach().requires_grad_(tensor.requires_grad)
                 owner = self._owners[name]

@@ -176,3 +176,53 @@ def test_a_sample_written_in_place_is_followed() -> None:
         pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
 
     assert sgc.capture(model, guide).provenance("log p(x)") == {"z"}
+
+
+def test_a_tensor_made_of_samples() -> None:
+    """``torch.tensor([z, 2])`` reads its parts in eager Pyro, which loses their gradient and their provenance."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pair = torch.tensor([[z, 2], [1.5, z]])
+        pyro.sample("x", dist.Normal(pair.sum(), 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
+
+    module = sgc.compile(model, guide, backend="eager").initialize()
+    assert module.graph.provenance("log p(x)") == {"z"}
+    report = module.verify()
+    assert report.ok and "Pyro's provenance loses that" in str(report)
+
+
+def test_a_counter_kept_by_the_model_is_warned_of() -> None:
+    calls = [0]
+
+    def model() -> None:
+        calls[0] += 1
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(float(calls[0])))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
+
+    with pytest.warns(SideEffectWarning, match="calls") as caught:
+        sgc.compile(model, guide, backend="eager")()
+    assert caught[0].filename == __file__
+
+
+def test_a_broadcast_leaks_no_dependence() -> None:
+    """What is broadcast together with a sample does not depend on it."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.5)).to_event(1))
+        pyro.sample("x", dist.Bernoulli(logits=z).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        net = torch.nn.Linear(3, 1)
+        options = {"nn_baseline": lambda x: net(x).squeeze(-1), "nn_baseline_input": x}
+        logits = pyro.param("q", torch.zeros(3))
+        pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1), infer={"baseline": options})
+
+    graph = sgc.capture(model, guide, torch.ones(3))
+    assert graph.provenance("baseline_input(z)") == frozenset()

@@ -239,8 +239,10 @@ def test_float64_and_to() -> None:
     torch.set_default_dtype(torch.float64)
     module = sgc.compile(*local_switches(), backend="eager").initialize(X.double())
     assert module(X.double()).dtype is torch.float64
+    module(X.double()).backward()
     torch.set_default_dtype(torch.float32)
     module.to(torch.float32)
+    assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert module(X).dtype is torch.float32
     assert pyro.param("q").dtype is torch.float32

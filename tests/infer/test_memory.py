@@ -1,0 +1,79 @@
+"""Fresh closures, cleared stores and long runs neither pile up nor meet a stale graph."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pytest
+import torch
+
+import sgc.infer
+from sgc.errors import RespecializationWarning
+from sgc.infer import elbo as module_under_test
+
+
+def closure(shift: float) -> tuple[object, object]:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(shift))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+
+    return model, guide
+
+
+def test_fresh_closures_are_not_mistaken_and_not_kept() -> None:
+    elbo = sgc.infer.TraceGraph_ELBO()
+    watched = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RespecializationWarning)
+        for shift in range(module_under_test._KEPT + 4):
+            program = closure(float(shift))
+            pyro.set_rng_seed(0)
+            ours = elbo.loss(*program)
+            pyro.set_rng_seed(0)
+            assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(*program), rel=1e-6)
+            watched.append(weakref.ref(program[0]))
+            del program
+    gc.collect()
+    assert len(elbo._compiled) == module_under_test._KEPT
+    assert [reference() is None for reference in watched[:4]] == [True] * 4
+    del elbo
+    gc.collect()
+    assert all(reference() is None for reference in watched)
+
+
+def test_many_pairs_are_pointed_out_once() -> None:
+    elbo = sgc.infer.TraceGraph_ELBO()
+    with pytest.warns(RespecializationWarning, match="outside of the training loop") as caught:
+        for _ in range(4 * module_under_test._KEPT):
+            elbo.compiled(*closure(0.0))
+    assert len(caught) == 1
+
+
+def test_a_cleared_store_is_noticed_and_compiles_nothing_anew() -> None:
+    elbo, program = sgc.infer.TraceGraph_ELBO(), closure(1.0)
+    for value in (0.5, 0.5, 0.5):
+        pyro.clear_param_store()
+        elbo.loss_and_grads(*program)
+        assert pyro.param("loc").item() == value
+        assert pyro.get_param_store()._params["loc"].grad is not None
+    assert len(elbo.compiled(*program).specializations) == 1
+
+
+def test_steps_do_not_grow_the_heap() -> None:
+    elbo, program = sgc.infer.TraceGraph_ELBO(backend="eager"), closure(1.0)
+    for _ in range(5):
+        elbo.loss_and_grads(*program)
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(200):
+        elbo.loss_and_grads(*program)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100

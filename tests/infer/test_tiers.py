@@ -1,0 +1,95 @@
+"""Without a backend named, a specialization runs eagerly for a thousand calls, then compiled by Inductor."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pyro
+import pyro.optim
+import pytest
+import torch
+
+import sgc.infer
+import sgc.run.specialization
+from sgc.errors import BackendError, StandInWarning
+from sgc.infer import compiled
+from tests.programs import local_switches
+
+DATA = torch.tensor([0.3, -1.2, 0.8])
+
+
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The backends that were built, in order; none of them compiles anything."""
+    built: list[str] = []
+
+    def build(module: Any, tensors: Any, backend: str, rng: str) -> Any:
+        built.append(backend)
+        assert rng == "torch"
+        return module
+
+    monkeypatch.setattr(sgc.run.specialization, "build", build)
+    monkeypatch.setattr(compiled, "PATIENCE", 3)
+    return built
+
+
+def train(elbo: Any, steps: int, data: torch.Tensor = DATA, program: Any = None) -> list[float]:
+    pyro.set_rng_seed(1)
+    svi = sgc.infer.SVI(*(program or local_switches()), pyro.optim.Adam({"lr": 0.05}), elbo)
+    return [svi.step(data) for _ in range(steps)]
+
+
+def test_after_some_calls_inductor_takes_over(backends: list[str]) -> None:
+    elbo, program = sgc.infer.TraceGraph_ELBO(), local_switches()
+    train(elbo, 3, program=program)
+    assert backends == ["eager"]
+    train(elbo, 3, program=program)
+    assert backends == ["eager", "inductor"]
+    train(elbo, 2, DATA[:2], program)
+    assert backends == ["eager", "inductor", "eager"], "each specialization counts on its own"
+
+
+def test_the_loss_alone_counts_on_its_own(backends: list[str]) -> None:
+    elbo, program = sgc.infer.TraceGraph_ELBO(), local_switches()
+    train(elbo, 4, program=program)
+    for _ in range(3):
+        elbo.loss(*program, DATA)
+    assert backends == ["eager", "inductor", "eager"]
+    elbo.loss(*program, DATA)
+    assert backends == ["eager", "inductor", "eager", "inductor"]
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor", "torchscript"])
+def test_a_backend_that_is_named_is_used_from_the_first_call_on(backends: list[str], backend: Any) -> None:
+    train(sgc.infer.TraceGraph_ELBO(backend=backend), 5)
+    assert backends == [backend]
+
+
+def test_without_a_compiler_it_stays_eager_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "PATIENCE", 2)
+    original = sgc.run.specialization.build
+
+    def build(module: Any, tensors: Any, backend: Any, rng: Any) -> Any:
+        if backend == "inductor":
+            raise BackendError("Inductor needs a C++ compiler and found none", remedy="install one")
+        return original(module, tensors, backend, rng)
+
+    monkeypatch.setattr(sgc.run.specialization, "build", build)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = train(sgc.infer.TraceGraph_ELBO(), 8)
+    assert [w.category for w in caught] == [StandInWarning]
+    assert "install one" in str(caught[0].message)
+    pyro.clear_param_store()
+    assert ours == train(sgc.infer.TraceGraph_ELBO(backend="eager"), 8)
+    with pytest.raises(BackendError):
+        train(sgc.infer.TraceGraph_ELBO(backend="inductor"), 1)
+
+
+@pytest.mark.inductor
+def test_the_change_does_not_show_in_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = train(sgc.infer.TraceGraph_ELBO(backend="eager"), 8)
+    pyro.clear_param_store()
+    monkeypatch.setattr(compiled, "PATIENCE", 4)
+    assert train(sgc.infer.TraceGraph_ELBO(), 8) == pytest.approx(eager, rel=1e-5)
