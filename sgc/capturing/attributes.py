@@ -52,9 +52,14 @@ def preserved_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
                     holder[name] = values[name]
                 else:
                     del holder[name]
-                if holder is module.__dict__:
+                if holder is module.__dict__ and not _is_library(type(module)):
                     warn(
                         f"the program assigns a tensor to {type(module).__name__}.{name}; a compiled program does not. "
                         "Register it as a buffer, or return it from the model.",
                         SideEffectWarning,
                     )
+
+
+def _is_library(cls: type) -> bool:
+    """Whether a class is Pyro's or torch's own, which caches tensors in attributes and does not rely on them."""
+    return cls.__module__.partition(".")[0] in ("pyro", "torch")

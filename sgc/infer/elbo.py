@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import math
-import types
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
-import pyro
 import pyro.infer.tracegraph_elbo
 import torch
-from pyro import poutine
 from pyro.infer.util import torch_backward, torch_item
-from pyro.poutine import runtime
-from pyro.poutine.trace_messenger import TraceMessenger
-from pyro.util import warn_if_nan
 from torch import Tensor
 
-from sgc.capturing.rehearsal import BASELINE_PREFIX
 from sgc.config import Backend, Options, Rng
-from sgc.errors import ArgumentError, BackendError, CaptureError, DataDependenceError, RespecializationWarning
-from sgc.run.loss import LossModule
+from sgc.errors import ArgumentError, RespecializationWarning
+from sgc.infer.compiled import CompiledELBO, Dynamic, Settings
 
-Dynamic = Literal["error", "eager"]
-
-_PROGRAMS = 8
+_KEPT = 8
 """How many pairs of model and guide one ELBO keeps compiled."""
-
-_PATIENCE = 1000
-"""After how many calls a specialization with ``backend=None`` is compiled by Inductor."""
 
 
 class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
@@ -38,24 +25,24 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
 
     It takes the same arguments, and ``pyro.infer.SVI`` takes it. Under one seed its losses and gradients are Pyro's:
     equal to the last bits while a program runs eagerly, to rounding once Inductor has compiled it. One instance
-    may serve many models; the latest eight are kept, with strong references, so that a new function can
-    never be mistaken for an old one and fresh closures do not pile up.
+    may serve many models. It keeps the eight pairs of model and guide that it saw last, told apart by identity and
+    held strongly, so that a new function is never mistaken for an old one and fresh closures do not pile up.
 
-    Effect handlers around a call act on the program as in Pyro. Of what happens inside, outer traces are
-    told the parameters (as ``SVI`` needs), not the samples.
+    Effect handlers around a call act on the program as in Pyro; outer traces are told the parameters (as ``SVI``
+    needs), not the samples.
 
     :param backend: ``None`` (default) runs the compiled graph eagerly, which costs no compilation, and hands a
-        specialization to Inductor once it has been called a thousand times; or a backend of :func:`sgc.compile`
-        from the first call on.
-    :param rng: ``"torch"`` (default) draws the random numbers that Pyro would draw; ``"fast"`` leaves the choice
-        to Inductor.
-    :param dynamic: what to do with a program whose structure depends on a sample, or that cannot be captured for
-        another reason: ``"error"`` raises, ``"eager"`` runs it by eager Pyro and warns once.
+        specialization to Inductor once it has been called a thousand times; or one of :func:`sgc.compile`'s
+        backends, from the first call on.
+    :param rng: ``"torch"`` (default) draws the random numbers that Pyro would draw, on every backend; ``"fast"``
+        leaves the choice to Inductor.
+    :param dynamic: what becomes of a program that cannot be captured, because its structure depends on a sample,
+        say: ``"error"`` (default) raises, ``"eager"`` runs it by eager Pyro and warns once.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
 
     ``ignore_jit_warnings``, ``jit_options``, ``strict_enumeration_warning`` and ``tail_adaptive_beta`` are accepted
-    for compatibility and have no effect, as in Pyro's own class.
+    and have no effect, as in Pyro's own class.
     """
 
     def __init__(
@@ -90,16 +77,14 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         self.backend = backend
         self.rng = rng
         self.dynamic = dynamic
-        self._programs: list[CompiledELBO] = []
+        self._compiled: list[CompiledELBO] = []
         self._forgotten = 0
-        self._options()  # checks them now, not at the first call
-
-    # -- Pyro's methods
+        self._settings()  # refuses wrong options now, not at the first call
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """An estimate of minus the ELBO, without gradients; baselines are left as they are.
+        """An estimate of minus the ELBO, without gradients; the averages of baselines stay as they are.
 
-        :raises sgc.errors.SgcError: if the program cannot be compiled, and whatever Pyro raises for it.
+        :raises sgc.errors.SgcError: if the program cannot be compiled; and whatever Pyro raises for it.
         """
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
@@ -107,7 +92,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """An estimate of minus the ELBO; the surrogate's gradient is added to the ``.grad`` of the parameters.
 
-        :raises sgc.errors.SgcError: if the program cannot be compiled, and whatever Pyro raises for it.
+        :raises sgc.errors.SgcError: if the program cannot be compiled; and whatever Pyro raises for it.
         """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         torch_backward(loss, retain_graph=self.retain_graph)
@@ -118,164 +103,67 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
     ) -> Tensor:
         """A 0-d tensor whose value is an estimate of minus the ELBO and whose gradient is the surrogate's.
 
-        :raises sgc.errors.SgcError: if the program cannot be compiled, and whatever Pyro raises for it.
+        :raises sgc.errors.SgcError: if the program cannot be compiled; and whatever Pyro raises for it.
         """
-        return self.program(model, guide)(*args, **kwargs)
+        return self.compiled(model, guide)(*args, **kwargs)
 
-    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> CompiledELBO:
-        """A torch module that computes minus the ELBO, with the surrogate's gradient, from the model's arguments.
+    def __call__(  # type: ignore[override]
+        self, model: Callable[..., Any], guide: Callable[..., Any]
+    ) -> CompiledELBO:
+        """A torch module that maps the model's arguments to minus the ELBO, with the surrogate's gradient.
 
-        It shows the parameters of model and guide, those in Pyro's store too, once it has been called or
+        It shows the parameters of model and guide, those in Pyro's store too, once it has been called or its
         ``initialize(*args)`` has been.
         """
-        return CompiledELBO(self, model, guide, self._options())
+        return CompiledELBO(model, guide, self._settings())
 
-    # -- the programs
-
-    def program(self, model: Callable[..., Any], guide: Callable[..., Any]) -> CompiledELBO:
-        """The compiled loss of this model and guide: its ``graph``, ``code``, ``guards()``, ``verify(*args)``."""
-        options = self._options()
-        for position in range(len(self._programs) - 1, -1, -1):
-            candidate = self._programs[position]
-            if candidate.is_of(model, guide, options):
-                if position != len(self._programs) - 1:
-                    self._programs.append(self._programs.pop(position))
+    def compiled(self, model: Callable[..., Any], guide: Callable[..., Any]) -> CompiledELBO:
+        """What runs for this model and guide, a :class:`sgc.LossModule`: its ``graph``, ``code``, ``verify(*args)``."""
+        settings = self._settings()
+        for position in range(len(self._compiled) - 1, -1, -1):
+            candidate = self._compiled[position]
+            if candidate.is_of(model, guide, settings):
+                if position != len(self._compiled) - 1:
+                    self._compiled.append(self._compiled.pop(position))
                 return candidate
-        made = CompiledELBO(self, model, guide, options)
-        self._programs.append(made)
-        if len(self._programs) > _PROGRAMS:
-            del self._programs[0]
+        made = CompiledELBO(model, guide, settings)
+        self._compiled.append(made)
+        if len(self._compiled) > _KEPT:
+            del self._compiled[0]
             self._forgotten += 1
-            if self._forgotten == 2 * _PROGRAMS:
-                warnings.warn(
-                    f"this {type(self).__name__} was given {_PROGRAMS + self._forgotten} pairs of model and guide and "
-                    f"keeps {_PROGRAMS} compiled. Define model and guide once, outside of the training loop, or take an "
-                    "ELBO for each.",
-                    RespecializationWarning,
-                    stacklevel=4,
-                )
+            if self._forgotten == 2 * _KEPT:
+                self._warn_of_many()
         return made
 
-    def _options(self) -> Options:
+    def _settings(self) -> Settings:
         nesting = self.max_plate_nesting
         if self.vectorize_particles and self.num_particles > 1:
             nesting -= 1  # Pyro has counted the plate of the particles
-        return Options(
+        options = Options(
             num_particles=self.num_particles,
             vectorize_particles=self.vectorize_particles,
             max_plate_nesting=nesting,
-            backend=self.backend or "eager",
+            backend="eager" if self.backend is None else self.backend,
             rng=self.rng,
+        )
+        return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
+
+    def _warn_of_many(self) -> None:
+        warnings.warn(
+            f"this {type(self).__name__} was given {_KEPT + self._forgotten} pairs of model and guide, and keeps "
+            f"{_KEPT} compiled. Define model and guide once, outside of the training loop, or take an ELBO for each.",
+            RespecializationWarning,
+            stacklevel=5,
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or pickle starts with nothing compiled."""
-        return {**self.__dict__, "_programs": []}
-
-    def _eager(
-        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        """Eager Pyro's loss, for a program that cannot be compiled."""
-        with poutine.block(hide_fn=_is_average):
-            elbo, surrogate = super()._loss_and_surrogate_loss(model, guide, args, kwargs)
-        loss = -torch.as_tensor(elbo).detach()
-        warn_if_nan(loss, "loss")
-        if isinstance(surrogate, Tensor) and surrogate.requires_grad:
-            return _Value.apply(surrogate, loss)
-        return loss
+        """A copy or a pickle has nothing compiled."""
+        return {**self.__dict__, "_compiled": []}
 
 
 class JitTraceGraph_ELBO(TraceGraph_ELBO):
-    """:class:`TraceGraph_ELBO` under the name of Pyro's compiled variant, without that one's restrictions.
+    """:class:`TraceGraph_ELBO` under the name of Pyro's compiled variant, without the latter's restrictions.
 
-    Keyword arguments, arguments that are no tensors, changes of shape and closed-over modules are all fine. No
-    TorchScript is involved unless ``backend="torchscript"`` asks for it; ``jit_options`` has nothing to act on.
+    Keyword arguments, arguments that are no tensors, changes of shape and closed-over modules are all fine.
+    TorchScript is used only with ``backend="torchscript"``; ``jit_options`` has nothing to act on.
     """
-
-
-class CompiledELBO(LossModule):
-    """The :class:`sgc.LossModule` behind an ELBO class: it tells effect handlers the parameters, and changes tiers."""
-
-    def __init__(
-        self, elbo: TraceGraph_ELBO, model: Callable[..., Any], guide: Callable[..., Any], options: Options
-    ) -> None:
-        super().__init__(model, guide, options)
-        self._elbo = elbo
-        self._tiered = elbo.backend is None
-        self._dynamic = False
-
-    def is_of(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> bool:
-        """Whether this is the compiled loss of these very callables."""
-        own_model, own_guide = self._program
-        return _same(own_model, model) and _same(own_guide, guide) and self.options == options
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the ELBO, a 0-d tensor; its ``backward()`` gives the surrogate's gradient.
-
-        :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
-        """
-        if not self._dynamic:
-            try:
-                return self._compiled(*args, **kwargs)
-            except (DataDependenceError, CaptureError) as error:
-                if self._elbo.dynamic != "eager":
-                    raise
-                self._dynamic = True
-                warnings.warn(f"this program is run by eager Pyro: {error}", UserWarning, stacklevel=4)
-        return self._elbo._eager(*self._program, args, kwargs)
-
-    def _compiled(self, *args: Any, **kwargs: Any) -> Tensor:
-        with _unobserved():
-            try:
-                loss = super().forward(*args, **kwargs)
-            except BackendError as error:
-                if not self._tiered or self._latest().options.backend == "eager":
-                    raise
-                warnings.warn(f"this program stays on the eager backend: {error}", UserWarning, stacklevel=5)
-                self._tiered = False
-                for made in self.specializations:
-                    made.use_backend("eager")
-                loss = super().forward(*args, **kwargs)
-        latest = self._latest()
-        if self._tiered and latest.hits == _PATIENCE:
-            latest.use_backend("inductor")
-        if runtime.am_i_wrapped():
-            with torch.no_grad():
-                for name in latest.params:
-                    pyro.param(name)
-        return loss
-
-
-@contextmanager
-def _unobserved() -> Iterator[None]:
-    """Hide from outer traces what happens while a program is rehearsed and captured; other handlers act on it."""
-    stack = runtime._PYRO_STACK
-    kept = list(stack)
-    stack[:] = [handler for handler in kept if not isinstance(handler, TraceMessenger)]
-    try:
-        yield
-    finally:
-        stack[:] = kept
-
-
-def _is_average(message: Any) -> bool:
-    return message["type"] == "param" and message["name"].startswith(BASELINE_PREFIX)
-
-
-def _same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two callables are one. ``obj.method`` is a new object each time it is written."""
-    if isinstance(one, types.MethodType) and isinstance(other, types.MethodType):
-        return one.__self__ is other.__self__ and one.__func__ is other.__func__
-    return one is other
-
-
-class _Value(torch.autograd.Function):
-    """The gradient of one scalar, the value of another (a difference of the two would be NaN where one is infinite)."""
-
-    @staticmethod
-    def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return gradient, None

@@ -200,12 +200,14 @@ class LossModule(nn.Module):
     def _undone_on_error(self) -> Iterator[None]:
         """A call that fails leaves the param store and the random state as they were."""
         state, store = random_state(), pyro.get_param_store()
-        known = set(store._params)
+        parts: tuple[dict[Any, Any], ...] = (store._params, store._param_to_name, store._constraints)
+        before = [dict(part) for part in parts]
         try:
             yield
         except BaseException:
-            for name in [name for name in store._params if name not in known]:
-                del store[name]
+            for part, entries in zip(parts, before, strict=True):
+                part.clear()
+                part.update(entries)
             restore_random_state(state)
             raise
 

@@ -145,7 +145,8 @@ def _ours(
         by_position = dict(zip(runnable.gradient_of, gradients, strict=True))
         return loss, [by_position.get(i) for i in wanted]
     with torch.enable_grad():
-        loss, surrogate = found.emitted.module(*everything)
+        runs = [found.emitted.module(*everything) for _ in range(found.repeats)]
+        loss, surrogate = (torch.stack(parts).mean() for parts in zip(*runs, strict=True))
         leaves = [tensors[i] for i in wanted]
         if not surrogate.requires_grad:
             return loss, [None] * len(wanted)

@@ -91,6 +91,11 @@ class Specialization:
         found.calls += 1
         return found
 
+    @property
+    def repeats(self) -> int:
+        """How often the emitted module runs in one call: once, unless there are many particles."""
+        return _particles(self.options)[2]
+
     def calls(self, *, with_gradient: bool) -> int:
         """How often it has run on its present backend, for training or for the loss alone."""
         return self._compiled[with_gradient].calls if with_gradient in self._compiled else 0
@@ -111,17 +116,43 @@ class Specialization:
                 wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
                 differentiated: Differentiated = differentiate(self.emitted.module, tensors, wanted)
             else:
-                emitted = emit_surrogate(self.graph, *_repetition(self.options), loss_only=True)
+                emitted = emit_surrogate(self.graph, *_particles(self.options)[:2], loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
             runner = build(differentiated.module, tensors, self.backend(with_gradient=with_gradient), self.options.rng)
         finally:
             restore_random_state(state)
+        if self.repeats > 1:
+            runner = _Repeated(runner, self.repeats)
         return Compiled(runner, differentiated.gradient_of, differentiated.module)
 
 
-def _repetition(options: Options) -> tuple[int, int]:
-    """The number of runs and of particles: particles run one after another, or all in one vectorised run."""
-    return (1 if options.vectorize_particles else options.num_particles), options.num_particles
+class _Repeated:
+    """The mean of several runs of a callable that returns a list of tensors, one run after another."""
+
+    def __init__(self, run: Runner, times: int) -> None:
+        self._run = run
+        self._times = times
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        total = [result.clone() for result in self._run(*tensors)]
+        for _ in range(self._times - 1):
+            torch._foreach_add_(total, list(self._run(*tensors)))
+        torch._foreach_div_(total, self._times)
+        return total
+
+
+def _particles(options: Options) -> tuple[int, int, int]:
+    """Runs in the emitted module, the particles that their sum is divided by, and how often the module is called.
+
+    Particles run one after another, or all in one vectorised run. A few are unrolled, which fuses; many are not.
+    """
+    count = options.num_particles
+    if options.vectorize_particles:
+        return 1, count, 1
+    return (count, count, 1) if count <= _UNROLLED else (1, 1, count)
+
+
+_UNROLLED = 4
 
 
 def _average(node: BaselineNode) -> tuple[str, Tensor]:
@@ -163,7 +194,7 @@ def specialize(
     graph = run_passes(build_graph(program))
     if rehearsal.failure is not None:
         raise rehearsal.failure
-    emitted = emit_surrogate(graph, *_repetition(options))
+    emitted = emit_surrogate(graph, *_particles(options)[:2])
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (
         ArgumentGuard(call, argument_names(call.args, call.kwargs)),

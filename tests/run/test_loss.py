@@ -335,6 +335,25 @@ def test_particles_average() -> None:
         assert elbo.loss_and_grads(model, guide, X) == pytest.approx(ours, rel=1e-6)
 
 
+def test_many_particles_are_not_unrolled() -> None:
+    """The emitted module holds one run; loss, gradients and averages are those of all particles in turn."""
+    model, guide = local_switches({"baseline": {"use_decaying_avg_baseline": True}})
+    module = sgc.compile(model, guide, backend="eager", num_particles=30).initialize(X)
+    few = sgc.compile(model, guide, backend="eager", num_particles=1).initialize(X)
+    assert len(module.module.graph.nodes) == len(few.module.graph.nodes)
+    report = module.verify(X)
+    assert report.ok, str(report)
+    pyro.set_rng_seed(4)
+    ours = module(X).item()
+    average = next(module.baselines.buffers()).clone()
+    pyro.clear_param_store()
+    few.initialize(X)
+    elbo = pyro.infer.TraceGraph_ELBO(num_particles=30)
+    pyro.set_rng_seed(4)
+    assert elbo.loss_and_grads(model, guide, X) == pytest.approx(ours, rel=1e-5)
+    assert torch.allclose(pyro.param("__baseline_avg_downstream_cost_z").detach(), average, rtol=1e-5)
+
+
 def test_ragged_batches_keep_an_average_each() -> None:
     infer = {"baseline": {"use_decaying_avg_baseline": True}}
     module = sgc.compile(*local_switches(infer), backend="eager")

@@ -1,0 +1,130 @@
+"""The loss module behind the ELBO classes: tiers, a fall-back to eager Pyro, and parameters that ``SVI`` can see."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import runtime
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from sgc.capturing.rehearsal import BASELINE_PREFIX, pyro_elbo
+from sgc.config import Options
+from sgc.errors import BackendError, CaptureError, DataDependenceError, StandInWarning
+from sgc.run.loss import LossModule
+
+Dynamic = Literal["error", "eager"]
+
+PATIENCE = 1000
+"""How many eager calls of one specialization precede its compilation by Inductor, in the tiered mode."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an ELBO class asks of its loss modules.
+
+    ``tiered`` starts each specialization eagerly and compiles it by Inductor after :data:`PATIENCE` calls;
+    ``dynamic`` says what becomes of a program that cannot be captured.
+    """
+
+    options: Options
+    tiered: bool
+    dynamic: Dynamic
+
+
+class CompiledELBO(LossModule):
+    """A :class:`sgc.LossModule` that stands in for a Pyro ELBO of one model and guide."""
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> None:
+        super().__init__(model, guide, settings.options)
+        self._settings = settings
+        self._eager_only = False
+        self._inductor_works = True
+        self._pyro = pyro_elbo(settings.options)
+
+    def is_of(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> bool:
+        """Whether this is the loss of these very callables, made with these settings."""
+        own_model, own_guide = self._program
+        return _same(own_model, model) and _same(own_guide, guide) and self._settings == settings
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the ELBO, a 0-d tensor; its ``backward()`` gives the surrogate's gradient.
+
+        :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
+        """
+        if not self._eager_only:
+            try:
+                return self._run(args, kwargs)
+            except (DataDependenceError, CaptureError) as error:
+                if self._settings.dynamic != "eager":
+                    raise
+                self._eager_only = True
+                self._warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}")
+        return self._eager(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        try:
+            loss = super().forward(*args, **kwargs)
+        except BackendError as error:
+            if not self._settings.tiered:
+                raise
+            self._inductor_works = False
+            self._warn(f"this program stays on the eager backend: {error}")
+            for made in self.specializations:
+                for with_gradient in (True, False):
+                    made.use_backend("eager", with_gradient=with_gradient)
+            loss = super().forward(*args, **kwargs)
+        latest = self._latest()
+        with_gradient = torch.is_grad_enabled()
+        if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) == PATIENCE:
+            if latest.backend(with_gradient=with_gradient) == "eager":
+                latest.use_backend("inductor", with_gradient=with_gradient)
+        if runtime.am_i_wrapped():
+            # SVI finds the parameters to optimise by a trace of its own.
+            with torch.no_grad():
+                for name in latest.params:
+                    pyro.param(name)
+        return loss
+
+    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Eager Pyro's loss, with the gradient of its surrogate."""
+        with poutine.block(hide_fn=_is_average):
+            elbo, surrogate = self._pyro._loss_and_surrogate_loss(*self._program, args, kwargs)
+        loss = -torch.as_tensor(elbo).detach()
+        warn_if_nan(loss, "loss")
+        if isinstance(surrogate, Tensor) and surrogate.requires_grad:
+            return _Value.apply(surrogate, loss)
+        return loss
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, StandInWarning, stacklevel=2)
+
+
+def _is_average(message: Any) -> bool:
+    return message["type"] == "param" and message["name"].startswith(BASELINE_PREFIX)
+
+
+def _same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two callables are one. ``obj.method`` is a new object each time it is written."""
+    if isinstance(one, types.MethodType) and isinstance(other, types.MethodType):
+        return one.__self__ is other.__self__ and one.__func__ is other.__func__
+    return one is other
+
+
+class _Value(torch.autograd.Function):
+    """The gradient of one scalar, the value of another (a difference of the two would be NaN where one is infinite)."""
+
+    @staticmethod
+    def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient, None
