@@ -13,6 +13,7 @@ import torch._inductor.config as inductor_config
 from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
+from sgc.emit.ordering import RandomOrder
 from sgc.emit.samplers import lower_samplers
 from sgc.errors import BackendError
 
@@ -42,6 +43,8 @@ def _inductor(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runner:
         module = lower_samplers(module)
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
+    if rng == "torch":
+        options |= {"reorder_for_locality": False, "post_grad_custom_post_pass": RandomOrder()}
     try:
         with torch.no_grad(), inductor_config.patch(options):
             # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one

@@ -1,0 +1,28 @@
+"""Keeps random operators in their order under Inductor, which knows no reason not to reorder them.
+
+With ``rng="torch"`` a compiled program must draw the numbers that the eager one draws. Inductor's scheduler orders
+operators by their data alone; a pass of ours, run after all of its own, makes each random operator wait for the one
+before. Torch has no public call for such a wait; what Inductor uses itself to order communication is used here.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
+from torch.utils._ordered_set import OrderedSet
+
+from sgc.graph.effects import is_random
+
+
+class RandomOrder(CustomGraphPass):
+    """Makes each random operator of a graph depend on the random operator before it."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        draws = [node for node in graph.nodes if node.op == "call_function" and is_random(node)]
+        waits = {later: OrderedSet([earlier]) for earlier, later in zip(draws, draws[1:], strict=False)}
+        preserve_node_ordering(graph, waits)
+
+    def uuid(self) -> str:
+        """Part of the key of Inductor's cache."""
+        return "sgc.emit.ordering 1"
