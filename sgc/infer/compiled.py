@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from sgc.capturing.rehearsal import BASELINE_PREFIX, pyro_elbo
+from sgc.capturing.source import warn
 from sgc.config import Options
 from sgc.errors import BackendError, CaptureError, DataDependenceError, StandInWarning
 from sgc.run.loss import LossModule
@@ -66,7 +66,7 @@ class CompiledELBO(LossModule):
                 if self._settings.dynamic != "eager":
                     raise
                 self._eager_only = True
-                self._warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}")
+                warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}", StandInWarning)
         return self._eager(args, kwargs)
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -76,7 +76,7 @@ class CompiledELBO(LossModule):
             if not self._settings.tiered:
                 raise
             self._inductor_works = False
-            self._warn(f"this program stays on the eager backend: {error}")
+            warn(f"this program stays on the eager backend: {error}", StandInWarning)
             for made in self.specializations:
                 for with_gradient in (True, False):
                     made.use_backend("eager", with_gradient=with_gradient)
@@ -102,9 +102,6 @@ class CompiledELBO(LossModule):
         if isinstance(surrogate, Tensor) and surrogate.requires_grad:
             return _Value.apply(surrogate, loss)
         return loss
-
-    def _warn(self, text: str) -> None:
-        warnings.warn(text, StandInWarning, stacklevel=2)
 
 
 def _is_average(message: Any) -> bool:

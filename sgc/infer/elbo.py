@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -12,6 +11,7 @@ import torch
 from pyro.infer.util import torch_backward, torch_item
 from torch import Tensor
 
+from sgc.capturing.source import warn
 from sgc.config import Backend, Options, Rng
 from sgc.errors import ArgumentError, RespecializationWarning
 from sgc.infer.compiled import CompiledELBO, Dynamic, Settings
@@ -149,11 +149,10 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
 
     def _warn_of_many(self) -> None:
-        warnings.warn(
+        warn(
             f"this {type(self).__name__} was given {_KEPT + self._forgotten} pairs of model and guide, and keeps "
             f"{_KEPT} compiled. Define model and guide once, outside of the training loop, or take an ELBO for each.",
             RespecializationWarning,
-            stacklevel=5,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from sgc.graph.program import Input
 from sgc.passes.pipeline import run_passes
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, ModeGuard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
+from sgc.run.sources import forget_with, known_sources
 
 
 @dataclass
@@ -110,7 +111,7 @@ class Specialization:
         self._compiled.pop(with_gradient, None)
 
     def _build(self, tensors: list[Tensor], with_gradient: bool) -> Compiled:
-        state = random_state()
+        state, known = random_state(), known_sources()
         try:
             if with_gradient:
                 wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
@@ -121,6 +122,7 @@ class Specialization:
             runner = build(differentiated.module, tensors, self.backend(with_gradient=with_gradient), self.options.rng)
         finally:
             restore_random_state(state)
+            forget_with(self, known)
         if self.repeats > 1:
             runner = _Repeated(runner, self.repeats)
         return Compiled(runner, differentiated.gradient_of, differentiated.module)
@@ -180,6 +182,7 @@ def specialize(
     model: Callable[..., Any], guide: Callable[..., Any], call: Call, options: Options, rehearsal: Rehearsal
 ) -> Specialization:
     """Compile model and guide for calls like this one."""
+    known = known_sources()
     surroundings = EnvironmentGuard(model, guide, call)
     captured = capture_program(model, guide, call.args, call.kwargs, options, rehearsal)
     changed = surroundings.miss(call)
@@ -204,7 +207,7 @@ def specialize(
         surroundings,
         ValuesGuard(program.value_guards, program.inputs),
     )
-    return Specialization(
+    made = Specialization(
         graph,
         emitted,
         program.inputs,
@@ -215,3 +218,5 @@ def specialize(
         rehearsal.max_plate_nesting,
         rehearsal.params,
     )
+    forget_with(made, known)
+    return made

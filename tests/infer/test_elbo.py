@@ -180,6 +180,7 @@ def test_copies_and_pickles_start_afresh() -> None:
         assert not other._compiled
 
 
+@pytest.mark.filterwarnings("ignore::sgc.errors.SideEffectWarning")
 def test_particles_run_one_after_another_cost_one_capture() -> None:
     runs = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import linecache
 import warnings
 import weakref
 
@@ -15,6 +16,7 @@ import torch
 import sgc.infer
 from sgc.errors import RespecializationWarning
 from sgc.infer import elbo as module_under_test
+from sgc.run import sources
 
 
 def closure(shift: float) -> tuple[object, object]:
@@ -77,3 +79,18 @@ def test_steps_do_not_grow_the_heap() -> None:
         elbo.loss_and_grads(*program)
     gc.collect()
     assert len(gc.get_objects()) - before < 100
+
+
+def test_generated_sources_go_with_their_program() -> None:
+    elbo = sgc.infer.TraceGraph_ELBO()
+    gc.collect()
+    before = sources.known_sources()
+    elbo.loss_and_grads(*closure(1.0))
+    elbo.loss(*closure(2.0))
+    new = sources.known_sources() - before
+    assert len(new) >= 4
+    linecache.checkcache()
+    del elbo
+    gc.collect()
+    assert not sources.known_sources() & new
+    assert not new & set(linecache.cache)
