@@ -7,6 +7,8 @@ before. Torch has no public call for such a wait; what Inductor uses itself to o
 
 from __future__ import annotations
 
+import itertools
+
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
@@ -20,7 +22,7 @@ class RandomOrder(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         draws = [node for node in graph.nodes if node.op == "call_function" and is_random(node)]
-        waits = {later: OrderedSet([earlier]) for earlier, later in zip(draws, draws[1:], strict=False)}
+        waits = {later: OrderedSet([earlier]) for earlier, later in itertools.pairwise(draws)}
         preserve_node_ordering(graph, waits)
 
     def uuid(self) -> str:
