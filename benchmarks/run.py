@@ -1,7 +1,7 @@
 """Times loss and gradients of every workload in every system, and writes the table.
 
     python -m benchmarks                       # all; writes benchmarks/RESULTS.md
-    python -m benchmarks --workload vae --output /tmp/results.md
+    python -m benchmarks --workload vae --output results.md
 
 Each system runs in a process of its own, so that none shares Pyro's parameter store, thread pool or compiled code with
 another. The processes take turns: every round lets each take as many steps as fill a fixed time, alone. The median over
