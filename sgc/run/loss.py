@@ -64,6 +64,7 @@ class LossModule(nn.Module):
         self._specializations: list[Specialization] = []
         self._misses: list[str] = []
         self._unchecked: Tensor | None = None
+        self._nan_explained = False
 
     # -- what a user sees
 
@@ -85,7 +86,7 @@ class LossModule(nn.Module):
         else:
             compiled = found.compiled(tensors, with_gradient=False)
             loss = compiled.run(*tensors)[0]
-        self._warn_if_nan(loss)
+        self._warn_if_nan(loss, call)
         return loss
 
     def initialize(self, *args: Any, **kwargs: Any) -> LossModule:
@@ -244,15 +245,26 @@ class LossModule(nn.Module):
 
     # -- NaN
 
-    def _warn_if_nan(self, loss: Tensor) -> None:
+    def _warn_if_nan(self, loss: Tensor, call: Call) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.device.type == "cpu":
-            if math.isnan(loss.detach()):
-                warn_if_nan(loss.detach(), "loss")
+            suspect: Tensor | None = loss.detach()
+        else:
+            suspect, self._unchecked = self._unchecked, loss.detach()
+        if suspect is None or not math.isnan(suspect):
             return
-        previous, self._unchecked = self._unchecked, loss.detach()
-        if previous is not None and previous.isnan():
-            warn_if_nan(previous, "loss")
+        warn_if_nan(suspect, "loss")
+        if not self._nan_explained:
+            # Pyro checks values and parameters at every call, a compiled program at its capture only. A run of
+            # Pyro says now what it would have said: which site is NaN, or which value is invalid.
+            self._nan_explained = True
+            state = random_state()
+            try:
+                with self._undone_on_error(), unobserved():
+                    self._rehearse(call)
+            except ValueError as error:
+                warn(f"Pyro says of the NaN: {error}", UserWarning)
+            restore_random_state(state)
 
 
 def _network_name(module: nn.Module) -> str:

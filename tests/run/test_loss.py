@@ -254,6 +254,20 @@ def test_nan_warns_as_pyro_does() -> None:
         module(torch.full((3,), float("nan")))
 
 
+def test_nan_is_explained_by_pyro_once() -> None:
+    module = sgc.compile(*local_switches(), backend="eager").initialize(X)
+    with torch.no_grad():
+        pyro.get_param_store()._params["loc_loc"].fill_(float("nan"))
+    with pytest.warns(UserWarning) as caught:
+        assert torch.isnan(module(X))
+    texts = [str(warning.message) for warning in caught]
+    assert any("Encountered NaN: loss" in text for text in texts)
+    assert any("Pyro says of the NaN" in text and "parameter loc" in text for text in texts)
+    with pytest.warns(UserWarning) as caught:
+        module(X)
+    assert [str(warning.message) for warning in caught] == ["Encountered NaN: loss"]
+
+
 def test_random_state_is_that_of_one_evaluation() -> None:
     model, guide = local_switches()
     pyro.infer.TraceGraph_ELBO().loss(model, guide, X)  # parameters exist
