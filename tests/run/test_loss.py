@@ -190,17 +190,15 @@ def test_state_dict_round_trip() -> None:
         optimizer.step()
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
+    pyro.set_rng_seed(3)
+    expected = module(X).item()
     file.seek(0)
     pyro.clear_param_store()
     other = sgc.compile(Model(), Guide(), backend="eager").initialize(X)
     other.load_state_dict(torch.load(file))
     assert {"model.norm.running_mean", "baselines.z", "guide.logit_unconstrained"} <= set(other.state_dict())
     pyro.set_rng_seed(3)
-    resumed = other(X).item()
-    for name, tensor in module.state_dict().items():
-        assert name in other.state_dict(), name
-        assert tensor.shape == other.state_dict()[name].shape
-    assert torch.isfinite(torch.tensor(resumed))
+    assert other(X).item() == expected
 
 
 def test_batch_norm_and_averages_move_as_in_pyro() -> None:
