@@ -16,7 +16,7 @@ from sgc.capturing.parameters import ArgumentOwner, FixedOwner, Owner, Ownership
 from sgc.capturing.recording import Recording, samples
 from sgc.capturing.rehearsal import Rehearsal
 from sgc.errors import CaptureError
-from sgc.graph.effects import ancestors, dependencies, is_effect
+from sgc.graph.effects import drop_dead
 from sgc.graph.program import Baseline, Density, Input, InputKind, Plate, Program, Site, SiteKind, ValueGuard
 
 
@@ -49,7 +49,7 @@ def declare(
     nodes = set(graph.nodes)
     reads = [read for read in recording.reads if nodes.issuperset(read.sources)]
     guarded = {node for read in reads for node in read.sources}
-    _drop_dead(graph, keep=guarded)
+    drop_dead(graph, keep=guarded)
     inputs, owners, lifted = _lift(module, positions, rehearsal, args, kwargs, guarded)
     slots = {key: lifted.get(node, node) for key, node in slots.items()}
     output = next(node for node in graph.nodes if node.op == "output")
@@ -93,14 +93,6 @@ def _normalise(graph: fx.Graph) -> None:
                 node.target = torch.ops.aten.detach.default
         if "val" in node.meta:
             node.meta["val"] = tracer.unwrapped(node.meta["val"])
-
-
-def _drop_dead(graph: fx.Graph, keep: set[fx.Node]) -> None:
-    """Remove what nothing uses and has no effect."""
-    live = ancestors((node for node in graph.nodes if is_effect(node) or node in keep), dependencies(graph))
-    for node in reversed(list(graph.nodes)):
-        if node not in live:
-            graph.erase_node(node)
 
 
 def _lift(

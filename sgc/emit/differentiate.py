@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sgc.graph.effects import ancestors, dependencies, is_effect, written_arguments
+from sgc.graph.effects import drop_dead, storages, written_arguments
 
 
 @dataclass(frozen=True)
@@ -69,26 +69,17 @@ def _tidy(module: fx.GraphModule) -> None:
     """Remove what has become idle: aliases, copies of literals that nobody writes into, dead nodes."""
     graph = module.graph
     written = {
-        storage for node in graph.nodes for argument in written_arguments(node) for storage in _storages(argument)
+        storage for node in graph.nodes for argument in written_arguments(node) for storage in storages(argument)
     }
     idle = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default)
     for node in list(graph.nodes):
-        if node.target in idle and not any(storage in written for storage in _storages(node)):
+        if node.target in idle and not any(storage in written for storage in storages(node)):
             origin = node.args[0]
             if node.target is torch.ops.aten.lift_fresh_copy.default or not any(
-                storage in written for storage in _storages(origin)
+                storage in written for storage in storages(origin)
             ):
                 node.replace_all_uses_with(origin)
                 graph.erase_node(node)
-    live = ancestors((node for node in graph.nodes if is_effect(node)), dependencies(graph))
-    for node in reversed(list(graph.nodes)):
-        if node not in live:
-            graph.erase_node(node)
+    drop_dead(graph)
     graph.lint()
     module.recompile()
-
-
-def _storages(node: fx.Node) -> set[int]:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return {v.untyped_storage()._cdata for v in values if isinstance(v, Tensor) and v.layout is torch.strided}

@@ -42,10 +42,10 @@ def is_effect(node: fx.Node) -> bool:
     return is_random(node) or bool(written_arguments(node))
 
 
-def _storages(node: fx.Node) -> Iterable[int]:
-    for value in tree_leaves(node.meta.get("val")):
-        if isinstance(value, Tensor) and value.layout is torch.strided:
-            yield value.untyped_storage()._cdata
+def storages(node: fx.Node) -> set[int]:
+    """The storages of the tensors that a node's value holds; nodes that share one may write into one another."""
+    values = (value for value in tree_leaves(node.meta.get("val")) if isinstance(value, Tensor))
+    return {value.untyped_storage()._cdata for value in values if value.layout is torch.strided}
 
 
 def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
@@ -55,11 +55,11 @@ def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     for node in graph.nodes:
         direct = dict.fromkeys(node.all_input_nodes)
         for argument in list(direct):
-            for storage in _storages(argument):
+            for storage in storages(argument):
                 direct.update(dict.fromkeys(writers.get(storage, ())))
         depends[node] = tuple(direct)
         for written in written_arguments(node):
-            for storage in _storages(written):
+            for storage in storages(written):
                 writers.setdefault(storage, []).append(node)
     return depends
 
@@ -74,3 +74,11 @@ def ancestors(targets: Iterable[fx.Node], depends: dict[fx.Node, tuple[fx.Node, 
             seen.add(node)
             stack.extend(depends[node])
     return seen
+
+
+def drop_dead(graph: fx.Graph, keep: Iterable[fx.Node] = ()) -> None:
+    """Remove every node that nothing uses, that has no effect and that is not in ``keep``."""
+    live = ancestors([*(node for node in graph.nodes if is_effect(node)), *keep], dependencies(graph))
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)

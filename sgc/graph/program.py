@@ -8,7 +8,7 @@ fx graph by the names of its nodes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -143,7 +143,6 @@ class Program:
     model_order: tuple[str, ...]
     guide_order: tuple[str, ...]
     value_guards: tuple[ValueGuard, ...] = ()
-    mutated: frozenset[str] = field(default_factory=frozenset)
 
     def node(self, name: str) -> fx.Node:
         """The fx node of that name."""

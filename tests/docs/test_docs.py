@@ -11,9 +11,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyro
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -40,14 +38,8 @@ def setup_commands(page: Path) -> list[str]:
 
 
 @pytest.fixture
-def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    dtype = torch.get_default_dtype()
-    yield
-    torch.set_default_dtype(dtype)
-    pyro.clear_param_store()
 
 
 @pytest.mark.usefixtures("_fresh")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import sgc
 from tests.reference.zoo import Case
+from tests.reference.zoo.leaves import leaves_of
 
 AVERAGE = "__baseline_avg_downstream_cost_"
 
@@ -55,7 +56,7 @@ class Program:
         self.max_plate_nesting = elbo.max_plate_nesting
         stored = [t for name, t in pyro.get_param_store()._params.items() if not name.startswith(AVERAGE)]
         ignored = {id(average) for average in averages}
-        self.leaves = list({id(t): t for t in [*_leaves(surrogate), *stored] if id(t) not in ignored}.values())
+        self.leaves = list({id(t): t for t in [*leaves_of(surrogate), *stored] if id(t) not in ignored}.values())
         for part in (self.case.model, self.case.guide):
             if isinstance(part, nn.Module):
                 modules.setdefault(id(part), part)
@@ -112,16 +113,3 @@ def _drop_averages() -> None:
     store = pyro.get_param_store()
     for name in [name for name in store._params if name.startswith(AVERAGE)]:
         del store[name]
-
-
-def _leaves(surrogate: Any) -> Iterator[Tensor]:
-    seen: set[Any] = set()
-    stack = [getattr(surrogate, "grad_fn", None)]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack.extend(parent for parent, _ in node.next_functions)

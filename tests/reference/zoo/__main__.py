@@ -17,6 +17,7 @@ import torch
 from pyro.infer import TraceGraph_ELBO
 
 from tests.reference.zoo import ZOO, Entry
+from tests.reference.zoo.leaves import leaves_of
 
 
 class Recorder(TraceGraph_ELBO):
@@ -28,17 +29,7 @@ class Recorder(TraceGraph_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
         loss, surrogate = super()._loss_and_surrogate_loss(model, guide, args, kwargs)
-        seen: set[Any] = set()
-        stack = [getattr(surrogate, "grad_fn", None)]
-        self.leaves = []
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if hasattr(node, "variable"):
-                self.leaves.append(node.variable)
-            stack.extend(parent for parent, _ in node.next_functions)
+        self.leaves = list(leaves_of(surrogate))
         return loss, surrogate
 
 
