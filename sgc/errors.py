@@ -81,6 +81,10 @@ class ArgumentError(SgcError, TypeError):
     """An argument of sgc's own functions is of the wrong kind."""
 
 
+class NanLossError(SgcError, ArithmeticError):
+    """The loss of a training step is NaN; the text gives the step's number and the costs that are not finite."""
+
+
 class RespecializationWarning(UserWarning):
     """The same loss module keeps compiling anew; the text says which guard keeps missing."""
 

@@ -1,4 +1,4 @@
-"""Imports point one way: errors, config <- graph <- {capturing, passes, emit} <- run <- infer <- the package."""
+"""Imports point one way: errors, config <- graph <- {capturing, passes, emit} <- run <- training <- infer <- sgc."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ RANK = {
     "passes": 2,
     "emit": 2,
     "run": 3,
-    "infer": 4,
-    "__init__": 5,
+    "training": 4,
+    "infer": 5,
+    "__init__": 6,
 }
 
 

@@ -43,7 +43,7 @@ def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[in
         found[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
         return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
-    traced = _trace(step, tensors)
+    traced = trace_inference(step, tensors)
     return Differentiated(traced, tuple(found))
 
 
@@ -55,10 +55,11 @@ def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Different
             (loss,) = module(*inputs)
         return [loss]
 
-    return Differentiated(_trace(step, tensors), ())
+    return Differentiated(trace_inference(step, tensors), ())
 
 
-def _trace(step: Any, tensors: list[Tensor]) -> fx.GraphModule:
+def trace_inference(step: Any, tensors: list[Tensor]) -> fx.GraphModule:
+    """Trace a function of tensors that needs no gradient into a graph of aten operators, without idle nodes."""
     examples = [tensor.detach() for tensor in tensors]
     traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     _tidy(traced)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sgc.capturing.rehearsal import BASELINE_PREFIX, pyro_elbo
 from sgc.capturing.source import warn
-from sgc.config import Options
-from sgc.errors import BackendError, CaptureError, DataDependenceError, StandInWarning
+from sgc.config import Backend, Options
+from sgc.errors import BackendError, CaptureError, DataDependenceError, SgcError, StandInWarning
+from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 
 Dynamic = Literal["error", "eager"]
@@ -45,7 +46,6 @@ class CompiledELBO(LossModule):
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> None:
         super().__init__(model, guide, settings.options)
         self._settings = settings
-        self._eager_only = False
         self._inductor_works = True
         self._pyro = pyro_elbo(settings.options)
 
@@ -59,28 +59,19 @@ class CompiledELBO(LossModule):
 
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
         """
-        if not self._eager_only:
+        if not self.eager_only:
             try:
-                return self._run(args, kwargs)
-            except (DataDependenceError, CaptureError) as error:
-                if self._settings.dynamic != "eager":
+                return self.evaluate(Call(args, kwargs))
+            except SgcError as error:
+                if not self.goes_on_after(error):
                     raise
-                self._eager_only = True
-                warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}", StandInWarning)
+        if not self.eager_only:
+            return self.evaluate(Call(args, kwargs))
         return self._eager(args, kwargs)
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        try:
-            loss = super().forward(*args, **kwargs)
-        except BackendError as error:
-            if not self._settings.tiered:
-                raise
-            self._inductor_works = False
-            warn(f"this program stays on the eager backend: {error}", StandInWarning)
-            for made in self.specializations:
-                for with_gradient in (True, False):
-                    made.use_backend("eager", with_gradient=with_gradient)
-            loss = super().forward(*args, **kwargs)
+    def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
+        """What :meth:`forward` returns for a program that can be captured; also moves it to the next tier in time."""
+        loss = super().evaluate(call, backend)
         latest = self._latest()
         with_gradient = torch.is_grad_enabled()
         if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) == PATIENCE:
@@ -92,6 +83,21 @@ class CompiledELBO(LossModule):
                 for name in latest.params:
                     pyro.param(name)
         return loss
+
+    def goes_on_after(self, error: SgcError) -> bool:
+        """By eager Pyro where ``dynamic="eager"``; on the eager backend if Inductor fails in the tiered mode."""
+        if isinstance(error, BackendError) and self._settings.tiered:
+            self._inductor_works = False
+            warn(f"this program stays on the eager backend: {error}", StandInWarning)
+            for made in self.specializations:
+                for with_gradient in (True, False):
+                    made.use_backend("eager", with_gradient=with_gradient)
+            return True
+        if isinstance(error, (DataDependenceError, CaptureError)) and self._settings.dynamic == "eager":
+            self.eager_only = True
+            warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}", StandInWarning)
+            return True
+        return False
 
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Eager Pyro's loss, with the gradient of its surrogate."""

@@ -1,39 +1,203 @@
-"""``SVI`` with sgc's loss as the default."""
+"""``SVI``: Pyro's interface, with the whole step compiled into one call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import pyro.infer
+import torch
 from pyro.infer.elbo import ELBO
 from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
 
+from sgc.errors import ArgumentError, NanLossError, SgcError
+from sgc.infer.compiled import CompiledELBO
 from sgc.infer.elbo import TraceGraph_ELBO
+from sgc.run.guards import Call
+from sgc.training import checkpoint
+from sgc.training.loop import Loop, RunResult, Steps
+from sgc.training.optimizers import Factory, optimizing
+from sgc.training.step import Stepper
 
 
 class SVI(pyro.infer.SVI):
-    """Pyro's ``SVI``, compiled: ``step``, ``evaluate_loss``, optimizers and schedulers are Pyro's own.
+    """Stochastic variational inference as with Pyro's ``SVI``, each step one compiled call.
 
-    Each step runs the compiled loss and gradient, then hands the parameters that the program used to the
-    optimizer, one optimizer state for each; baseline averages are never among them.
+    The call computes the loss, the surrogate's gradient and the optimizer's update, and writes parameters, baseline
+    averages and the optimizer's state in place, in the tensors that Pyro's store, the user's modules and the optimizer
+    hold. The first step runs the optimizer in Python, where it makes its state. Optimizers that cannot be traced (a
+    user's own, ``LBFGS``) go on doing so, after one warning. A step whose loss is NaN changes nothing.
 
     :param model: a callable of Pyro statements.
     :param guide: likewise, with the same arguments.
-    :param optim: a ``pyro.optim.PyroOptim`` or scheduler.
-    :param loss: an ELBO, or a function of ``(model, guide, *args, **kwargs)``; a default
-        :class:`sgc.infer.TraceGraph_ELBO` where omitted.
+    :param optim: a torch optimizer; a callable that makes one from the parameters, such as ``torch.optim.Adam`` itself;
+        or a ``pyro.optim`` optimizer or scheduler. One made by a callable gets every parameter that the loss shows, an
+        instance trains those it was given, Pyro's trains those in Pyro's store.
+    :param loss: an ELBO, or a function of ``(model, guide, *args, **kwargs)``. By default a
+        :class:`sgc.infer.TraceGraph_ELBO` that compiles with Inductor at once; any other ELBO than sgc's own is
+        stepped as by Pyro.
     :param loss_and_grads: as in Pyro, for a ``loss`` that is a function.
-    :raises ValueError: if ``optim`` is no ``PyroOptim``.
+    :raises ValueError: if ``optim`` is none of these.
     """
 
     def __init__(
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        optim: PyroOptim,
+        optim: PyroOptim | Optimizer | Factory,
         loss: ELBO | Callable[..., Any] | None = None,
         loss_and_grads: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, guide, optim, TraceGraph_ELBO() if loss is None else loss, loss_and_grads, **kwargs)
+        loss = TraceGraph_ELBO(backend="inductor", rng="fast") if loss is None else loss
+        compiled = isinstance(loss, TraceGraph_ELBO)
+        # Pyro's class takes its own optimizers only.
+        theirs = optim if isinstance(optim, PyroOptim) or not compiled else PyroOptim(torch.optim.SGD, {})
+        super().__init__(model, guide, theirs, loss, loss_and_grads, **kwargs)
+        self.optim = optim
+        self._elbo = loss if isinstance(loss, TraceGraph_ELBO) else None
+        self._stepper: Stepper | None = None
+        if compiled:
+            self._stepper = Stepper(lambda: self.loss_module, optimizing(optim, lambda: self.loss_module))
+        self._loop: Loop | None = None
+
+    @property
+    def loss_module(self) -> CompiledELBO:
+        """The compiled loss, an ``nn.Module``: its ``graph``, ``parameters()``, ``verify(*args)``.
+
+        :raises sgc.errors.SgcError: if the loss is not one of sgc's.
+        """
+        if self._elbo is None:
+            raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
+        return self._elbo.compiled(self.model, self.guide)
+
+    def initialize(self, *args: Any, **kwargs: Any) -> SVI:
+        """Capture the program for these arguments without taking a step, so that the parameters are there."""
+        self.loss_module.initialize(*args, **kwargs)
+        return self
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """Take one step; the loss (minus the ELBO, in nats) before it. Warns if it is NaN, and changes nothing then.
+
+        :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
+        """
+        if self._stepper is None:
+            return super().step(*args, **kwargs)
+        call = Call(args, kwargs)
+        step = self._stepper.ready(call)
+        if step is None:
+            return self._stepper.eagerly(call).item()
+        loss = step()
+        if step.halted:
+            step.halted.zero_()
+            self.loss_module.warn_if_nan(loss, call)
+        return loss.item()
+
+    def run(
+        self, steps: int | Iterable[Any], *args: Any, epochs: int = 1, progress_bar: bool = False, **kwargs: Any
+    ) -> RunResult:
+        """Take many steps, without a look at the losses in between.
+
+        ``svi.run(10_000, data)`` takes 10,000 steps with the arguments ``(data)``; ``svi.run(loader, epochs=20)`` takes
+        one for each minibatch, whose parts are the arguments (a tuple or list), the keyword arguments (a mapping), or
+        the one argument (anything else); ``args`` and ``kwargs`` follow them.
+
+        Ctrl-C takes effect between two steps, and ``svi.result`` has the losses until then.
+
+        :param steps: how many, or an iterable of minibatches.
+        :param epochs: how often to go through the minibatches.
+        :param progress_bar: draw a bar with the running ELBO; needs tqdm.
+        :return: the losses, a float tensor of one entry a step, and the time taken.
+        :raises sgc.errors.NanLossError: if a loss is NaN; parameters and optimizer are as they were before that step.
+        :raises sgc.errors.SgcError: if the program cannot be compiled.
+        """
+        if isinstance(steps, int):
+            if steps < 0 or epochs != 1:
+                raise ArgumentError("a number of steps must not be negative, and epochs go with minibatches only")
+            self._loop = Loop(self._steps(), steps, progress_bar)
+            self._loop.repeat(Call(args, kwargs), steps)
+            return self._loop.result()
+        if not isinstance(steps, Iterable):
+            raise ArgumentError(f"run takes a number of steps or minibatches, not a {type(steps).__name__}")
+        if epochs > 1 and iter(steps) is steps:
+            raise ArgumentError(
+                "an iterator can be gone through only once",
+                remedy="pass a list or a DataLoader, or epochs=1",
+            )
+        total = len(steps) * epochs if isinstance(steps, Sized) else None
+        self._loop = Loop(self._steps(), total, progress_bar)
+        self._loop.over(_calls(steps, epochs, args, kwargs))
+        return self._loop.result()
+
+    @property
+    def result(self) -> RunResult:
+        """The losses of the latest :meth:`run`, which may have been interrupted.
+
+        :raises sgc.errors.SgcError: if there was none.
+        """
+        if self._loop is None:
+            raise SgcError("there has been no run yet", remedy="call svi.run(steps, *args)")
+        return self._loop.result()
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """An estimate of minus the ELBO, in nats, without gradients; the averages of baselines stay as they are.
+
+        :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
+        """
+        loss: float = super().evaluate_loss(*args, **kwargs)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters, buffers, baseline averages, the optimizer with its schedulers, and the random state.
+
+        ``torch.save`` takes it. A run that goes on from it takes, to the last bit, the steps that it would have taken.
+
+        :raises sgc.errors.SgcError: if no step has been taken, or the loss is not one of sgc's.
+        """
+        return checkpoint.state_dict(self._own_stepper())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put everything back, in the very tensors that Pyro's store and the modules hold.
+
+        In a new process call :meth:`initialize` first, with the arguments of a step.
+
+        :raises sgc.errors.SgcError: if the state is another program's, or nothing has been captured yet.
+        """
+        checkpoint.load_state_dict(self._own_stepper(), dict(state))
+
+    def _steps(self) -> Steps:
+        return self._stepper or _PyroSteps(super().step)
+
+    def _own_stepper(self) -> Stepper:
+        if self._stepper is None:
+            raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
+        return self._stepper
+
+
+class _PyroSteps:
+    """Pyro's own steps, for a loss that is not one of sgc's."""
+
+    def __init__(self, step: Callable[..., float]) -> None:
+        self._step = step
+
+    def ready(self, call: Call) -> None:
+        return None
+
+    def eagerly(self, call: Call) -> Tensor:
+        return torch.tensor(self._step(*call.args, **call.kwargs))
+
+    def nan_error(self, number: int, call: Call) -> NanLossError:
+        return NanLossError(f"the loss of step {number} is NaN")
+
+
+def _calls(batches: Iterable[Any], epochs: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
+    for batch in itertools.chain.from_iterable(itertools.repeat(batches, epochs)):
+        if isinstance(batch, Mapping):
+            yield Call(args, {**batch, **kwargs})
+        elif isinstance(batch, (tuple, list)):
+            yield Call((*batch, *args), kwargs)
+        else:
+            yield Call((batch, *args), kwargs)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import pyro.util
 import torch
-from pyro.util import warn_if_nan
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
@@ -22,7 +22,7 @@ from sgc.capturing.rehearsal import (
     restore_random_state,
 )
 from sgc.capturing.source import warn
-from sgc.config import Options
+from sgc.config import Backend, Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.run.guards import Call
@@ -65,6 +65,7 @@ class LossModule(nn.Module):
         self._misses: list[str] = []
         self._unchecked: Tensor | None = None
         self._nan_explained = False
+        self.eager_only = False
 
     # -- what a user sees
 
@@ -73,21 +74,30 @@ class LossModule(nn.Module):
 
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
         """
-        call = Call(args, kwargs)
-        found = self._lookup(call)
-        tensors = call.tensors
-        found.hits += 1
-        averages = found.averages() if found.emitted.averages else []
+        return self.evaluate(Call(args, kwargs))
+
+    def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
+        """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
+        found, tensors = self.select(call)
         if torch.is_grad_enabled():
-            everything = [*tensors, *averages]
-            compiled = found.compiled(everything, with_gradient=True)
+            compiled = found.compiled(tensors, with_gradient=True, backend=backend)
             wanted = [tensors[i] for i in compiled.gradient_of]
-            loss: Tensor = _Loss.apply(compiled, everything, *wanted)
+            loss: Tensor = _Loss.apply(compiled, tensors, *wanted)
         else:
-            compiled = found.compiled(tensors, with_gradient=False)
-            loss = compiled.run(*tensors)[0]
-        self._warn_if_nan(loss, call)
+            compiled = found.compiled(call.tensors, with_gradient=False, backend=backend)
+            loss = compiled.run(*call.tensors)[0]
+        self.warn_if_nan(loss, call)
         return loss
+
+    def select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+        """The specialization for a call, captured if need be, and the tensors that its emitted module takes."""
+        found = self._lookup(call)
+        found.hits += 1
+        return found, [*call.tensors, *found.averages()] if found.emitted.averages else call.tensors
+
+    def goes_on_after(self, error: SgcError) -> bool:
+        """Whether calls will be answered in another way after an error."""
+        return False
 
     def initialize(self, *args: Any, **kwargs: Any) -> LossModule:
         """Capture for these arguments without taking a step, so that ``parameters()`` is complete."""
@@ -129,6 +139,18 @@ class LossModule(nn.Module):
     def guards(self) -> str:
         """What the latest specialization relies on, in words."""
         return "\n".join(self._latest().describe())
+
+    def refresh(self) -> None:
+        """Show the tensors that Pyro's store holds now; it may have been cleared and filled again by others.
+
+        :raises sgc.errors.SgcError: if the store lacks them.
+        """
+        for candidate in self._specializations:
+            if candidate.tensors.gone():
+                raise SgcError(
+                    "the parameters are gone from Pyro's store", remedy="call initialize(*args), which makes them anew"
+                )
+            self._show_tensors(candidate)
 
     # -- choosing a specialization
 
@@ -245,7 +267,7 @@ class LossModule(nn.Module):
 
     # -- NaN
 
-    def _warn_if_nan(self, loss: Tensor, call: Call) -> None:
+    def warn_if_nan(self, loss: Tensor, call: Call) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.device.type == "cpu":
             suspect: Tensor | None = loss.detach()
@@ -253,7 +275,7 @@ class LossModule(nn.Module):
             suspect, self._unchecked = self._unchecked, loss.detach()
         if suspect is None or not math.isnan(suspect):
             return
-        warn_if_nan(suspect, "loss")
+        pyro.util.warn_if_nan(suspect, "loss")
         if not self._nan_explained:
             # Pyro checks values and parameters at every call, a compiled program at its capture only. A run of
             # Pyro says now what it would have said: which site is NaN, or which value is invalid.

@@ -94,7 +94,7 @@ def verify(
         their_loss, their_gradients, traces = _pyro(model, guide, call, found, leaves)
     with _nothing_changed(modules, averages):
         torch.manual_seed(_SEED)
-        values = _sites(found, tensors)
+        values = found.values(tensors)
     same_numbers = found.backend(with_gradient=True) != "inductor" or found.options.rng == "torch"
     with _nothing_changed(modules, averages):
         torch.manual_seed(_SEED)
@@ -151,16 +151,6 @@ def _ours(
         if not surrogate.requires_grad:
             return loss, [None] * len(wanted)
         return loss.detach(), list(torch.autograd.grad(surrogate, leaves, allow_unused=True))
-
-
-def _sites(found: Specialization, tensors: list[Tensor]) -> dict[str, Tensor]:
-    """The value of every named fx node of the program's first particle."""
-    program = found.graph.program
-    assert program is not None
-    output = next(node for node in program.module.graph.nodes if node.op == "output")
-    with torch.no_grad():
-        results = program.module(*(tensor.detach() for tensor in tensors))
-    return {node.name: value for node, value in zip(output.args[0], results, strict=True)}
 
 
 def _site_differences(

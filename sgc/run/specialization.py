@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +20,13 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
+from sgc.emit.step import Update, emit_step
 from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
-from sgc.graph.program import Input
+from sgc.graph.program import Input, InputKind
 from sgc.passes.pipeline import run_passes
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, ModeGuard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
@@ -55,7 +57,8 @@ class Specialization:
     max_plate_nesting: float
     params: tuple[str, ...]
     hits: int = 0
-    _compiled: dict[bool, Compiled] = field(default_factory=dict)
+    _differentiated: Differentiated | None = None
+    _compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     _backends: dict[bool, Backend] = field(default_factory=dict)
 
     def miss(self, call: Call) -> str | None:
@@ -84,11 +87,12 @@ class Specialization:
         nodes = [self.graph.payload(key) for key in self.emitted.averages]
         return [node for node in nodes if isinstance(node, BaselineNode)]
 
-    def compiled(self, tensors: list[Tensor], *, with_gradient: bool) -> Compiled:
-        """The runnable for training, or for the loss alone."""
-        if with_gradient not in self._compiled:
-            self._compiled[with_gradient] = self._build(tensors, with_gradient)
-        found = self._compiled[with_gradient]
+    def compiled(self, tensors: list[Tensor], *, with_gradient: bool, backend: Backend | None = None) -> Compiled:
+        """The runnable for training, or for the loss alone, on its present backend or on another."""
+        key = with_gradient, backend or self.backend(with_gradient=with_gradient)
+        if key not in self._compiled:
+            self._compiled[key] = self._build(tensors, *key)
+        found = self._compiled[key]
         found.calls += 1
         return found
 
@@ -99,7 +103,8 @@ class Specialization:
 
     def calls(self, *, with_gradient: bool) -> int:
         """How often it has run on its present backend, for training or for the loss alone."""
-        return self._compiled[with_gradient].calls if with_gradient in self._compiled else 0
+        made = self._compiled.get((with_gradient, self.backend(with_gradient=with_gradient)))
+        return made.calls if made is not None else 0
 
     def backend(self, *, with_gradient: bool) -> Backend:
         """The backend it runs on."""
@@ -108,24 +113,61 @@ class Specialization:
     def use_backend(self, backend: Backend, *, with_gradient: bool) -> None:
         """Run on another backend from the next call on."""
         self._backends[with_gradient] = backend
-        self._compiled.pop(with_gradient, None)
+        for key in [key for key in self._compiled if key[0] == with_gradient]:
+            del self._compiled[key]
 
-    def _build(self, tensors: list[Tensor], with_gradient: bool) -> Compiled:
-        state, known = random_state(), known_sources()
-        try:
-            if with_gradient:
+    def differentiated(self, tensors: list[Tensor]) -> Differentiated:
+        """The module that computes loss and gradients."""
+        if self._differentiated is None:
+            with self._compiling():
                 wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-                differentiated: Differentiated = differentiate(self.emitted.module, tensors, wanted)
-            else:
+                self._differentiated = differentiate(self.emitted.module, tensors, wanted)
+        return self._differentiated
+
+    def build_step(self, tensors: list[Tensor], state: list[Tensor], update: Update) -> Runner:
+        """A callable of ``(*tensors, *state, halted)`` that takes a whole step; see :mod:`sgc.emit.step`."""
+        differentiated = self.differentiated(tensors)
+        with self._compiling():
+            module = emit_step(differentiated, tensors, state, update)
+            halted = torch.zeros((), dtype=torch.bool, device=tensors[0].device)
+            return build(module, [*tensors, *state, halted], "inductor", self.options.rng)
+
+    def written(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The buffers and running averages among the tensors of a call, which a step may write into."""
+        kinds = [declared.kind for declared in self.inputs]
+        return [t for t, kind in zip(tensors, kinds, strict=False) if kind is InputKind.BUFFER] + tensors[len(kinds) :]
+
+    def values(self, tensors: list[Tensor]) -> dict[str, Tensor]:
+        """Every named fx node in an eager run of the program, of its first particle; nothing is written."""
+        program = self.graph.program
+        assert program is not None
+        output = next(node for node in program.module.graph.nodes if node.op == "output")
+        copies = [tensor.detach().clone() for tensor in tensors[: len(self.inputs)]]
+        with torch.no_grad():
+            results = program.module(*copies)
+        return {node.name: value for node, value in zip(output.args[0], results, strict=True)}
+
+    def _build(self, tensors: list[Tensor], with_gradient: bool, backend: Backend) -> Compiled:
+        if with_gradient:
+            differentiated = self.differentiated(tensors)
+        with self._compiling():
+            if not with_gradient:
                 emitted = emit_surrogate(self.graph, *_particles(self.options)[:2], loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
-            runner = build(differentiated.module, tensors, self.backend(with_gradient=with_gradient), self.options.rng)
-        finally:
-            restore_random_state(state)
-            forget_with(self, known)
+            runner = build(differentiated.module, tensors, backend, self.options.rng)
         if self.repeats > 1:
             runner = _Repeated(runner, self.repeats)
         return Compiled(runner, differentiated.gradient_of, differentiated.module)
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Compilers draw random numbers and leave sources behind."""
+        state, known = random_state(), known_sources()
+        try:
+            yield
+        finally:
+            restore_random_state(state)
+            forget_with(self, known)
 
 
 class _Repeated:

@@ -1,0 +1,47 @@
+"""Emits the module of a whole training step: loss, gradients, and the optimizer's update, written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+
+from sgc.emit.differentiate import Differentiated, trace_inference
+
+Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
+"""``update(parameters, gradients, state)`` writes into the parameters and into the optimizer's state."""
+
+
+def emit_step(
+    differentiated: Differentiated, tensors: Sequence[Tensor], state: Sequence[Tensor], update: Update
+) -> fx.GraphModule:
+    """The module ``(*tensors, *state, halted) -> [loss]`` of one step.
+
+    A step whose loss is NaN writes nothing but ``halted``, a 0-d bool tensor, and after it no step writes anything:
+    so parameters, state and buffers stay as they were before it, however late the host looks at the loss.
+
+    :param differentiated: computes ``[loss, *gradients]`` of ``tensors``.
+    :param tensors: examples of its inputs.
+    :param state: examples of what the update reads and writes besides the parameters.
+    :param update: the optimizer.
+    """
+    count = len(tensors)
+
+    def step(*inputs: Tensor) -> list[Tensor]:
+        *written, halted = inputs
+        versions = [tensor._version for tensor in written]
+        before = [tensor.clone() for tensor in written]
+        loss, *gradients = differentiated.module(*inputs[:count])
+        parameters = [inputs[i].detach() for i in differentiated.gradient_of]
+        with torch.no_grad():
+            update(parameters, gradients, list(inputs[count:-1]))
+            halt = halted | loss.isnan()
+            for tensor, version, old in zip(written, versions, before, strict=True):
+                if tensor._version != version:
+                    tensor.copy_(torch.where(halt, old, tensor))
+            halted.copy_(halt)
+        return [loss]
+
+    halted = torch.zeros((), dtype=torch.bool, device=tensors[0].device if tensors else None)
+    return trace_inference(step, [*tensors, *state, halted])

@@ -1,0 +1,186 @@
+"""Many steps: losses stay on the device, guards are checked once for a stretch of steps with the same arguments."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sgc.errors import ArgumentError, NanLossError
+from sgc.run.guards import Call
+from sgc.training.nan import nan_loss_error
+from sgc.training.step import Step
+
+_STRETCH = 0.1
+"""Seconds that a stretch of steps takes, about: as long as the progress bar and a NaN may wait."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run of training gives.
+
+    ``losses`` is a float tensor on the CPU, of one loss (minus the ELBO, in nats) for each step. ``seconds`` is how
+    long the run took, captures and compilations included.
+    """
+
+    losses: Tensor
+    seconds: float
+
+    def __str__(self) -> str:
+        count = len(self.losses)
+        last = f", the mean loss of the last {min(count, 100)}: {self.losses[-100:].mean():.4f}" if count else ""
+        return f"{count} steps in {self.seconds:.1f} s{last}"
+
+
+class Steps(Protocol):
+    """Takes steps, compiled ones or others."""
+
+    def ready(self, call: Call) -> Step | None:
+        """The compiled step, or None where this one must be taken in Python."""
+        ...
+
+    def eagerly(self, call: Call) -> Tensor:
+        """Take a step in Python; the loss, a 0-d tensor."""
+        ...
+
+    def nan_error(self, number: int, call: Call) -> NanLossError:
+        """What to raise if the loss of a step in Python was NaN."""
+        ...
+
+
+@dataclass
+class Loop:
+    """A run of training in progress; :meth:`result` may be asked for at any time, after an interruption too.
+
+    :param steps: takes the steps.
+    :param total: how many steps there will be, if that is known.
+    :param progress_bar: whether to draw a bar with the running ELBO.
+    """
+
+    steps: Steps
+    total: int | None
+    progress_bar: bool
+    _losses: list[Tensor] = field(default_factory=list)
+    _count: int = 0
+    _began: float = field(default_factory=time.perf_counter)
+    _ended: float | None = None
+
+    def repeat(self, call: Call, steps: int) -> None:
+        """Take a number of steps with the same arguments."""
+        self._take((call, steps) for _ in range(1))
+
+    def over(self, calls: Iterable[Call]) -> None:
+        """Take a step for each call."""
+        self._take((call, 1) for call in calls)
+
+    def result(self) -> RunResult:
+        """The losses so far."""
+        losses = torch.cat([part.cpu() for part in self._losses]) if self._losses else torch.empty(0)
+        return RunResult(losses, (self._ended or time.perf_counter()) - self._began)
+
+    def _take(self, stretches: Iterable[tuple[Call, int]]) -> None:
+        with _bar(self.total, self.progress_bar) as bar, _postponed_interrupt() as interrupted:
+            try:
+                for call, steps in stretches:
+                    length, left = 1, steps
+                    while left:
+                        started = time.perf_counter()
+                        taken = self._stretch(call, min(length, left), interrupted)
+                        left -= taken
+                        if bar is not None:
+                            bar.update(taken)
+                            bar.set_postfix_str(f"ELBO {-float(self._losses[-1].mean()):.4g}", refresh=False)
+                        if interrupted:
+                            raise KeyboardInterrupt
+                        elapsed = time.perf_counter() - started
+                        if elapsed < _STRETCH:
+                            length = min(2 * taken, 1000)
+                        elif elapsed > 2 * _STRETCH:
+                            length = max(1, taken // 2)
+            finally:
+                self._ended = time.perf_counter()
+
+    def _stretch(self, call: Call, steps: int, interrupted: list[int]) -> int:
+        """Take up to so many steps, without looking at the losses in between; how many were taken."""
+        step = self.steps.ready(call)
+        if step is None:
+            loss = self.steps.eagerly(call).reshape(1)
+            if loss.isnan():
+                raise self.steps.nan_error(self._count + 1, call)
+            self._losses.append(loss)
+            self._count += 1
+            return 1
+        device = step.halted.device
+        before = _random_state(device)
+        taken: list[Tensor] = []
+        for _ in range(steps):
+            taken.append(step())
+            if interrupted:
+                break
+        losses = torch.stack(taken)
+        if not step.halted:
+            self._losses.append(losses)
+            self._count += len(taken)
+            return len(taken)
+        valid = int(losses.isnan().int().argmax())
+        self._losses.append(losses[:valid])
+        self._count += valid
+        # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
+        _set_random_state(before, device)
+        for _ in range(valid):
+            step()
+        error = nan_loss_error(self._count + 1, step.specialization, step.inputs)
+        step.halted.zero_()
+        raise error
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+@contextmanager
+def _postponed_interrupt() -> Iterator[list[int]]:
+    """Note Ctrl-C instead of raising at once, in the middle of a step perhaps; it is raised after the step."""
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted  # Python delivers signals to the main thread alone
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if noted:
+            raise KeyboardInterrupt  # asked for twice: the step may be stuck
+        noted.append(number)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _bar(total: int | None, wanted: bool) -> Iterator[Any]:
+    if not wanted:
+        yield None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ArgumentError("a progress bar needs tqdm", remedy="pip install tqdm, or progress_bar=False") from error
+    with tqdm(total=total, unit="step") as bar:
+        yield bar

@@ -1,0 +1,46 @@
+"""Finds out why the loss of a compiled step was NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgc.capturing.rehearsal import random_state, restore_random_state
+from sgc.errors import NanLossError
+from sgc.graph.nodes import CostNode
+from sgc.run.specialization import Specialization
+
+_ATTEMPTS = 20
+
+
+def nan_loss_error(number: int, found: Specialization, tensors: list[Tensor]) -> NanLossError:
+    """The error for step ``number``. The program is run again, eagerly, from the present random state on.
+
+    :param tensors: the tensors of the call; parameters are as they were before the step.
+    """
+    costs = list(found.graph.of_type(CostNode))
+    guilty: list[CostNode] = []
+    state = random_state()
+    for _ in range(_ATTEMPTS):
+        values = found.values(tensors)
+        guilty = [cost for cost in costs if not torch.isfinite(values[cost.fx]).all()]
+        if guilty:
+            break
+    restore_random_state(state)
+    problem = f"the loss of step {number} is NaN; parameters and optimizer are as they were before it"
+    if not guilty:
+        return NanLossError(
+            f"{problem}. In {_ATTEMPTS} more runs with the same parameters all costs were finite, so that it is the "
+            "random draw that matters",
+            remedy="look for a log of 0, a division by 0, or an overflow that rare samples lead to",
+        )
+    names = ", ".join(cost.key for cost in guilty)
+    site = guilty[0].site
+    program = found.graph.program
+    return NanLossError(
+        f"{problem}. Not finite: {names}",
+        site=site,
+        source=program.site(site).source if program is not None else None,
+        remedy="check the parameters of this distribution and the value that it scores; a smaller learning rate or "
+        "clipped gradients may help",
+    )

@@ -1,0 +1,215 @@
+"""The compiled training step: loss, gradients and the optimizer's update in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from sgc.capturing.source import warn
+from sgc.config import Backend
+from sgc.emit.backends import Runner
+from sgc.errors import NanLossError, SgcError, StandInWarning
+from sgc.run.guards import Call
+from sgc.run.loss import LossModule
+from sgc.run.specialization import Specialization
+from sgc.training.nan import nan_loss_error
+from sgc.training.optimizers import Optimizing
+from sgc.training.update import Member, OwnSchedule, Uninitialised, Update, obstacle
+
+_UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, GuardOnDataDependentSymNode)
+
+
+@dataclass
+class _Compiled:
+    """A compiled step, and what it is valid for."""
+
+    specialization: Specialization
+    signature: Any
+    run: Runner
+
+
+@dataclass
+class _Bound:
+    """A compiled step with the tensors that it reads and writes."""
+
+    specialization: Specialization
+    update: Update
+    run: Runner
+    state: list[Tensor]
+
+
+@dataclass
+class Step:
+    """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes."""
+
+    specialization: Specialization
+    run: Runner
+    inputs: list[Tensor]
+    halted: Tensor
+
+    def __call__(self) -> Tensor:
+        """Take it; the loss is a 0-d tensor. If it is NaN, ``halted`` is set, and nothing is written any more."""
+        loss: Tensor = self.run(*self.inputs)[0]
+        return loss
+
+
+@dataclass
+class Stepper:
+    """Takes the steps of one loss module and one optimizer, compiled where possible.
+
+    The first step runs the optimizer in Python, because it makes its state then.
+
+    :param loss_module: gives the loss module.
+    :param optimizing: the optimizer.
+    :param started: whether the optimizer has made its state.
+    """
+
+    loss_module: Callable[[], LossModule]
+    optimizing: Optimizing
+    started: bool = False
+    _bound: list[_Bound] = field(default_factory=list)
+    _compiled: list[_Compiled] = field(default_factory=list)
+    _moving: frozenset[str] = frozenset({"lr"})
+    _outside: set[str] = field(default_factory=set)
+    _halted: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    def ready(self, call: Call) -> Step | None:
+        """The compiled step for a call, or None where this one must be taken in Python.
+
+        :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
+        """
+        loss_module = self.loss_module()
+        if loss_module.eager_only:
+            return None
+        try:
+            return self._ready(loss_module, call)
+        except SgcError as error:
+            if not loss_module.goes_on_after(error):
+                raise
+            return None
+
+    def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
+        found, tensors = loss_module.select(call)
+        if not self.started or found.backend(with_gradient=True) != "inductor":
+            return None
+        parameters = [tensors[i] for i in found.differentiated(tensors).gradient_of]
+        why = _hindrance(found, parameters)
+        if why is not None:
+            self._say_outside(why)
+            return None
+        members = self.optimizing.members(found, parameters)
+        bound = self._find(found, members, parameters) or self._bind(found, members, tensors, parameters)
+        if bound is None:
+            return None
+        halted = self._flag(parameters[0].device)
+        return Step(found, bound.run, [*tensors, *bound.state, halted], halted)
+
+    def eagerly(self, call: Call) -> Tensor:
+        """Take a step with the optimizer in Python; the loss is a 0-d tensor. If it is NaN, nothing is written."""
+        loss_module = self.loss_module()
+        if loss_module.eager_only:
+            return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
+        found, tensors = loss_module.select(call)
+        # Before the first compiled step, the loss alone is not worth compiling.
+        backend: Backend | None = None if self._outside else "eager"
+        kept = [(t, t.detach().clone()) for t in found.written(tensors)]
+        loss = self.optimizing.step_eagerly(found, lambda: loss_module.evaluate(call, backend))
+        if math.isnan(loss):
+            with torch.no_grad():
+                for tensor, before in kept:
+                    tensor.copy_(before)
+        self.started = True
+        return loss
+
+    def nan_error(self, number: int, call: Call) -> NanLossError:
+        """The error for a step in Python whose loss was NaN."""
+        loss_module = self.loss_module()
+        if loss_module.eager_only:
+            return NanLossError(f"the loss of step {number} is NaN; the optimizer has not taken that step")
+        return nan_loss_error(number, *loss_module.select(call))
+
+    def _find(self, found: Specialization, members: list[Member], parameters: list[Tensor]) -> _Bound | None:
+        for bound in self._bound:
+            if bound.specialization is found and bound.update.holds(members, parameters):
+                return bound
+        return None
+
+    def _bind(
+        self, found: Specialization, members: list[Member], tensors: list[Tensor], parameters: list[Tensor]
+    ) -> _Bound | None:
+        """A compiled step for optimizers that are new, or that someone has changed."""
+        why = obstacle(members)
+        if why is not None:
+            self._say_outside(why)
+            return None
+        for old in self._bound:
+            if old.specialization is found:
+                self._moving |= old.update.moved()
+        try:
+            while True:
+                update = Update(members, parameters, self._moving)
+                try:
+                    run = self._compile(found, update, tensors)
+                    break
+                except OwnSchedule as schedule:
+                    schedule.keep_as_tensors(members)
+        except Uninitialised:
+            return None
+        except _UNTRACEABLE as error:
+            if isinstance(error, SgcError):
+                raise
+            kinds = {type(member.optimizer).__qualname__ for member in members}
+            self._say_outside(f"{', '.join(sorted(kinds))} cannot be traced ({_reason(error)})")
+            return None
+        for member in members:
+            member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
+        made = _Bound(found, update, run, update.state)
+        self._bound = [made, *(b for b in self._bound if b.specialization is not found)][: found.options.cache_size]
+        return made
+
+    def _compile(self, found: Specialization, update: Update, tensors: list[Tensor]) -> Runner:
+        for made in self._compiled:
+            if made.specialization is found and made.signature == update.signature:
+                return made.run
+        try:
+            run = found.build_step(tensors, update.state, update)
+        except _UNTRACEABLE as error:
+            if isinstance(error, SgcError) or not update.has_capturable:
+                raise
+            run = found.build_step(tensors, update.state, partial(update, capturable=True))
+        self._compiled = [_Compiled(found, update.signature, run), *self._compiled][: found.options.cache_size]
+        return run
+
+    def _flag(self, device: torch.device) -> Tensor:
+        if device not in self._halted:
+            self._halted[device] = torch.zeros((), dtype=torch.bool, device=device)
+        return self._halted[device]
+
+    def _say_outside(self, why: str) -> None:
+        if why not in self._outside:
+            self._outside.add(why)
+            warn(f"the optimizer runs outside of the compiled step: {why}", StandInWarning)
+
+
+def _hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
+    """Why a step of this specialization cannot be one compiled call."""
+    if not parameters:
+        return "no parameter receives a gradient"
+    if found.repeats > 1:
+        return f"{found.repeats} particles are run one after another (vectorize_particles=True runs them at once)"
+    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+        return "a parameter has hooks on its gradient"
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "its Python branches on numbers that change from step to step"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
