@@ -19,6 +19,7 @@ _OUTPUTS = {
     "vae": {"pictures.png", "elbo.png", "graph.graphml", "graph.txt"},
     "coin": {"posterior.png"},
     "mixture": {"mixture.png"},
+    "data_parallel": {"weights.pt"},
 }
 
 
@@ -50,6 +51,10 @@ def test_smoke(name: str, tmp_path: Path) -> None:
 
     assert {path.name for path in output.iterdir()} == _OUTPUTS[name] | {"summary.json"}
     assert all(path.stat().st_size > 0 for path in output.iterdir())
+    if name == "data_parallel":
+        assert summary["largest_difference"] < 1e-5 * summary["largest_weight"]
+        assert summary["accuracy_together"] == summary["accuracy_alone"] > 0.85
+        return
     assert summary["elbo_after"] > summary["elbo_before"]
     if name == "sigmoid_belief_net":
         _check_sigmoid_belief_net(printed, output, summary)
