@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from sgc.emit.optimize.nodes import attribute, mark_literal
 from sgc.graph.effects import drop_dead, storages, written_arguments
 
 
@@ -68,6 +69,10 @@ def _trace(step: Any, tensors: list[Tensor]) -> fx.GraphModule:
 def _tidy(module: fx.GraphModule) -> None:
     """Remove what has become idle: aliases, copies of literals that nobody writes into, dead nodes."""
     graph = module.graph
+    for node in graph.nodes:
+        # What a program copies before its first use is a literal of its own; nobody else holds that tensor.
+        if node.target is torch.ops.aten.lift_fresh_copy.default and node.args[0].op == "get_attr":
+            mark_literal(attribute(node.args[0]))
     written = {
         storage for node in graph.nodes for argument in written_arguments(node) for storage in storages(argument)
     }

@@ -19,6 +19,7 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
+from sgc.emit.optimize.pipeline import Report
 from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
@@ -33,11 +34,12 @@ from sgc.run.sources import forget_with, known_sources
 
 @dataclass
 class Compiled:
-    """A runnable, for which of its inputs it returns gradients, and how often it was asked for."""
+    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten."""
 
     run: Runner
     gradient_of: tuple[int, ...]
     module: fx.GraphModule
+    report: Report
     calls: int = 0
 
 
@@ -105,6 +107,11 @@ class Specialization:
         """The backend it runs on."""
         return self._backends.get(with_gradient, self.options.backend)
 
+    def reports(self) -> Iterator[tuple[str, Report]]:
+        """How each module that was built so far was rewritten: that for training, and that for the loss alone."""
+        for with_gradient, compiled in self._compiled.items():
+            yield "loss and gradients" if with_gradient else "loss alone", compiled.report
+
     def use_backend(self, backend: Backend, *, with_gradient: bool) -> None:
         """Run on another backend from the next call on."""
         self._backends[with_gradient] = backend
@@ -119,13 +126,12 @@ class Specialization:
             else:
                 emitted = emit_surrogate(self.graph, *_particles(self.options)[:2], loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
-            runner = build(differentiated.module, tensors, self.backend(with_gradient=with_gradient), self.options.rng)
+            built = build(differentiated.module, tensors, self.backend(with_gradient=with_gradient), self.options.rng)
         finally:
             restore_random_state(state)
             forget_with(self, known)
-        if self.repeats > 1:
-            runner = _Repeated(runner, self.repeats)
-        return Compiled(runner, differentiated.gradient_of, differentiated.module)
+        runner = _Repeated(built.run, self.repeats) if self.repeats > 1 else built.run
+        return Compiled(runner, differentiated.gradient_of, differentiated.module, built.report)
 
 
 class _Repeated:
