@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[in
         found[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
         return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
-    traced = _trace(step, tensors)
+    traced = trace(step, tensors)
     return Differentiated(traced, tuple(found))
 
 
@@ -56,10 +57,14 @@ def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Different
             (loss,) = module(*inputs)
         return [loss]
 
-    return Differentiated(_trace(step, tensors), ())
+    return Differentiated(trace(step, tensors), ())
 
 
-def _trace(step: Any, tensors: list[Tensor]) -> fx.GraphModule:
+def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:
+    """The aten operators of ``step(*tensors)``, on fake tensors, with its literals marked as such.
+
+    :param tensors: examples of the inputs; their values are not used.
+    """
     examples = [tensor.detach() for tensor in tensors]
     traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     _tidy(traced)

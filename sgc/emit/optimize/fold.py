@@ -61,13 +61,13 @@ def fold_constants(module: fx.GraphModule) -> bool:
             values[node] = value
     leaving = exposed(graph)
     for node in reversed(list(graph.nodes)):
-        if node not in values or node.op == "get_attr" or node.target is FULL:
+        if node not in values:
             continue
         if not node.users:
             # All that used it has been folded.
             graph.erase_node(node)
             changed = True
-        elif isinstance(values[node], Tensor):
+        elif node.op != "get_attr" and node.target is not FULL and isinstance(values[node], Tensor):
             changed |= _materialise(node, values[node], fresh=node in leaving)
     return changed
 

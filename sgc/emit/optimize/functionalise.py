@@ -41,8 +41,8 @@ def functionalise(module: fx.GraphModule) -> bool:
 
     def run(*inputs: Tensor) -> Any:
         with FunctionalTensorMode():
-            wrapped: list[Tensor] = [FunctionalTensor.to_functional(tensor) for tensor in inputs]
-            attributes = dict(zip(owned, wrapped[len(placeholders) :], strict=True))
+            wrapped = [FunctionalTensor.to_functional(tensor) for tensor in inputs]
+            attributes: dict[str, Tensor] = dict(zip(owned, wrapped[len(placeholders) :], strict=True))
             results = _Replay(module, attributes).run(*wrapped[: len(placeholders)])
             results = tree_map_only(FunctionalTensor, FunctionalTensor.from_functional, results)
             finals = [FunctionalTensor.from_functional(tensor) for tensor in wrapped]

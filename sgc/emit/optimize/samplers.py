@@ -103,10 +103,10 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
     cumulative weight exceed the product, the last category of positive weight is drawn. float64 throughout: weights
     far below 2**-24 of the total keep their law.
     """
-    weights, *rest = node.args
-    count, replacement = (*rest, *(node.kwargs.get("replacement", False),) * (len(rest) < 2))
+    weights, count = node.args[:2]
+    replacement = node.args[2] if len(node.args) > 2 else node.kwargs.get("replacement", False)
     shape = tensor_of(weights)
-    if shape is None or not is_static(shape) or not (replacement is True or count == 1):
+    if shape is None or not is_static(shape) or not (replacement or count == 1):
         return None
     categories = shape.shape[-1]
     wide = call(node, _convert, weights, torch.float64)
