@@ -115,8 +115,9 @@ def replace(node: fx.Node, by: fx.Node) -> None:
 
 
 def _fake_mode(graph: fx.Graph) -> Any:
-    values = [node.meta["val"] for node in graph.nodes if "val" in node.meta]
-    return detect_fake_mode(values)
+    """The mode that the values of the graph belong to; all belong to one."""
+    modes = (detect_fake_mode([node.meta["val"]]) for node in graph.nodes if "val" in node.meta)
+    return next((mode for mode in modes if mode is not None), None)
 
 
 # -- writes, and what a caller sees
