@@ -73,6 +73,10 @@ class GraphError(SgcError, ValueError):
     """A stochastic computation graph breaks one of its own laws (see :mod:`sgc.graph.verify`)."""
 
 
+class ModuleError(SgcError, ValueError):
+    """An emitted fx module breaks a law of its own (see :mod:`sgc.emit.optimize.check`)."""
+
+
 class BackendError(SgcError, RuntimeError):
     """The chosen backend is unknown or cannot work on this machine."""
 

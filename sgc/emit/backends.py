@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ import torch._inductor.config as inductor_config
 from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
+from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.ordering import RandomOrder
-from sgc.emit.samplers import lower_samplers
 from sgc.errors import BackendError
 
 Runner = Callable[..., Sequence[Tensor]]
@@ -22,8 +23,20 @@ Runner = Callable[..., Sequence[Tensor]]
 _EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
 
 
-def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, rng: Rng) -> Runner:
+@dataclass(frozen=True)
+class Built:
+    """A callable, the module that it computes, and how that was rewritten (not at all for the eager backend)."""
+
+    run: Runner
+    module: fx.GraphModule
+    report: Report
+
+
+def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, rng: Rng) -> Built:
     """A callable that computes what ``module`` computes on tensors like ``tensors``.
+
+    Inductor and TorchScript are given the rewritten module (:mod:`sgc.emit.optimize.pipeline`); the eager backend runs
+    node for node what was traced.
 
     :param module: a graph of aten operators that returns a list of tensors.
     :param tensors: examples of the inputs; those that the module writes into are copied before any run.
@@ -31,18 +44,20 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
     """
     examples: list[Any] = [tensor.detach() for tensor in tensors]
     if backend == "eager":
-        return module
+        return Built(module, module, Report())
     if backend == "torchscript":
-        return _torchscript(module, examples)
-    return _inductor(module, examples, rng)
+        optimized = optimize(module, examples, rng="torch")
+        return Built(_torchscript(optimized.module, examples), optimized.module, optimized.report)
+    optimized = optimize(module, examples, rng=rng)
+    return Built(_inductor(optimized.module, examples, rng), optimized.module, optimized.report)
 
 
 def _inductor(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runner:
     on_cpu = not any(tensor.is_cuda for tensor in examples)
-    if rng == "fast" and on_cpu:
-        module = lower_samplers(module)
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
+    # The guards have seen the inputs; checks of every tensor at every call take a fifth of a small step.
+    options |= {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
     if rng == "torch":
         options |= {"reorder_for_locality": False, "post_grad_custom_post_pass": RandomOrder()}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from sgc.emit.optimize.nodes import attribute, mark_literal
 from sgc.graph.effects import drop_dead, storages, written_arguments
 
 
@@ -43,7 +45,7 @@ def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[in
         found[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
         return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
-    traced = trace_inference(step, tensors)
+    traced = trace(step, tensors)
     return Differentiated(traced, tuple(found))
 
 
@@ -55,11 +57,14 @@ def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Different
             (loss,) = module(*inputs)
         return [loss]
 
-    return Differentiated(trace_inference(step, tensors), ())
+    return Differentiated(trace(step, tensors), ())
 
 
-def trace_inference(step: Any, tensors: list[Tensor]) -> fx.GraphModule:
-    """Trace a function of tensors that needs no gradient into a graph of aten operators, without idle nodes."""
+def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:
+    """The aten operators of ``step(*tensors)``, on fake tensors, with its literals marked as such.
+
+    :param tensors: examples of the inputs; their values are not used.
+    """
     examples = [tensor.detach() for tensor in tensors]
     traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     _tidy(traced)
@@ -69,6 +74,10 @@ def trace_inference(step: Any, tensors: list[Tensor]) -> fx.GraphModule:
 def _tidy(module: fx.GraphModule) -> None:
     """Remove what has become idle: aliases, copies of literals that nobody writes into, dead nodes."""
     graph = module.graph
+    for node in graph.nodes:
+        # What a program copies before its first use is a literal of its own; nobody else holds that tensor.
+        if node.target is torch.ops.aten.lift_fresh_copy.default and node.args[0].op == "get_attr":
+            mark_literal(attribute(node.args[0]))
     written = {
         storage for node in graph.nodes for argument in written_arguments(node) for storage in storages(argument)
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from sgc.emit.differentiate import Differentiated, trace_inference
+from sgc.emit.differentiate import Differentiated, trace
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 """``update(parameters, gradients, state)`` writes into the parameters and into the optimizer's state."""
@@ -44,4 +44,4 @@ def emit_step(
         return [loss]
 
     halted = torch.zeros((), dtype=torch.bool, device=tensors[0].device if tensors else None)
-    return trace_inference(step, [*tensors, *state, halted])
+    return trace(step, [*tensors, *state, halted])

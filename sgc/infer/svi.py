@@ -150,6 +150,13 @@ class SVI(pyro.infer.SVI):
         loss: float = super().evaluate_loss(*args, **kwargs)
         return loss
 
+    def profile(self) -> str:
+        """How the compiled step was rewritten before the backend: a table of passes, with nodes before and after.
+
+        :raises sgc.errors.SgcError: if nothing has been compiled yet.
+        """
+        return self.loss_module.profile()
+
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, baseline averages, the optimizer with its schedulers, and the random state.
 

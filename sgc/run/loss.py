@@ -152,6 +152,16 @@ class LossModule(nn.Module):
                 )
             self._show_tensors(candidate)
 
+    def profile(self) -> str:
+        """How the modules of the latest specialization were rewritten before their backend: nodes by pass.
+
+        :raises sgc.errors.SgcError: if nothing has been compiled yet.
+        """
+        tables = [f"{title}\n{report}" for title, report in self._latest().reports()]
+        if not tables:
+            raise SgcError("nothing has been compiled yet", remedy="call loss_module(*args) first")
+        return "\n\n".join(tables)
+
     # -- choosing a specialization
 
     def _latest(self) -> Specialization:

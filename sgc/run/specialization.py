@@ -20,6 +20,7 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
+from sgc.emit.optimize.pipeline import Report
 from sgc.emit.step import Update, emit_step
 from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.errors import SideEffectWarning
@@ -35,11 +36,12 @@ from sgc.run.sources import forget_with, known_sources
 
 @dataclass
 class Compiled:
-    """A runnable, for which of its inputs it returns gradients, and how often it was asked for."""
+    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten."""
 
     run: Runner
     gradient_of: tuple[int, ...]
     module: fx.GraphModule
+    report: Report
     calls: int = 0
 
 
@@ -58,6 +60,7 @@ class Specialization:
     params: tuple[str, ...]
     hits: int = 0
     _differentiated: Differentiated | None = None
+    _steps: list[Report] = field(default_factory=list)
     _compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     _backends: dict[bool, Backend] = field(default_factory=dict)
 
@@ -110,6 +113,13 @@ class Specialization:
         """The backend it runs on."""
         return self._backends.get(with_gradient, self.options.backend)
 
+    def reports(self) -> Iterator[tuple[str, Report]]:
+        """How each module that was built so far was rewritten: for the gradient, for the loss alone, for a step."""
+        for (with_gradient, backend), compiled in self._compiled.items():
+            yield f"{'loss and gradients' if with_gradient else 'loss alone'}, {backend}", compiled.report
+        for report in self._steps:
+            yield "whole step, inductor", report
+
     def use_backend(self, backend: Backend, *, with_gradient: bool) -> None:
         """Run on another backend from the next call on."""
         self._backends[with_gradient] = backend
@@ -130,7 +140,9 @@ class Specialization:
         with self._compiling():
             module = emit_step(differentiated, tensors, state, update)
             halted = torch.zeros((), dtype=torch.bool, device=tensors[0].device)
-            return build(module, [*tensors, *state, halted], "inductor", self.options.rng)
+            built = build(module, [*tensors, *state, halted], "inductor", self.options.rng)
+        self._steps.append(built.report)
+        return built.run
 
     def written(self, tensors: list[Tensor]) -> list[Tensor]:
         """The buffers and running averages among the tensors of a call, which a step may write into."""
@@ -154,10 +166,9 @@ class Specialization:
             if not with_gradient:
                 emitted = emit_surrogate(self.graph, *_particles(self.options)[:2], loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
-            runner = build(differentiated.module, tensors, backend, self.options.rng)
-        if self.repeats > 1:
-            runner = _Repeated(runner, self.repeats)
-        return Compiled(runner, differentiated.gradient_of, differentiated.module)
+            built = build(differentiated.module, tensors, backend, self.options.rng)
+        runner = _Repeated(built.run, self.repeats) if self.repeats > 1 else built.run
+        return Compiled(runner, differentiated.gradient_of, differentiated.module, built.report)
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:

@@ -117,8 +117,10 @@ class Stepper:
         if loss_module.eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
         found, tensors = loss_module.select(call)
-        # Before the first compiled step, the loss alone is not worth compiling.
-        backend: Backend | None = None if self._outside else "eager"
+        # Inductor is for the whole step, unless there will be none: the loss by itself is not worth compiling.
+        backend: Backend | None = None
+        if found.backend(with_gradient=True) == "inductor" and not self._outside:
+            backend = "eager"
         kept = [(t, t.detach().clone()) for t in found.written(tensors)]
         loss = self.optimizing.step_eagerly(found, lambda: loss_module.evaluate(call, backend))
         if math.isnan(loss):

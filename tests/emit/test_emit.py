@@ -144,28 +144,3 @@ def test_unknown_failures_of_inductor_are_explained(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch._inductor, "standalone_compile", broken)
     with pytest.raises(BackendError, match=r"something inside(.|\n)*backend=\"eager\""):
         build(module.module, tensors_of(module), "inductor", "fast")
-
-
-def test_lowered_samplers() -> None:
-    """Every Bernoulli draw becomes a comparison of uniforms: p = 0 and p = 1 are certain, the rest has its law."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    from sgc.emit.samplers import lower_samplers
-
-    p = torch.tensor([0.0, 0.25, 0.9, 1.0])
-
-    def draw(p: Tensor) -> list[Tensor]:
-        return [torch.bernoulli(p.expand(100_000, 4))]
-
-    traced = make_fx(draw, tracing_mode="fake")(p)
-    lowered = lower_samplers(traced)
-    assert lowered is not traced and lower_samplers(lowered) is lowered
-    assert not any("bernoulli" in str(node.target) for node in lowered.graph.nodes)
-    assert any("bernoulli" in str(node.target) for node in traced.graph.nodes)
-    (z,) = lowered(p)
-    assert z.dtype is p.dtype and set(z.unique().tolist()) == {0.0, 1.0}
-    frequency = z.mean(0)
-    assert frequency[0] == 0 and frequency[3] == 1
-    # a chi-square statistic of 2 degrees of freedom; above 30 with probability 3e-7
-    counts, expected = z.sum(0)[1:3], 100_000 * p[1:3]
-    assert ((counts - expected) ** 2 / (expected * (1 - p[1:3]))).sum() < 30

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import fx
 
+from sgc.emit.backends import Built
+from sgc.emit.optimize.pipeline import Report
 from sgc.run import specialization
 
 
@@ -16,8 +18,8 @@ from sgc.run import specialization
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whole-step graphs run as they are: the same tracing, binding and guards, without seconds of C++ compilation."""
 
-    def build(module: fx.GraphModule, *_: Any) -> Any:
-        return torch.no_grad()(module.forward)
+    def build(module: fx.GraphModule, *_: Any) -> Built:
+        return Built(torch.no_grad()(module.forward), module, Report())
 
     monkeypatch.setattr(specialization, "build", build)
     yield

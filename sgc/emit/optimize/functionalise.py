@@ -1,0 +1,125 @@
+"""Rewrites a graph with in-place operators into one without, but for copies into inputs at its end.
+
+The graph is traced once more, under torch's own functionalisation. An in-place draw becomes a functional one at the
+same place, so that the random numbers stay what they were.
+
+``torch.func.functionalize`` is the public way to it, but it runs some operators through decompositions of its own that
+round otherwise (``binary_cross_entropy_with_logits``, an observed Bernoulli). The mode used here, which AOTAutograd
+uses too, changes nothing but the writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import detect_fake_mode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+from torch.utils._pytree import tree_map_only
+
+from sgc.emit.optimize.nodes import attribute, is_functional, writes
+
+_ORIGIN = "sgc_origin"
+_LEGIT = torch.ops.aten._native_batch_norm_legit.default
+
+
+def functionalise(module: fx.GraphModule) -> bool:
+    """Leave no in-place operator but ``copy_`` into inputs, after everything else. Returns whether there was any."""
+    if is_functional(module.graph):
+        return False
+    before = module.graph
+    _declare_hidden_writes(before)
+    placeholders = [node for node in before.nodes if node.op == "placeholder"]
+    # A tensor of the module is passed as one more input while tracing: functionalisation knows its inputs only.
+    owned: dict[str, fx.Node] = {}
+    for node in before.nodes:
+        if node.op == "get_attr":
+            owned.setdefault(str(node.target), node)
+
+    def run(*inputs: Tensor) -> Any:
+        with FunctionalTensorMode():
+            wrapped = [FunctionalTensor.to_functional(tensor) for tensor in inputs]
+            attributes: dict[str, Tensor] = dict(zip(owned, wrapped[len(placeholders) :], strict=True))
+            results = _Replay(module, attributes).run(*wrapped[: len(placeholders)])
+            results = tree_map_only(FunctionalTensor, FunctionalTensor.from_functional, results)
+            finals = [FunctionalTensor.from_functional(tensor) for tensor in wrapped]
+        for tensor, final in zip(inputs, finals, strict=True):
+            if final is not tensor:
+                tensor.copy_(final)
+        return results
+
+    origins = _remember_origins(before)
+    examples = [node.meta["val"] for node in placeholders]
+    mode = detect_fake_mode([node.meta["val"] for node in before.nodes if "val" in node.meta])
+    for node in owned.values():
+        examples.append(mode.from_tensor(attribute(node), static_shapes=True) if mode is not None else attribute(node))
+    with preserve_node_meta(), torch.no_grad():
+        traced = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    module.graph = _adopt(traced.graph, before, placeholders, list(owned), origins)
+    return True
+
+
+class _Replay(fx.Interpreter):
+    """Runs a graph, reading the module's tensors from a dict."""
+
+    def __init__(self, module: fx.GraphModule, attributes: dict[str, Tensor]) -> None:
+        super().__init__(module)
+        self._attributes = attributes
+
+    def fetch_attr(self, target: str) -> Tensor:
+        return self._attributes[target]
+
+
+def _declare_hidden_writes(graph: fx.Graph) -> None:
+    """Replace the batch norm whose schema conceals that it writes into the running statistics."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.native_batch_norm.default and writes(node):
+            node.target = _LEGIT
+
+
+def _remember_origins(graph: fx.Graph) -> dict[str, fx.Node]:
+    """Note each node's name where tracing passes it on: in ``meta["custom"]``. Returns the nodes by name."""
+    for node in graph.nodes:
+        node.meta["custom"] = {**node.meta.get("custom", {}), _ORIGIN: node.name}
+    return {node.name: node for node in graph.nodes}
+
+
+def _adopt(
+    traced: fx.Graph, before: fx.Graph, placeholders: list[fx.Node], owned: list[str], origins: dict[str, fx.Node]
+) -> fx.Graph:
+    """The traced graph, with the module's tensors as ``get_attr`` again, and names and notes as they were."""
+    last: dict[str, fx.Node] = {}
+    for node in traced.nodes:
+        if node.op == "call_function" and _ORIGIN in node.meta.get("custom", {}):
+            last[node.meta["custom"][_ORIGIN]] = node
+    name_of = {node: origin.rstrip("_") for origin, node in last.items()}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    inputs = iter(placeholders)
+    attributes = iter(owned)
+    for node in traced.nodes:
+        if node.op == "placeholder":
+            original = next(inputs, None)
+            if original is None:
+                copies[node] = graph.get_attr(next(attributes))
+            else:
+                copies[node] = graph.create_node("placeholder", original.target, original.args, name=original.name)
+                copies[node].meta.update(original.meta)
+        elif node.op == "output":
+            results = fx.map_arg(node.args[0], lambda argument: copies[argument])
+            graph.output(results)
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda argument: copies[argument])
+            copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=name_of.get(node, node.name))
+        copy = copies.get(node)
+        if copy is not None and "val" in node.meta:
+            copy.meta["val"] = node.meta["val"]
+        origin = origins.get(node.meta.get("custom", {}).get(_ORIGIN, ""))
+        if copy is not None and origin is not None:
+            copy.meta.update({key: value for key, value in origin.meta.items() if key.startswith("sgc")})
+    for node in [*before.nodes, *graph.nodes]:
+        node.meta.get("custom", {}).pop(_ORIGIN, None)
+    return graph

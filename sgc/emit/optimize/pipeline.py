@@ -1,0 +1,117 @@
+"""The rewrites of an emitted module in their order, fx to fx, between differentiation and the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from sgc.config import Rng
+from sgc.emit.optimize.check import check
+from sgc.emit.optimize.constants import merge_constants
+from sgc.emit.optimize.cse import merge_common_subexpressions
+from sgc.emit.optimize.dead import drop_dead_nodes
+from sgc.emit.optimize.fold import fold_constants
+from sgc.emit.optimize.functionalise import functionalise
+from sgc.emit.optimize.identities import remove_identities
+from sgc.emit.optimize.nodes import is_functional
+from sgc.emit.optimize.samplers import lower_samplers
+from sgc.errors import ArgumentError
+
+Pass = Callable[[fx.GraphModule, Rng], bool]
+"""Rewrites a module in place, and says whether it changed it."""
+
+PASSES: dict[str, Pass] = {
+    "functionalise": lambda module, rng: functionalise(module),  # no write but copies into inputs, at the end
+    "lower_samplers": lower_samplers,  # draws as uniform or normal numbers and arithmetic
+    "fold_constants": lambda module, rng: fold_constants(module),  # what depends on literals alone is computed now
+    "merge_constants": lambda module, rng: merge_constants(module),  # equal literals become one
+    "remove_identities": lambda module, rng: remove_identities(module),  # x * 1, -(-x), views of all there is
+    "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
+    "drop_dead_nodes": drop_dead_nodes,  # what nothing uses
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one pass did: the nodes of the graph before and after it; ``skipped`` says why it was not run, if so."""
+
+    name: str
+    changed: bool
+    before: int
+    after: int
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What each pass did, in order; prints as a table."""
+
+    records: tuple[Record, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.records:
+            return "the module runs as it was traced; nothing was rewritten"
+        width = max(len(record.name) for record in self.records)
+        lines = [f"{'pass':{width}}  before  after"]
+        for record in self.records:
+            note = record.skipped or ("" if record.changed else "unchanged")
+            lines.append(f"{record.name:{width}}  {record.before:6}  {record.after:5}  {note}".rstrip())
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """The rewritten module, and what each pass did."""
+
+    module: fx.GraphModule
+    report: Report
+
+
+def optimize(
+    module: fx.GraphModule, examples: Sequence[Tensor], *, rng: Rng = "torch", skip: Collection[str] = ()
+) -> Optimized:
+    """Rewrite a module of aten operators; the module given stays as it is.
+
+    The result computes the same values, writes the same values into its inputs, and with ``rng="torch"`` draws the same
+    random numbers in the same order. With ``rng="fast"`` draws may be replaced by others of the same law, and a draw
+    that nothing uses goes.
+
+    :param module: a graph of aten operators, in-place ones too, as ``make_fx`` makes it.
+    :param examples: tensors like the inputs; needed for their shapes if the nodes have no ``meta["val"]``.
+    :param skip: names of passes to leave out. Without ``functionalise``, a graph that writes into tensors is only
+        rid of its dead nodes: the other passes need one that does not.
+    :raises sgc.errors.ArgumentError: if ``skip`` names no pass.
+    :raises sgc.errors.ModuleError: if a module breaks a law before or after a pass.
+    """
+    unknown = [name for name in skip if name not in PASSES]
+    if unknown:
+        raise ArgumentError(f"there is no pass {', '.join(unknown)}", remedy=f"the passes are {', '.join(PASSES)}")
+    module = copy_of(module)
+    if any(node.users and "val" not in node.meta for node in module.graph.nodes):
+        FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*examples)
+    check(module, functional=False)
+    records = []
+    for name, apply in PASSES.items():
+        before = len(module.graph.nodes)
+        functional = is_functional(module.graph)
+        skipped = ""
+        if name in skip:
+            skipped = "skipped"
+        elif not functional and name not in ("functionalise", "drop_dead_nodes"):
+            skipped = "skipped: the graph writes into tensors"
+        changed = not skipped and apply(module, rng)
+        if changed:
+            check(module, functional=functional or name == "functionalise")
+        records.append(Record(name, changed, before, len(module.graph.nodes), skipped))
+    return Optimized(copy_of(module), Report(tuple(records)))
+
+
+def copy_of(module: fx.GraphModule) -> fx.GraphModule:
+    """A module with a graph of its own and those tensors of the module that the graph reads."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return fx.GraphModule(module, graph, class_name="Optimized")

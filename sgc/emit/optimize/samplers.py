@@ -1,0 +1,136 @@
+"""Rewrites draws as uniform or standard normal numbers and arithmetic that fuses with what follows.
+
+Some rules give the very numbers that the operator gives, under one seed: they always apply. The others keep the law
+and draw other numbers; they need ``rng="fast"``. Their law is exact as far as the uniform numbers are: those of
+float32 lie on a grid of spacing 2**-24, those of float64 on one of 2**-53. They do not check their arguments: where
+torch would raise for a probability that is negative or NaN, the draw has no meaning, and the density at it is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sgc.config import Rng
+from sgc.emit.optimize.nodes import call, is_functional, is_static, replace, tensor_of
+
+_aten = torch.ops.aten
+_convert = torch.ops.prims.convert_element_type.default
+
+
+def lower_samplers(module: fx.GraphModule, rng: Rng) -> bool:
+    """Lower every draw that a rule is known for."""
+    if not is_functional(module.graph):
+        return False
+    changed = False
+    for node in list(module.graph.nodes):
+        own = tensor_of(node)
+        if own is None or not is_static(own) or node.kwargs.get("generator") is not None:
+            continue
+        drawn = _same_numbers(node, own)
+        if drawn is None and rng == "fast" and node.target in _SAME_LAW:
+            drawn = _SAME_LAW[node.target](node, own)
+        if drawn is not None:
+            replace(node, drawn)
+            changed = True
+    return changed
+
+
+# -- the same numbers
+
+
+def _same_numbers(node: fx.Node, own: Tensor) -> fx.Node | None:
+    """A standard draw into memory that was made for it: ``randn`` and ``rand`` do the same without the memory."""
+    parameters = _parameters(node)
+    if parameters == (0.0, 1.0) and own.is_contiguous() and node.target in _STANDARD:
+        return _draw(node, _STANDARD[node.target], own)
+    return None
+
+
+_STANDARD = {_aten.normal_functional.default: _aten.randn.default, _aten.uniform.default: _aten.rand.default}
+
+
+def _parameters(node: fx.Node) -> tuple[Any, ...]:
+    """Mean and standard deviation, or the two ends; torch's defaults are 0 and 1 for both."""
+    names = ("mean", "std") if node.target is _aten.normal_functional.default else ("from", "to")
+    given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+    return tuple(given.get(name, default) for name, default in zip(names, (0.0, 1.0), strict=True))
+
+
+def _draw(node: fx.Node, target: Callable[..., Any], own: Tensor, dtype: torch.dtype | None = None) -> fx.Node:
+    return call(node, target, list(own.shape), dtype=dtype or own.dtype, device=own.device, pin_memory=False)
+
+
+# -- the same law
+
+
+def _bernoulli(node: fx.Node, own: Tensor) -> fx.Node:
+    """1 where a uniform number of [0, 1) is below p, which for p = 0 is never and for p = 1 always."""
+    probability = node.args[-1]  # bernoulli(p), or bernoulli(like, p)
+    compare = _aten.lt.Tensor if isinstance(probability, fx.Node) else _aten.lt.Scalar
+    uniform = _draw(node, _aten.rand.default, own, None if own.dtype.is_floating_point else torch.float32)
+    return call(node, _convert, call(node, compare, uniform, probability), own.dtype)
+
+
+def _bernoulli_p(node: fx.Node, own: Tensor) -> fx.Node | None:
+    return _bernoulli(node, own) if len(node.args) == 2 else None
+
+
+def _affine(node: fx.Node, own: Tensor) -> fx.Node:
+    """A normal or uniform draw of other parameters: the standard one, scaled and shifted as torch does it."""
+    low, high = _parameters(node)
+    normal = node.target is _aten.normal_functional.default
+    standard = _draw(node, _aten.randn.default if normal else _aten.rand.default, own)
+    scaled = call(node, _aten.mul.Scalar, standard, high if normal else high - low)
+    return call(node, _aten.add.Scalar, scaled, low)
+
+
+def _normal(node: fx.Node, own: Tensor) -> fx.Node | None:
+    if len(node.args) < 2:
+        return None
+    mean, deviation = node.args[:2]
+    scaled = call(node, _aten.mul.Tensor, _draw(node, _aten.randn.default, own), deviation)
+    return call(node, _aten.add.Tensor, scaled, mean)
+
+
+def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
+    """``multinomial`` with replacement, by inversion: the first category whose cumulative weight exceeds u * total.
+
+    A category of weight zero is passed over explicitly, whatever the rounding of the cumulative sums. Should no
+    cumulative weight exceed the product, the last category of positive weight is drawn. float64 throughout: weights
+    far below 2**-24 of the total keep their law.
+    """
+    weights, count = node.args[:2]
+    replacement = node.args[2] if len(node.args) > 2 else node.kwargs.get("replacement", False)
+    shape = tensor_of(weights)
+    if shape is None or not is_static(shape) or not (replacement or count == 1):
+        return None
+    categories = shape.shape[-1]
+    wide = call(node, _convert, weights, torch.float64)
+    cumulative = call(node, _aten.cumsum.default, wide, -1)
+    total = call(node, _aten.slice.Tensor, cumulative, -1, categories - 1, categories)
+    uniform = _draw(node, _aten.rand.default, own, torch.float64)
+    target = call(node, _aten.unsqueeze.default, call(node, _aten.mul.Tensor, uniform, total), -1)
+    index = call(
+        node, _aten.arange.start_step, 0, categories, 1, dtype=torch.int64, device=own.device, pin_memory=False
+    )
+    positive = call(node, _aten.gt.Scalar, weights, 0)
+    zero = call(node, _aten.full.default, [], 0, dtype=torch.int64, device=own.device, pin_memory=False)
+    last = call(node, _aten.amax.default, call(node, _aten.where.self, positive, index, zero), [-1], True)
+    exceeds = call(node, _aten.gt.Tensor, call(node, _aten.unsqueeze.default, cumulative, -2), target)
+    fits = call(node, _aten.bitwise_and.Tensor, exceeds, call(node, _aten.unsqueeze.default, positive, -2))
+    candidates = call(node, _aten.where.self, fits, index, call(node, _aten.unsqueeze.default, last, -1))
+    return call(node, _aten.amin.default, candidates, [-1])
+
+
+_SAME_LAW: dict[Any, Callable[[fx.Node, Tensor], fx.Node | None]] = {
+    _aten.bernoulli.default: _bernoulli,
+    _aten.bernoulli.p: _bernoulli_p,
+    _aten.normal_functional.default: _affine,
+    _aten.uniform.default: _affine,
+    _aten.normal.Tensor_Tensor: _normal,
+    _aten.multinomial.default: _categorical,
+}

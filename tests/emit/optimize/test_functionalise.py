@@ -1,0 +1,144 @@
+"""In-place operators become functional ones, but for copies into inputs."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgc.emit.optimize.check import check
+from sgc.emit.optimize.functionalise import functionalise
+from sgc.errors import ModuleError
+from tests.emit.optimize.graphs import apply, equal, lines, results, traced
+
+X, Y = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.5, 0.25, 4.0])
+
+
+def test_writes_into_inputs_become_copies_at_the_end() -> None:
+    def step(x: Tensor, y: Tensor) -> list[Tensor]:
+        x.mul_(2.0)
+        seen = x + y
+        y[0] = x[1]
+        return [seen, y.sum()]
+
+    module = traced(step, X, Y)
+    before = results(module, X, Y)
+    with pytest.raises(ModuleError, match=r"mul_ \(aten.mul_.Tensor\) writes into x0(.|\n)*copy_"):
+        check(module)
+    assert apply("functionalise", module)
+    assert lines(module)[0] == "mul = mul.Tensor(x0, 2.0)"
+    assert [line.partition(" = ")[2] for line in lines(module)[-3:-1]] == [
+        "copy_(x0, mul)",
+        f"copy_(x1, {list(module.graph.nodes)[-2].args[1]})",
+    ]
+    assert equal(results(module, X, Y), before)
+    # an optimizer's order: what was returned is the value before later writes
+    assert torch.equal(before[0], 2 * X + Y)
+
+
+def test_a_swap_of_two_inputs() -> None:
+    def swap(x: Tensor, y: Tensor) -> list[Tensor]:
+        old = x.clone()
+        x.copy_(y)
+        y.copy_(old)
+        return [x - y]
+
+    module = traced(swap, X, Y)
+    assert apply("functionalise", module)
+    assert equal(results(module, X, Y), [Y - X, Y, X])
+
+
+def test_random_operators_keep_their_numbers_and_their_order() -> None:
+    def draw(x: Tensor) -> list[Tensor]:
+        a = torch.empty(3).normal_()
+        b = torch.empty(3).uniform_(1.0, 2.0)
+        c = torch.empty(3).exponential_()
+        d = torch.empty_like(x).bernoulli_(0.5)
+        a.add_(torch.bernoulli(b - 1.0))
+        return [a + x, b, c, d]
+
+    module = traced(draw, X)
+    before = results(module, X, seed=3)
+    assert apply("functionalise", module)
+    drawn = [str(node.target) for node in module.graph.nodes if "draw" in node.name or node.target in _RANDOM]
+    assert [name.split(".")[1] for name in drawn] == [
+        "normal_functional",
+        "uniform",
+        "exponential",
+        "bernoulli",
+        "bernoulli",
+    ]
+    assert equal(results(module, X, seed=3), before)
+
+
+_RANDOM = {
+    torch.ops.aten.normal_functional.default,
+    torch.ops.aten.uniform.default,
+    torch.ops.aten.exponential.default,
+    torch.ops.aten.bernoulli.p,
+    torch.ops.aten.bernoulli.default,
+}
+
+
+def test_names_notes_checks_and_literals_stay() -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        torch._assert_async(x.sum() > 0, "positive")
+        scaled = x * torch.tensor(2.0)
+        scaled.relu_()
+        return [scaled.exp()]
+
+    module = traced(step, X)
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            node.meta["sgc"] = f"about {node.name}"
+    assert apply("functionalise", module)
+    assert lines(module) == [
+        "_tensor_constant0 = 2.0",
+        "sum_1 = sum(x0)",
+        "gt = gt.Scalar(sum_1, 0)",
+        "_assert_async = _assert_async.msg(gt, positive)",
+        "mul = mul.Tensor(x0, _tensor_constant0)",
+        "relu = relu(mul)",
+        "exp = exp(relu)",
+        "return [exp]",
+    ]
+    assert [node.meta.get("sgc") for node in module.graph.nodes if node.op == "call_function"][-2:] == [
+        "about relu_",
+        "about exp",
+    ]
+
+
+def test_batch_norms_concealed_write_is_found() -> None:
+    mean, variance = torch.zeros(2), torch.ones(2)
+
+    def norm(x: Tensor, mean: Tensor, variance: Tensor) -> list[Tensor]:
+        mean.mul_(1.0)
+        out = torch.ops.aten.native_batch_norm.default(x, None, None, mean, variance, True, 0.1, 1e-5)
+        return [operator.getitem(out, 0), mean + 0.5]
+
+    x = torch.randn(4, 2)
+    module = traced(norm, x, mean, variance)
+    before = results(module, x, mean, variance)
+    assert not torch.equal(before[-1], variance)
+    assert apply("functionalise", module)
+    assert equal(results(module, x, mean, variance), before)
+
+
+def test_an_observed_bernoulli_stays_one_operator() -> None:
+    """torch.func.functionalize would rewrite it, and round otherwise."""
+
+    def density(x: Tensor, y: Tensor) -> list[Tensor]:
+        total = torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none")
+        return [total.neg_()]
+
+    module = traced(density, X, Y)
+    assert apply("functionalise", module)
+    assert len(lines(module)) == 3
+
+
+def test_a_functional_graph_is_left_alone() -> None:
+    module = traced(lambda x: [x * 2], X)
+    graph = module.graph
+    assert not functionalise(module) and module.graph is graph
