@@ -78,6 +78,8 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         self.rng = rng
         self.dynamic = dynamic
         self._compiled: list[CompiledELBO] = []
+        self._given: tuple[Any, ...] = ()
+        self._current: Settings
         self._forgotten = 0
         self._settings()  # refuses wrong options now, not at the first call
 
@@ -136,6 +138,16 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         return made
 
     def _settings(self) -> Settings:
+        """What the attributes say now: a user may change them between two calls."""
+        given = (
+            *(self.num_particles, self.vectorize_particles, self.max_plate_nesting),
+            *(self.backend, self.rng, self.dynamic),
+        )
+        if given != self._given:
+            self._current, self._given = self._read_settings(), given
+        return self._current
+
+    def _read_settings(self) -> Settings:
         nesting = self.max_plate_nesting
         if self.vectorize_particles and self.num_particles > 1:
             nesting -= 1  # Pyro has counted the plate of the particles

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from sgc.errors import ArgumentError
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
-from sgc.training.update import Member
+from sgc.training.update import Member, same
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -57,6 +57,7 @@ class TorchOptimizing(Optimizing):
         self._optimizer = optimizer if isinstance(optimizer, Optimizer) else None
         self._waiting: dict[str, Any] | None = None
         self._known: dict[int, Tensor] = {}
+        self._members: list[Member] = []
 
     @property
     def optimizer(self) -> Optimizer:
@@ -83,10 +84,11 @@ class TorchOptimizing(Optimizing):
         return self._optimizer
 
     def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
-        if all(id(parameter) in self._known for parameter in parameters):
-            assert self._optimizer is not None
-            return [Member(self._optimizer)]
-        return [Member(self.optimizer)]
+        known = all(id(parameter) in self._known for parameter in parameters)
+        optimizer = self._optimizer if known and self._optimizer is not None else self.optimizer
+        if not self._members or self._members[0].optimizer is not optimizer:
+            self._members = [Member(optimizer)]
+        return self._members
 
     def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
         if found is None and self._optimizer is None:
@@ -129,16 +131,23 @@ class PyroOptimizing(Optimizing):
 
     def __init__(self, optimizer: PyroOptim) -> None:
         self._optimizer = optimizer
+        self._owned: list[Tensor] = []
+        self._objects: list[Any] = []
+        self._members: list[Member] = []
 
     def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
+        owned = _of_store(found)
         objects, clips = self._optimizer.optim_objs, self._optimizer.grad_clip
+        if same(owned, self._owned) and same(list(objects.values()), self._objects):
+            return self._members
         members = []
-        for parameter in _of_store(found):
+        for parameter in owned:
             if parameter not in objects:
                 self._make(parameter)
             made = objects[parameter]
             options = self._optimizer._get_grad_clip_args(parameter)  # type: ignore[arg-type]
             members.append(Member(getattr(made, "optimizer", made), clips[parameter], options))
+        self._owned, self._objects, self._members = owned, list(objects.values()), members
         return members
 
     def _make(self, parameter: Tensor) -> None:

@@ -48,18 +48,31 @@ class OwnSchedule(Exception):
                         group[key] = torch.tensor(group[key], dtype=torch.float64, device=device)
 
 
+def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two sequences hold the same objects."""
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def _optimizers(members: Sequence[Member]) -> list[Optimizer]:
+    return [member.optimizer for member in members]
+
+
+def _has_hooks(members: Sequence[Member]) -> bool:
+    if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
+        return True
+    return any(m.optimizer._optimizer_step_pre_hooks or m.optimizer._optimizer_step_post_hooks for m in members)
+
+
 def obstacle(members: Sequence[Member]) -> str | None:
     """Why these optimizers cannot be traced, or None."""
-    if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
-        return "there are hooks on all optimizers"
+    if _has_hooks(members):
+        return "the optimizer has hooks"
     for member in members:
         kind = type(member.optimizer)
         if kind.__module__.partition(".")[0] not in ("torch", "pyro"):
             return f"{kind.__qualname__} is neither torch's nor Pyro's, so that its Python may do anything"
         if kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
             return f"{kind.__qualname__} evaluates the loss itself or needs sparse gradients"
-        if member.optimizer._optimizer_step_pre_hooks or member.optimizer._optimizer_step_post_hooks:
-            return f"this {kind.__qualname__} has hooks"
     return None
 
 
@@ -140,7 +153,7 @@ class Update:
     """
 
     def __init__(self, members: Sequence[Member], parameters: Sequence[Tensor], moving: frozenset[str]) -> None:
-        self._members = tuple(members)
+        self._members = members
         self._parameters = tuple(parameters)
         self._positions = {id(parameter): i for i, parameter in enumerate(parameters)}
         self._groups = [group for member in members for group in member.optimizer.param_groups]
@@ -148,10 +161,11 @@ class Update:
         device = parameters[0].device if parameters else torch.device("cpu")
         self.hyperparameters = Hyperparameters(self._groups, moving, device)
         self._slots: list[_Slot] = []
-        self._holders: list[tuple[dict[Any, Any], Tensor, dict[Any, Any] | None]] = []
         self.signature = tuple(self._describe(member) for member in self._members)
         self.signature += (self.hyperparameters.sharing,)
-        self._expected = [self._group_state(group) for group in self._groups]
+        self._expected = [self._fixed(group) for group in self._groups]
+        self._options = [dict(group) for group in self._groups]
+        self._bound = self._objects()
         self._numbers = [
             {key: value for key, value in group.items() if any(True for _ in _indices(value))} for group in self._groups
         ]
@@ -162,28 +176,35 @@ class Update:
         return [*(slot.tensor for slot in self._slots), *self.hyperparameters.tensors]
 
     def holds(self, members: Sequence[Member], parameters: Sequence[Tensor]) -> bool:
-        """Whether it still binds these optimizers and parameters as they are now; hyperparameters are refreshed."""
-        if len(parameters) != len(self._parameters) or not all(map(is_, parameters, self._parameters)):
+        """Whether it still binds these optimizers and parameters as they are now; hyperparameters are refreshed.
+
+        This runs at every step: objects are compared by identity, whole lists of them at once.
+        """
+        if not same(parameters, self._parameters):
             return False
-        if len(members) != len(self._members) or obstacle(members) is not None:
+        if members is not self._members and not same(_optimizers(members), _optimizers(self._members)):
             return False
-        if not all(a.optimizer is b.optimizer for a, b in zip(members, self._members, strict=True)):
+        if _has_hooks(members) or not same(self._objects(), self._bound):
             return False
-        for states, parameter, holder in self._holders:
-            if states.get(parameter) is not holder:
-                return False
-        for slot in self._slots:
-            if slot.holder.get(slot.key) is not slot.tensor:
-                return False
-        count = 0
-        for member in members:
+        if self._groups == self._options:
+            return True
+        # A number has changed: the learning rate, most often.
+        if [self._fixed(group) for group in self._groups] != self._expected or not self.hyperparameters.refresh():
+            return False
+        self._options = [dict(group) for group in self._groups]
+        return True
+
+    def _objects(self) -> list[Any]:
+        """Every object that the optimizers hold: groups, parameters, their state."""
+        found: list[Any] = []
+        for member in self._members:
             for group in member.optimizer.param_groups:
-                count += 1
-                if count > len(self._groups) or group is not self._groups[count - 1]:
-                    return False
-                if self._group_state(group) != self._expected[count - 1]:
-                    return False
-        return self.hyperparameters.refresh()
+                found.append(group)
+                found += group["params"]
+            for holder in member.optimizer.state.values():
+                found.append(holder)
+                found += holder.values()
+        return found
 
     @property
     def has_capturable(self) -> bool:
@@ -258,7 +279,6 @@ class Update:
     def _keep(self, optimizer: Optimizer, parameter: Tensor) -> Any:
         """Bind the state of one parameter; numbers in it become tensors, so that the compiled step can change them."""
         holder: dict[Any, Any] | None = optimizer.state.get(parameter)
-        self._holders.append((optimizer.state, parameter, holder))
         described: list[Any] = []
         if holder is None:
             return described
@@ -274,14 +294,13 @@ class Update:
                 described.append((key, value))
         return described
 
-    def _group_state(self, group: dict[str, Any]) -> Any:
-        """What is compared to notice a change of options: all but the numbers that may move; tensors by identity."""
-        values = [
+    def _fixed(self, group: dict[str, Any]) -> list[Any]:
+        """The options of a group whose change makes another step of it: all but the numbers that may move."""
+        return [
             id(value) if isinstance(value, Tensor) else value
             for key, value in group.items()
-            if key != "params" and key not in self._moving
+            if key != "params" and (key not in self._moving or isinstance(value, Tensor))
         ]
-        return values, [id(parameter) for parameter in group["params"]]
 
     # -- tracing
 
