@@ -12,9 +12,9 @@ import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sgc.capturing import tracer
+from sgc.capturing.arguments import flatten, unflatten
 from sgc.capturing.attributes import preserved_attributes, rebound_buffers
 from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
@@ -42,7 +42,7 @@ def capture_program(
     :raises DataDependenceError: if the program's structure depends on a sample.
     :raises BaselineError: if the baseline options of a site are unrecognised or contradict one another.
     """
-    leaves, spec = tree_flatten((args, kwargs))
+    leaves, structure = flatten((args, kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in positions]
     elbo = pyro_elbo(options, rehearsal.max_plate_nesting)
@@ -54,7 +54,7 @@ def capture_program(
             filled[position] = tensor
         placeholders = [node for node in tracer.current_tracer().graph.nodes if node.op == "placeholder"]
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
-        traced_args, traced_kwargs = tree_unflatten(filled, spec)
+        traced_args, traced_kwargs = unflatten(filled, structure)
         with (
             Reads(concrete) as reads,
             functions_as_leaves(),

@@ -10,14 +10,14 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec
 
+from sgc.capturing.arguments import Structure, flatten
 from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
 from sgc.run.environment import Environment
-
-_CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+from sgc.run.notes import PLAIN, difference, note, shown
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: list[Any] = field(init=False)
-    spec: TreeSpec | int = field(init=False)
+    spec: TreeSpec | Structure | int = field(init=False)
     tensors: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,7 +35,7 @@ class Call:
             # By far the most frequent call: no tree to take apart.
             self.leaves, self.spec = list(self.args), len(self.args)
         else:
-            self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
+            self.leaves, self.spec = flatten((self.args, self.kwargs))
 
 
 class Guard(Protocol):
@@ -76,9 +76,14 @@ class ArgumentGuard:
         self._names = tuple(names)
         self._expected: list[_Meta | None] = []
         self._constants: list[Any] = []
+        self._notes: list[Any] = []
         for name, leaf in zip(names, call.leaves, strict=True):
             self._expected.append(_meta(leaf) if isinstance(leaf, Tensor) else None)
-            self._constants.append(None if isinstance(leaf, Tensor) else _constant(name, leaf))
+            if not isinstance(leaf, Tensor):
+                _check(name, leaf)
+            # What has become of the very same object is the environment guard's affair, of an array this one's.
+            self._constants.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+            self._notes.append(None if isinstance(leaf, Tensor) else note(leaf))
 
     def miss(self, call: Call) -> str | None:
         if call.spec != self._spec:
@@ -90,9 +95,11 @@ class ArgumentGuard:
                 if _meta(leaf) != meta:
                     return _difference(self._names[i], meta, _meta(leaf))
             elif isinstance(leaf, Tensor):
-                return f"{self._names[i]} was {self._constants[i]!r}, is a tensor"
-            elif not _same(leaf, self._constants[i]):
-                return f"{self._names[i]} was {self._constants[i]!r}, is {leaf!r}"
+                return f"{self._names[i]} was {shown(self._constants[i])}, is a tensor"
+            elif leaf is not self._constants[i]:
+                changed = difference(self._names[i], leaf, self._notes[i])
+                if changed is not None:
+                    return changed
         return None
 
     def describe(self) -> Iterator[str]:
@@ -105,26 +112,14 @@ class ArgumentGuard:
                 )
 
 
-def _constant(name: str, leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return leaf.copy()
-    if isinstance(leaf, (*_CONSTANTS, nn.Module, np.generic)) or callable(leaf) or hasattr(leaf, "__dict__"):
-        return leaf
-    raise ArgumentError(
-        f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, whose contents cannot be guarded",
-        remedy="pass tensors, numbers, strings, None, or containers of them (torch.utils._pytree.register_pytree_node "
-        "and register_dataclass make a class a container)",
-    )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    return isinstance(one, (*_CONSTANTS, np.generic)) and bool(one == other)
+def _check(name: str, leaf: Any) -> None:
+    known = (*PLAIN, np.ndarray, np.generic, nn.Module)
+    if not isinstance(leaf, known) and not callable(leaf) and not hasattr(leaf, "__dict__"):
+        raise ArgumentError(
+            f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, whose contents cannot be guarded",
+            remedy="pass tensors, numbers, strings, None, or containers of them "
+            "(torch.utils._pytree.register_pytree_node and register_dataclass make a class a container)",
+        )
 
 
 class TensorGuard:
@@ -214,7 +209,7 @@ class EnvironmentGuard:
     """The globals, closures and attributes that model and guide name, and those of objects among the arguments."""
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], call: Call) -> None:
-        objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *_CONSTANTS))]
+        objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
         self._environment = Environment(model, guide, *objects)
 
     def miss(self, call: Call) -> str | None:

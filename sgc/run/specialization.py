@@ -11,8 +11,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, fx
 
+from sgc.capturing.arguments import argument_names
 from sgc.capturing.capture import capture_program
-from sgc.capturing.declare import argument_names
 from sgc.capturing.parameters import Owner
 from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
 from sgc.capturing.source import warn
