@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from sgc.capturing import tracer
 from sgc.capturing.arguments import flatten, unflatten
 from sgc.capturing.attributes import preserved_attributes, rebound_buffers
+from sgc.capturing.calls import CallRecord, recorded
 from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.handlers import DATA_DEPENDENT
@@ -36,9 +37,11 @@ def capture_program(
     kwargs: dict[str, Any],
     options: Options,
     rehearsal: Rehearsal,
+    records: Mapping[int, CallRecord] | None = None,
 ) -> Capture:
     """Trace one evaluation of every site's log density.
 
+    :param records: for the positions of some partials among the leaves of the arguments, where to record their calls.
     :raises DataDependenceError: if the program's structure depends on a sample.
     :raises BaselineError: if the baseline options of a site are unrecognised or contradict one another.
     """
@@ -52,6 +55,8 @@ def capture_program(
         filled = list(leaves)
         for position, tensor in zip(positions, traced, strict=True):
             filled[position] = tensor
+        for position, record in (records or {}).items():
+            filled[position] = recorded(leaves[position], record)
         placeholders = [node for node in tracer.current_tracer().graph.nodes if node.op == "placeholder"]
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
         traced_args, traced_kwargs = unflatten(filled, structure)

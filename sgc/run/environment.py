@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sgc.run.notes import MISSING, PLAIN, contents, difference, note
+from sgc.run.notes import MISSING, PLAIN, contents, difference, holds_the_same, is_immutable, note
 
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 _STANDARD = sysconfig.get_path("stdlib")
@@ -43,13 +43,16 @@ class Environment:
     def changed(self) -> str | None:
         """The name of a value that is not what it was, None if all are."""
         for holder, key, expected, noted in self._fixed:
-            value = _get(holder, key)
+            value = holder.get(key, MISSING) if type(holder) is dict else _get(holder, key)
             if value is not expected:
                 found = difference(self._label(holder, key), value, noted)
                 if found is not None:
                     return found
         for holder, key, noted in self._changing:
-            found = difference("", _get(holder, key), noted)
+            value = _get(holder, key)
+            if holds_the_same(value, noted):
+                continue
+            found = difference("", value, noted)
             if found is not None:
                 return self._label(holder, key) + found
         return None
@@ -75,10 +78,11 @@ class Environment:
         if isinstance(value, types.ModuleType) or (isinstance(value, type) and _is_library(value)):
             return
         self._labels.setdefault(id(holder), label)
-        if isinstance(value, _CONTAINERS):
-            self._changing.append((holder, key, note(value)))
+        noted = note(value)
+        if isinstance(value, _CONTAINERS) and not is_immutable(noted):
+            self._changing.append((holder, key, noted))
         else:
-            self._fixed.append((holder, key, value, note(value)))
+            self._fixed.append((holder, key, value, noted))
         self._visit(value, f"{label}{key or ''}", depth + 1)
 
     def _visit(self, value: Any, label: str, depth: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
 
 from sgc.capturing.arguments import Structure, flatten
+from sgc.capturing.calls import CallRecord
 from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
@@ -69,9 +71,13 @@ def _show(value: Any) -> str:
 
 
 class ArgumentGuard:
-    """The structure of the arguments, the metadata of their tensors, and the values of everything else."""
+    """The structure of the arguments, the metadata of their tensors, and the values of everything else.
 
-    def __init__(self, call: Call, names: Sequence[str]) -> None:
+    Of a partial with a record of its calls, their results.
+    """
+
+    def __init__(self, call: Call, names: Sequence[str], records: Mapping[int, CallRecord]) -> None:
+        self._records = {i: record for i, record in records.items() if record.complete}
         self._spec = call.spec
         self._names = tuple(names)
         self._expected: list[_Meta | None] = []
@@ -98,9 +104,24 @@ class ArgumentGuard:
                 return f"{self._names[i]} was {shown(self._constants[i])}, is a tensor"
             elif leaf is not self._constants[i]:
                 changed = difference(self._names[i], leaf, self._notes[i])
+                if changed is not None and i in self._records and self._is_like(i, leaf):
+                    changed = self._records[i].miss(leaf, lambda one, other: difference("", one, other) is None)
                 if changed is not None:
                     return changed
         return None
+
+    def varying(self, call: Call) -> Iterator[int]:
+        """The positions of partials that have the function they had here, and other arguments."""
+        if call.spec == self._spec:
+            for i, leaf in enumerate(call.leaves):
+                if self._is_like(i, leaf) and difference("", leaf, self._notes[i]) is not None:
+                    yield i
+
+    def _is_like(self, position: int, leaf: Any) -> bool:
+        noted = self._notes[position]
+        return type(leaf) is functools.partial is getattr(noted, "kind", None) and (
+            difference("", leaf.func, noted.parts[0]) is None
+        )
 
     def describe(self) -> Iterator[str]:
         for name, meta, constant in zip(self._names, self._expected, self._constants, strict=True):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import types
 from typing import Any
 
@@ -24,13 +25,17 @@ _LONGEST = 1024
 
 
 class Note:
-    """The parts of a value, as they were; what has no parts is noted as it is. See :func:`note`."""
+    """The parts of a value, as they were; what has no parts is noted as it is. See :func:`note`.
 
-    __slots__ = ("kind", "parts")
+    ``same`` holds parts that no write can change: a value that still holds these very objects is what it was.
+    """
+
+    __slots__ = ("kind", "parts", "same")
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
         self.parts: list[Any] = []
+        self.same: list[Any] | None = None
 
 
 class _Identity:
@@ -57,7 +62,22 @@ def _note(value: Any, notes: dict[int, tuple[Any, Note]]) -> Any:
     made = Note(type(value))
     notes[id(value)] = value, made  # before its parts, which may lead back to it
     made.parts = [_note(part, notes) for part in parts]
+    if made.kind in (list, tuple, dict) and all(is_immutable(part) for part in made.parts):
+        made.same = parts
     return made
+
+
+def is_immutable(noted: Any) -> bool:
+    """Whether what was noted cannot change while it is the same object (what tensors and objects hold aside)."""
+    return not isinstance(noted, Note) or (noted.kind is tuple and noted.same is not None)
+
+
+def holds_the_same(value: Any, noted: Any) -> bool:
+    """Whether a list or dict holds the very objects that were noted: the usual case, told quickly."""
+    if not isinstance(noted, Note) or noted.same is None or type(value) is not noted.kind:
+        return False
+    held: Any = [*value, *value.values()] if isinstance(value, dict) else value
+    return len(held) == len(noted.same) and all(map(operator.is_, held, noted.same))
 
 
 def difference(name: str, value: Any, noted: Any) -> str | None:

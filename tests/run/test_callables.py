@@ -339,3 +339,134 @@ def test_an_attribute_is_no_global() -> None:
         assert len(module.specializations) == 1
     finally:
         globals()["FACTOR"] = None
+
+
+def prior(step: int, t: int) -> float:
+    return max(0.5 - 0.1 * (step // 4), 0.2) / (t + 1)
+
+
+def asks(p: Callable[[int], float]) -> None:
+    observe(p(0) + 2 * p(1))
+
+
+def test_a_partial_whose_results_stay_the_same() -> None:
+    module = sgc.compile(asks, guide, backend="eager")
+    for step in range(24):
+        agrees(module, asks, partial(prior, step))
+    # Steps 0 to 3 have one result, 4 to 7 another, and so on down to 0.2; the calls are recorded from step 1 on.
+    assert len(module.specializations) == 5
+    assert "args[0](0) was 0.3, is 0.2" in module._misses[-1]
+
+
+def test_a_partial_of_another_function_is_not_asked() -> None:
+    asked: list[int] = []
+
+    def counts(step: int, t: int) -> float:
+        asked.append(step)
+        return prior(0, t)
+
+    module = sgc.compile(asks, guide, backend="eager")
+    for step in range(3):
+        module(partial(prior, step))
+    module(partial(counts, 7))
+    assert set(asked) == {7} and len(module.specializations) == 3
+
+
+def looks_at_args(p: Any) -> None:
+    observe(p(t=0) + p.args[0])
+
+
+def looks_at_keywords(p: Any) -> None:
+    observe(p(t=0) + p.keywords.get("step", 9))
+
+
+def looks_at_the_text(p: Any) -> None:
+    observe(p(t=0) + len(repr(p)))
+
+
+def looks_at_the_function(p: Any) -> None:
+    observe(p.func(p.args[0] if p.args else p.keywords["step"], t=0))
+
+
+def looks_at_the_signature(p: Any) -> None:
+    import inspect
+
+    observe(p(t=0) + len(inspect.signature(p).parameters))
+
+
+def partial_of_it(p: Any) -> None:
+    observe(partial(p, t=0)() + partial(p, t=1)())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [looks_at_args, looks_at_keywords, looks_at_the_text, looks_at_the_function, looks_at_the_signature, partial_of_it],
+)
+def test_a_program_that_looks_into_a_partial(model: Callable[[Any], None]) -> None:
+    module = sgc.compile(model, guide, backend="eager")
+    for step in (0, 1, 2, 11, 3, 12):
+        agrees(module, model, partial(prior, step))
+        if model is not looks_at_args:
+            agrees(module, model, partial(prior, step=step))
+
+
+def with_a_site(step: int, t: int) -> float:
+    if step == 4:
+        pyro.sample("extra", dist.Normal(0.0, 1.0), obs=torch.tensor(3.0))
+    return 0.5
+
+
+def with_a_tensor(step: int, t: int) -> float:
+    return float(torch.tensor(step) > 3)
+
+
+def with_a_parameter(step: int, t: int) -> float:
+    pyro.param("unused", torch.tensor(0.0))
+    return 0.5 + (step > 3)
+
+
+def gives_a_tensor(step: int, t: int) -> Any:
+    return torch.tensor(0.5) if step < 4 else 0.7
+
+
+def changes_its_type(step: int, t: int) -> Any:
+    return (1, True, 1.0, 0.0, -0.0, 3)[step]
+
+
+def fails_now_and_then(step: int, t: int) -> float:
+    if step == 4:
+        raise KeyError(step)
+    return 0.5
+
+
+def forgiving(p: Callable[[int], Any]) -> None:
+    try:
+        found = p(1)
+    except KeyError:
+        found = 2.0
+    observe(torch.as_tensor(found).is_floating_point() + math.copysign(1.0, found) + found)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [with_a_site, with_a_tensor, with_a_parameter, gives_a_tensor, changes_its_type, fails_now_and_then],
+)
+def test_partials_that_are_more_than_their_results(function: Callable[..., Any]) -> None:
+    module = sgc.compile(forgiving, guide, backend="eager")
+    for step in (0, 1, 2, 3, 4, 5, 4, 3, 0):
+        agrees(module, forgiving, partial(function, step))
+
+
+def test_a_partial_that_changes_at_each_step_says_which_number() -> None:
+    def anneal(step: int, t: int) -> float:
+        return 1.0 / (step + 1)
+
+    module = sgc.compile(asks, guide, backend="eager")
+    with pytest.warns(RespecializationWarning, match=r"args\[0\]\(0\) was 0.25, is 0.2") as caught:
+        for step in range(5):
+            agrees(module, asks, partial(anneal, step))
+    assert "Pass values that change from call to call as tensors" in str(caught[-1].message)
+    module = sgc.compile(asks, guide, backend="eager")
+    for step in range(5):
+        agrees(module, asks, partial(anneal, torch.tensor(float(step))))
+    assert len(module.specializations) == 1
