@@ -118,9 +118,14 @@ class ArgumentGuard:
                     yield i
 
     def _is_like(self, position: int, leaf: Any) -> bool:
-        noted = self._notes[position]
-        return type(leaf) is functools.partial is getattr(noted, "kind", None) and (
-            difference("", leaf.func, noted.parts[0]) is None
+        """Whether both are partials of one function that hold as many arguments, under the same names."""
+        noted = self._constants[position]
+        return (
+            type(leaf) is functools.partial is type(noted)
+            and len(leaf.args) == len(noted.args)
+            and list(leaf.keywords) == list(noted.keywords)
+            and not leaf.__dict__
+            and difference("", leaf.func, self._notes[position].parts[0]) is None
         )
 
     def describe(self) -> Iterator[str]:
