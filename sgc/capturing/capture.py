@@ -26,6 +26,7 @@ from sgc.capturing.reads import Reads
 from sgc.capturing.recording import Recording
 from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo, random_state, restore_random_state
 from sgc.capturing.source import current_line, line_of
+from sgc.capturing.validation import guard_observed_data
 from sgc.config import Options
 from sgc.errors import CaptureError, DataDependenceError, SgcError
 
@@ -68,6 +69,8 @@ def capture_program(
             rebound_buffers(rehearsal.modules),
         ):
             recording.run(elbo, model, guide, traced_args, traced_kwargs)
+            if options.validate_data:
+                guard_observed_data(recording, reads)
         recording.reads = reads.guards
         return recording.outputs
 

@@ -64,6 +64,7 @@ def declare(
             tuple(by_node[lifted.get(node, node).name] for node in read.sources),
             read.value,
             read.source,
+            read.validates,
         )
         for read in reads
     )

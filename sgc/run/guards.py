@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -246,23 +247,43 @@ class EnvironmentGuard:
 
 
 class ValuesGuard:
-    """The values that the program read from its inputs while it was captured (``int(lengths.max())``)."""
+    """The values that the program read from its inputs while it was captured (``int(lengths.max())``).
+
+    Checks of observed data among them are made again only for other tensors or after a write.
+    """
 
     def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input]) -> None:
         position = {declared.name: i for i, declared in enumerate(inputs)}
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
+        self._valid: dict[int, list[tuple[weakref.ref[Tensor], int]]] = {}
 
     def miss(self, call: Call) -> str | None:
         if not self._guards:
             return None
         with torch.no_grad():
-            for guard, positions in self._guards:
-                value = guard.module(*(call.tensors[i].detach().clone() for i in positions))
+            for number, (guard, positions) in enumerate(self._guards):
+                inputs = [call.tensors[i] for i in positions]
+                if guard.validates and self._is_known(number, inputs):
+                    continue
+                value = guard.module(*(tensor.detach().clone() for tensor in inputs))
                 if value.shape != guard.value.shape or not torch.equal(value, guard.value):
+                    if guard.validates:
+                        return f"what is observed at {guard.source} is outside of its support"
                     where = f" (read at {guard.source})" if guard.source else ""
                     return f"a value computed from {', '.join(guard.inputs)} changed{where}"
+                if guard.validates:
+                    self._valid[number] = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
         return None
+
+    def _is_known(self, number: int, inputs: list[Tensor]) -> bool:
+        known = self._valid.get(number)
+        return known is not None and all(
+            of() is tensor and version == tensor._version for (of, version), tensor in zip(known, inputs, strict=True)
+        )
 
     def describe(self) -> Iterator[str]:
         for guard, _ in self._guards:
-            yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"
+            if guard.validates:
+                yield f"observed data in their support, {guard.source}"
+            else:
+                yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"
