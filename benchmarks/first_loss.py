@@ -88,9 +88,8 @@ def main() -> None:
     print("ratio   " + "".join(f"{value:7.1f}" for value in statistics.quantiles(ratios, n=10)))
     slope, constant = fit(theirs, ours)
     print(f"sgc = {slope:.1f} * Pyro + {constant:.0f} ms")
-    print(
-        "longest: " + ", ".join(f"{e.name} {t:.0f}" for t, e in sorted(zip(ours, entries, strict=True), key=_time)[-5:])
-    )
+    longest = sorted(zip(ours, (entry.name for entry in entries), strict=True))[-5:]
+    print("longest: " + ", ".join(f"{name} {value:.0f}" for value, name in longest))
 
 
 if __name__ == "__main__":

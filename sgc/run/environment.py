@@ -67,7 +67,7 @@ class Environment:
         for holder, key, _ in self._changing:
             yield f"{self._label(holder, key)} == {_get(holder, key)!r}"
         for holder, key, expected, _ in self._fixed:
-            if not isinstance(expected, PLAIN):
+            if not isinstance(expected, (*PLAIN, types.CodeType)):
                 yield f"{self._label(holder, key)} is the object seen at capture"
 
     def _label(self, holder: Any, key: Any) -> str:
