@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
 import sysconfig
 import types
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ class Environment:
 
     def _visit_class(self, cls: type, depth: int) -> None:
         for base in cls.__mro__:
-            if not _is_library(base) and base is not object:
+            if not _is_installed(base):
                 self._seen[id(base)] = base
                 for name, part in list(vars(base).items()):
                     if isinstance(part, types.FunctionType) or not (name.startswith("__") or name == "_abc_impl"):
@@ -188,3 +189,12 @@ def _is_library(thing: Any) -> bool:
     if not isinstance(code, types.CodeType):
         return False
     return code.co_filename.startswith(_STANDARD) and "site-packages" not in code.co_filename
+
+
+def _is_installed(cls: type) -> bool:
+    """Whether a class is of some library, whose methods name nothing that changes while a program is trained."""
+    root = cls.__module__.partition(".")[0]
+    if root in _LIBRARY_ROOTS or root in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    return "site-packages" in file

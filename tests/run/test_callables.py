@@ -470,3 +470,22 @@ def test_a_partial_that_changes_at_each_step_says_which_number() -> None:
     for step in range(5):
         agrees(module, asks, partial(anneal, torch.tensor(float(step))))
     assert len(module.specializations) == 1
+
+
+def test_classes_of_libraries_are_not_searched() -> None:
+    import unittest
+    from types import SimpleNamespace
+
+    class Case(unittest.TestCase):
+        options = SimpleNamespace(beta=1.0)
+
+        def model(self) -> None:
+            observe(self.options.beta)
+
+    case = Case()
+    module = sgc.compile(case.model, guide, backend="eager")
+    agrees(module, case.model)
+    assert "TestCase" not in module.guards() and len(module.guards().splitlines()) < 40
+    case.options.beta = 2.0
+    agrees(module, case.model)
+    assert len(module.specializations) == 2
