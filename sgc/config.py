@@ -22,6 +22,7 @@ class Options:
     backend: Backend = "inductor"
     rng: Rng = "fast"
     cache_size: int = 16
+    validate_data: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:

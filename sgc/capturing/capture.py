@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sgc.capturing import tracer
+from sgc.capturing.arguments import flatten, unflatten
 from sgc.capturing.attributes import preserved_attributes, rebound_buffers
+from sgc.capturing.calls import CallRecord, recorded
 from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.handlers import DATA_DEPENDENT
@@ -25,6 +26,7 @@ from sgc.capturing.reads import Reads
 from sgc.capturing.recording import Recording
 from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo, random_state, restore_random_state
 from sgc.capturing.source import current_line, line_of
+from sgc.capturing.validation import guard_observed_data
 from sgc.config import Options
 from sgc.errors import CaptureError, DataDependenceError, SgcError
 
@@ -36,13 +38,15 @@ def capture_program(
     kwargs: dict[str, Any],
     options: Options,
     rehearsal: Rehearsal,
+    records: Mapping[int, CallRecord] | None = None,
 ) -> Capture:
     """Trace one evaluation of every site's log density.
 
+    :param records: for the positions of some partials among the leaves of the arguments, where to record their calls.
     :raises DataDependenceError: if the program's structure depends on a sample.
     :raises BaselineError: if the baseline options of a site are unrecognised or contradict one another.
     """
-    leaves, spec = tree_flatten((args, kwargs))
+    leaves, structure = flatten((args, kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in positions]
     elbo = pyro_elbo(options, rehearsal.max_plate_nesting)
@@ -52,9 +56,11 @@ def capture_program(
         filled = list(leaves)
         for position, tensor in zip(positions, traced, strict=True):
             filled[position] = tensor
+        for position, record in (records or {}).items():
+            filled[position] = recorded(leaves[position], record)
         placeholders = [node for node in tracer.current_tracer().graph.nodes if node.op == "placeholder"]
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
-        traced_args, traced_kwargs = tree_unflatten(filled, spec)
+        traced_args, traced_kwargs = unflatten(filled, structure)
         with (
             Reads(concrete) as reads,
             functions_as_leaves(),
@@ -63,6 +69,8 @@ def capture_program(
             rebound_buffers(rehearsal.modules),
         ):
             recording.run(elbo, model, guide, traced_args, traced_kwargs)
+            if options.validate_data:
+                guard_observed_data(recording, reads)
         recording.reads = reads.guards
         return recording.outputs
 

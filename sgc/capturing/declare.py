@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 
 from sgc.capturing import tracer
+from sgc.capturing.arguments import argument_names
 from sgc.capturing.handlers import Statement
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capturing.recording import Recording, samples
@@ -63,6 +64,7 @@ def declare(
             tuple(by_node[lifted.get(node, node).name] for node in read.sources),
             read.value,
             read.source,
+            read.validates,
         )
         for read in reads
     )
@@ -166,17 +168,6 @@ def _unused(name: str, taken: dict[str, Any]) -> str:
 
 def _root_name(module: torch.nn.Module, position: int) -> str:
     return f"{type(module).__name__}" if position == 0 else f"{type(module).__name__}_{position}"
-
-
-def argument_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """A readable name for each leaf of the arguments, such as ``args[0]['x']``."""
-    with_paths, _ = torch.utils._pytree.tree_flatten_with_path((args, kwargs))
-    names = []
-    for path, _leaf in with_paths:
-        first, *rest = (torch.utils._pytree.keystr((entry,)) for entry in path)
-        root = "args" if first == "[0]" else "kwargs"
-        names.append(root + "".join(rest))
-    return names
 
 
 def _sites(recording: Recording, slots: dict[tuple[str, str], str]) -> Iterator[Site]:

@@ -41,6 +41,7 @@ class ReadGuard:
     sources: tuple[fx.Node, ...]
     value: Any
     source: SourceLine | None
+    validates: bool = False
 
 
 @dataclass

@@ -125,12 +125,16 @@ class Site:
 
 @dataclass(frozen=True)
 class ValueGuard:
-    """A scalar that the program read from its inputs while it was captured, and that its structure relies on."""
+    """A value that the program read from its inputs while it was captured, and that its structure relies on.
+
+    One that ``validates`` is no read of the program: it says that observed data are in the support of their site.
+    """
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
     value: Any
     source: SourceLine | None
+    validates: bool = False
 
 
 @dataclass

@@ -38,6 +38,9 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         leaves the choice to Inductor.
     :param dynamic: what becomes of a program that cannot be captured, because its structure depends on a sample,
         say: ``"error"`` (default) raises, ``"eager"`` runs it by eager Pyro and warns once.
+    :param validate_data: check at each call that observed data are in the support of their distribution, once for each
+        tensor, and let Pyro raise its ``ValueError`` where they are not. Where a value or its support depends on a
+        sample, or a mask is involved, nothing is checked after the first call.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
 
@@ -60,6 +63,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         backend: Backend | None = None,
         rng: Rng = "torch",
         dynamic: Dynamic = "error",
+        validate_data: bool = False,
     ) -> None:
         super().__init__(
             num_particles,
@@ -77,6 +81,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         self.backend = backend
         self.rng = rng
         self.dynamic = dynamic
+        self.validate_data = validate_data
         self._compiled: list[CompiledELBO] = []
         self._given: tuple[Any, ...] = ()
         self._current: Settings
@@ -141,7 +146,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         """What the attributes say now: a user may change them between two calls."""
         given = (
             *(self.num_particles, self.vectorize_particles, self.max_plate_nesting),
-            *(self.backend, self.rng, self.dynamic),
+            *(self.backend, self.rng, self.dynamic, self.validate_data),
         )
         if given != self._given:
             self._current, self._given = self._read_settings(), given
@@ -157,6 +162,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             max_plate_nesting=nesting,
             backend="eager" if self.backend is None else self.backend,
             rng=self.rng,
+            validate_data=self.validate_data,
         )
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
 

@@ -7,26 +7,35 @@ at each call.
 
 from __future__ import annotations
 
+import dis
+import functools
+import sys
 import sysconfig
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+from sgc.run.notes import MISSING, PLAIN, contents, difference, holds_the_same, is_immutable, note
+
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 _STANDARD = sysconfig.get_path("stdlib")
 _MAX_DEPTH = 6
+_CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
 
 
 class Environment:
-    """A snapshot of the names that model and guide can reach."""
+    """A snapshot of the names that model and guide can reach.
+
+    Containers are compared by what they hold (up to a thousand entries), all else first by identity.
+    """
 
     def __init__(self, *roots: Any) -> None:
-        self._seen: set[int] = set()
-        self._plain: list[tuple[Any, Any, Any]] = []
-        self._identical: list[tuple[Any, Any, Any]] = []
+        self._seen: dict[int, Any] = {}
+        self._fixed: list[tuple[Any, Any, Any, Any]] = []
+        self._changing: list[tuple[Any, Any, Any]] = []
         self._labels: dict[int, str] = {}
         for root in roots:
             self._visit(root, "", 0)
@@ -34,53 +43,72 @@ class Environment:
 
     def changed(self) -> str | None:
         """The name of a value that is not what it was, None if all are."""
-        for mapping, key, expected in self._plain:
-            value = _get(mapping, key)
-            if value is not expected and not (type(value) is type(expected) and value == expected):
-                return self._describe(mapping, key, expected, value)
-        for mapping, key, expected in self._identical:
-            if _get(mapping, key) is not expected:
-                return self._describe(mapping, key, "the object seen at capture", "another object")
+        for holder, key, expected, noted in self._fixed:
+            value = holder.get(key, MISSING) if type(holder) is dict else _get(holder, key)
+            if value is not expected:
+                found = difference(self._label(holder, key), value, noted)
+                if found is not None:
+                    return found
+        for holder, key, noted in self._changing:
+            value = _get(holder, key)
+            if holds_the_same(value, noted):
+                continue
+            found = difference("", value, noted)
+            if found is not None:
+                return self._label(holder, key) + found
         return None
 
     def __len__(self) -> int:
-        return len(self._plain) + len(self._identical)
+        return len(self._fixed) + len(self._changing)
 
     def __iter__(self) -> Iterator[str]:
-        for mapping, key, expected in self._plain:
-            yield f"{self._label(mapping, key)} == {expected!r}"
-        for mapping, key, _ in self._identical:
-            yield f"{self._label(mapping, key)} is the object seen at capture"
+        for holder, key, expected, _ in self._fixed:
+            if isinstance(expected, PLAIN):
+                yield f"{self._label(holder, key)} == {expected!r}"
+        for holder, key, _ in self._changing:
+            yield f"{self._label(holder, key)} == {_get(holder, key)!r}"
+        for holder, key, expected, _ in self._fixed:
+            if not isinstance(expected, (*PLAIN, types.CodeType)):
+                yield f"{self._label(holder, key)} is the object seen at capture"
 
-    def _describe(self, mapping: Any, key: Any, expected: Any, value: Any) -> str:
-        return f"{self._label(mapping, key)} was {expected}, is {value}"
-
-    def _label(self, mapping: Any, key: Any) -> str:
-        prefix = self._labels.get(id(mapping), "")
+    def _label(self, holder: Any, key: Any) -> str:
+        prefix = self._labels.get(id(holder), "")
         return f"{prefix}{key}" if key is not None else prefix
 
-    def _note(self, mapping: Any, key: Any, value: Any, label: str, depth: int) -> None:
-        self._labels.setdefault(id(mapping), label)
-        if isinstance(value, _PLAIN):
-            self._plain.append((mapping, key, value))
-        elif isinstance(value, (list, tuple, dict)) and _is_plain(value):
-            self._plain.append((mapping, key, value.copy() if isinstance(value, (list, dict)) else value))
-        elif isinstance(value, (Tensor, nn.Module)) or callable(value):
-            if not isinstance(value, type):
-                self._identical.append((mapping, key, value))
+    def _note(self, holder: Any, key: Any, value: Any, label: str, depth: int) -> None:
+        if isinstance(value, types.ModuleType) or (isinstance(value, type) and _is_library(value)):
+            return
+        self._labels.setdefault(id(holder), label)
+        noted = note(value)
+        if isinstance(value, _CONTAINERS) and not is_immutable(noted):
+            self._changing.append((holder, key, noted))
+        else:
+            self._fixed.append((holder, key, value, noted))
         self._visit(value, f"{label}{key or ''}", depth + 1)
 
     def _visit(self, value: Any, label: str, depth: int) -> None:
         if (
             depth > _MAX_DEPTH
             or id(value) in self._seen
-            or isinstance(value, (Tensor, type, types.ModuleType, *_PLAIN))
+            or isinstance(value, (Tensor, types.ModuleType, np.ndarray, *PLAIN))
         ):
             return
-        self._seen.add(id(value))
-        if isinstance(value, types.MethodType):
+        self._seen[id(value)] = value
+        if isinstance(value, type):
+            self._visit_class(value, depth)
+        elif isinstance(value, (staticmethod, classmethod)):
+            self._visit(value.__func__, label, depth)
+        elif isinstance(value, property):
+            self._visit(value.fget, label, depth)
+        elif isinstance(value, types.MethodType):
             self._visit(value.__func__, label, depth)
             self._visit(value.__self__, label, depth)
+        elif isinstance(value, functools.partial):
+            self._visit(value.func, label, depth)
+            for position, part in enumerate(value.args):
+                self._note(value.args, position, part, f"{label}.args.", depth)
+            for name, part in value.keywords.items():
+                self._note(value.keywords, name, part, f"{label}.keywords.", depth)
         elif isinstance(value, types.FunctionType):
             if hasattr(value, "__wrapped__"):
                 self._visit(value.__wrapped__, label, depth)
@@ -91,7 +119,7 @@ class Environment:
                 self._visit_module(
                     module, f"{type(value).__name__}.{path}." if path else f"{type(value).__name__}.", depth
                 )
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, (list, tuple, set, frozenset)):
             for part in value:
                 self._visit(part, f"{label}[...]", depth + 1)
         elif isinstance(value, dict):
@@ -100,52 +128,57 @@ class Environment:
         elif hasattr(value, "__dict__") and not _is_library(type(value)):
             for name, part in list(vars(value).items()):
                 self._note(vars(value), name, part, f"{type(value).__name__}.", depth)
+            self._visit(type(value), label, depth)
+
+    def _visit_class(self, cls: type, depth: int) -> None:
+        for base in cls.__mro__:
+            if not _is_installed(base):
+                self._seen[id(base)] = base
+                for name, part in list(vars(base).items()):
+                    if isinstance(part, types.FunctionType) or not (name.startswith("__") or name == "_abc_impl"):
+                        self._note(vars(base), name, part, f"{base.__qualname__}.", depth)
 
     def _visit_module(self, module: nn.Module, label: str, depth: int) -> None:
+        library = _is_library(type(module))
         for name, part in list(vars(module).items()):
-            if not name.startswith("_") and name != "training":
-                if isinstance(part, (*_PLAIN, Tensor)) or (isinstance(part, (list, tuple, dict)) and _is_plain(part)):
-                    self._note(vars(module), name, part, label, depth)
-        forward = type(module).forward
-        if not _is_library(type(module)) and isinstance(forward, types.FunctionType):
-            self._visit(forward, label, depth + 1)
+            if name in _OF_MODULES or name.startswith("_pyro_") or (library and name.startswith("_")):
+                continue
+            self._note(vars(module), name, part, label, depth)
+        if not library:
+            self._visit(type(module), label, depth)
 
     def _visit_function(self, function: types.FunctionType, depth: int) -> None:
         label = f"{function.__qualname__}: "
+        self._note(function, "__code__", function.__code__, label, depth)
+        for name in ("__defaults__", "__kwdefaults__"):
+            if getattr(function, name):
+                self._note(function, name, getattr(function, name), label, depth)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                value = cell.cell_contents
-            except ValueError:  # an empty cell: the name is not bound yet
-                continue
-            self._note(cell, None, value, f"{label}{name}", depth)
-        for name in sorted(_names(function.__code__)):
+            self._note(cell, None, contents(cell), f"{label}{name}", depth)
+        for name in sorted(_globals(function.__code__)):
             if name in function.__globals__:
                 self._note(function.__globals__, name, function.__globals__[name], label, depth)
 
 
-def _get(mapping: Any, key: Any) -> Any:
+_OF_MODULES = frozenset((*vars(nn.Module()), "training"))
+
+
+def _get(holder: Any, key: Any) -> Any:
     if key is None:
-        return mapping.cell_contents
-    return mapping.get(key, _MISSING)
+        return contents(holder)
+    if isinstance(holder, (dict, types.MappingProxyType)):
+        return holder.get(key, MISSING)
+    return holder[key] if isinstance(holder, tuple) else getattr(holder, key)
 
 
-_MISSING = object()
-
-
-def _names(code: types.CodeType) -> set[str]:
-    found = set(code.co_names)
+@functools.lru_cache(maxsize=4096)
+def _globals(code: types.CodeType) -> frozenset[str]:
+    """The global names that a function's code, and that of the functions written in it, uses."""
+    names = {str(i.argval) for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return len(value) <= 64 and all(_is_plain(part) for part in value)
-    if isinstance(value, dict):
-        return len(value) <= 64 and all(_is_plain(k) and _is_plain(v) for k, v in value.items())
-    return isinstance(value, _PLAIN)
+            names |= _globals(constant)
+    return frozenset(names)
 
 
 def _is_library(thing: Any) -> bool:
@@ -156,3 +189,12 @@ def _is_library(thing: Any) -> bool:
     if not isinstance(code, types.CodeType):
         return False
     return code.co_filename.startswith(_STANDARD) and "site-packages" not in code.co_filename
+
+
+def _is_installed(cls: type) -> bool:
+    """Whether a class is of some library, whose methods name nothing that changes while a program is trained."""
+    root = cls.__module__.partition(".")[0]
+    if root in _LIBRARY_ROOTS or root in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    return "site-packages" in file

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,14 +12,15 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils._pytree import TreeSpec
 
+from sgc.capturing.arguments import Structure, flatten
+from sgc.capturing.calls import CallRecord
 from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
 from sgc.run.environment import Environment
-
-_CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+from sgc.run.notes import PLAIN, difference, note, shown
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: list[Any] = field(init=False)
-    spec: TreeSpec | int = field(init=False)
+    spec: TreeSpec | Structure | int = field(init=False)
     tensors: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -35,7 +38,7 @@ class Call:
             # By far the most frequent call: no tree to take apart.
             self.leaves, self.spec = list(self.args), len(self.args)
         else:
-            self.leaves, self.spec = tree_flatten((self.args, self.kwargs))
+            self.leaves, self.spec = flatten((self.args, self.kwargs))
 
 
 class Guard(Protocol):
@@ -69,16 +72,25 @@ def _show(value: Any) -> str:
 
 
 class ArgumentGuard:
-    """The structure of the arguments, the metadata of their tensors, and the values of everything else."""
+    """The structure of the arguments, the metadata of their tensors, and the values of everything else.
 
-    def __init__(self, call: Call, names: Sequence[str]) -> None:
+    Of a partial with a record of its calls, their results.
+    """
+
+    def __init__(self, call: Call, names: Sequence[str], records: Mapping[int, CallRecord]) -> None:
+        self._records = {i: record for i, record in records.items() if record.complete}
         self._spec = call.spec
         self._names = tuple(names)
         self._expected: list[_Meta | None] = []
         self._constants: list[Any] = []
+        self._notes: list[Any] = []
         for name, leaf in zip(names, call.leaves, strict=True):
             self._expected.append(_meta(leaf) if isinstance(leaf, Tensor) else None)
-            self._constants.append(None if isinstance(leaf, Tensor) else _constant(name, leaf))
+            if not isinstance(leaf, Tensor):
+                _check(name, leaf)
+            # What has become of the very same object is the environment guard's affair, of an array this one's.
+            self._constants.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+            self._notes.append(None if isinstance(leaf, Tensor) else note(leaf))
 
     def miss(self, call: Call) -> str | None:
         if call.spec != self._spec:
@@ -90,10 +102,32 @@ class ArgumentGuard:
                 if _meta(leaf) != meta:
                     return _difference(self._names[i], meta, _meta(leaf))
             elif isinstance(leaf, Tensor):
-                return f"{self._names[i]} was {self._constants[i]!r}, is a tensor"
-            elif not _same(leaf, self._constants[i]):
-                return f"{self._names[i]} was {self._constants[i]!r}, is {leaf!r}"
+                return f"{self._names[i]} was {shown(self._constants[i])}, is a tensor"
+            elif leaf is not self._constants[i]:
+                changed = difference(self._names[i], leaf, self._notes[i])
+                if changed is not None and i in self._records and self._is_like(i, leaf):
+                    changed = self._records[i].miss(leaf, lambda one, other: difference("", one, other) is None)
+                if changed is not None:
+                    return changed
         return None
+
+    def varying(self, call: Call) -> Iterator[int]:
+        """The positions of partials that have the function they had here, and other arguments."""
+        if call.spec == self._spec:
+            for i, leaf in enumerate(call.leaves):
+                if self._is_like(i, leaf) and difference("", leaf, self._notes[i]) is not None:
+                    yield i
+
+    def _is_like(self, position: int, leaf: Any) -> bool:
+        """Whether both are partials of one function that hold as many arguments, under the same names."""
+        noted = self._constants[position]
+        return (
+            type(leaf) is functools.partial is type(noted)
+            and len(leaf.args) == len(noted.args)
+            and list(leaf.keywords) == list(noted.keywords)
+            and not leaf.__dict__
+            and difference("", leaf.func, self._notes[position].parts[0]) is None
+        )
 
     def describe(self) -> Iterator[str]:
         for name, meta, constant in zip(self._names, self._expected, self._constants, strict=True):
@@ -105,26 +139,14 @@ class ArgumentGuard:
                 )
 
 
-def _constant(name: str, leaf: Any) -> Any:
-    if isinstance(leaf, np.ndarray):
-        return leaf.copy()
-    if isinstance(leaf, (*_CONSTANTS, nn.Module, np.generic)) or callable(leaf) or hasattr(leaf, "__dict__"):
-        return leaf
-    raise ArgumentError(
-        f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, whose contents cannot be guarded",
-        remedy="pass tensors, numbers, strings, None, or containers of them (torch.utils._pytree.register_pytree_node "
-        "and register_dataclass make a class a container)",
-    )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    return isinstance(one, (*_CONSTANTS, np.generic)) and bool(one == other)
+def _check(name: str, leaf: Any) -> None:
+    known = (*PLAIN, np.ndarray, np.generic, nn.Module)
+    if not isinstance(leaf, known) and not callable(leaf) and not hasattr(leaf, "__dict__"):
+        raise ArgumentError(
+            f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, whose contents cannot be guarded",
+            remedy="pass tensors, numbers, strings, None, or containers of them "
+            "(torch.utils._pytree.register_pytree_node and register_dataclass make a class a container)",
+        )
 
 
 class TensorGuard:
@@ -214,7 +236,7 @@ class EnvironmentGuard:
     """The globals, closures and attributes that model and guide name, and those of objects among the arguments."""
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], call: Call) -> None:
-        objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *_CONSTANTS))]
+        objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
         self._environment = Environment(model, guide, *objects)
 
     def miss(self, call: Call) -> str | None:
@@ -225,23 +247,43 @@ class EnvironmentGuard:
 
 
 class ValuesGuard:
-    """The values that the program read from its inputs while it was captured (``int(lengths.max())``)."""
+    """The values that the program read from its inputs while it was captured (``int(lengths.max())``).
+
+    Checks of observed data among them are made again only for other tensors or after a write.
+    """
 
     def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input]) -> None:
         position = {declared.name: i for i, declared in enumerate(inputs)}
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
+        self._valid: dict[int, list[tuple[weakref.ref[Tensor], int]]] = {}
 
     def miss(self, call: Call) -> str | None:
         if not self._guards:
             return None
         with torch.no_grad():
-            for guard, positions in self._guards:
-                value = guard.module(*(call.tensors[i].detach().clone() for i in positions))
+            for number, (guard, positions) in enumerate(self._guards):
+                inputs = [call.tensors[i] for i in positions]
+                if guard.validates and self._is_known(number, inputs):
+                    continue
+                value = guard.module(*(tensor.detach().clone() for tensor in inputs))
                 if value.shape != guard.value.shape or not torch.equal(value, guard.value):
+                    if guard.validates:
+                        return f"what is observed at {guard.source} is outside of its support"
                     where = f" (read at {guard.source})" if guard.source else ""
                     return f"a value computed from {', '.join(guard.inputs)} changed{where}"
+                if guard.validates:
+                    self._valid[number] = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
         return None
+
+    def _is_known(self, number: int, inputs: list[Tensor]) -> bool:
+        known = self._valid.get(number)
+        return known is not None and all(
+            of() is tensor and version == tensor._version for (of, version), tensor in zip(known, inputs, strict=True)
+        )
 
     def describe(self) -> Iterator[str]:
         for guard, _ in self._guards:
-            yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"
+            if guard.validates:
+                yield f"observed data in their support, {guard.source}"
+            else:
+                yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"

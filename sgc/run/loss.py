@@ -212,7 +212,7 @@ class LossModule(nn.Module):
 
     def _specialize(self, call: Call, rehearsal: Rehearsal) -> Specialization:
         model, guide = self._program
-        made = specialize(model, guide, call, self.options, rehearsal)
+        made = specialize(model, guide, call, self.options, rehearsal, self._specializations)
         self._specializations.append(made)
         del self._specializations[: -self.options.cache_size]
         self._show_tensors(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,10 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, fx
 
+from sgc.capturing.arguments import argument_names
+from sgc.capturing.calls import CallRecord
 from sgc.capturing.capture import capture_program
-from sgc.capturing.declare import argument_names
+from sgc.capturing.declare import Capture
 from sgc.capturing.parameters import Owner
 from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
 from sgc.capturing.source import warn
@@ -232,12 +234,18 @@ def _average(node: BaselineNode) -> tuple[str, Tensor]:
 
 
 def specialize(
-    model: Callable[..., Any], guide: Callable[..., Any], call: Call, options: Options, rehearsal: Rehearsal
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    call: Call,
+    options: Options,
+    rehearsal: Rehearsal,
+    earlier: Sequence[Specialization] = (),
 ) -> Specialization:
-    """Compile model and guide for calls like this one."""
+    """Compile model and guide for calls like this one, which none of the ``earlier`` specializations fits."""
     known = known_sources()
+    names = argument_names(call.args, call.kwargs)
     surroundings = EnvironmentGuard(model, guide, call)
-    captured = capture_program(model, guide, call.args, call.kwargs, options, rehearsal)
+    captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
     changed = surroundings.miss(call)
     if changed is not None:
         warn(
@@ -253,7 +261,7 @@ def specialize(
     emitted = emit_surrogate(graph, *_particles(options)[:2])
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (
-        ArgumentGuard(call, argument_names(call.args, call.kwargs)),
+        ArgumentGuard(call, names, records),
         ModeGuard(rehearsal.modules),
         tensors,
         HandlerGuard(),
@@ -273,3 +281,25 @@ def specialize(
     )
     forget_with(made, known)
     return made
+
+
+def _records(call: Call, names: list[str], earlier: Sequence[Specialization]) -> dict[int, CallRecord]:
+    """A record for each partial that has changed from call to call."""
+    guards = [guard for made in earlier for guard in made.guards if isinstance(guard, ArgumentGuard)]
+    return {position: CallRecord(names[position]) for guard in guards for position in guard.varying(call)}
+
+
+def _capture(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    call: Call,
+    options: Options,
+    rehearsal: Rehearsal,
+    records: dict[int, CallRecord],
+) -> tuple[Capture, dict[int, CallRecord]]:
+    if records:
+        try:
+            return capture_program(model, guide, call.args, call.kwargs, options, rehearsal, records), records
+        except Exception:  # The program looked into a partial, or has a fault that shows again below.
+            records = {}
+    return capture_program(model, guide, call.args, call.kwargs, options, rehearsal), records
