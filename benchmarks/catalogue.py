@@ -1,4 +1,4 @@
-"""The rows of the table: a title for each family and its sizes. Imports nothing heavy, for the process that only waits."""
+"""The rows of the table: a title for each family and its sizes. Light, for the process that only waits."""
 
 from __future__ import annotations
 

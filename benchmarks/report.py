@@ -134,9 +134,7 @@ def heading(args: argparse.Namespace, load: float) -> str:
     """Where, when and how it was measured."""
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     packages = ", ".join(f"{name} {_version(name)}" for name in ("torch", "pyro-ppl", "sgc", "numpyro", "jax"))
-    pinned = (
-        "each process kept to as many cores as it has threads" if hasattr(os, "sched_setaffinity") else "not pinned"
-    )
+    pinned = "each process kept to that many cores" if hasattr(os, "sched_setaffinity") else "not pinned"
     return "\n".join(
         [
             "# A training step, time",

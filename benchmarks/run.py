@@ -136,9 +136,7 @@ def main() -> None:
     parser = options()
     parser.description = (__doc__ or "").partition("\n")[0]
     parser.add_argument("--workload", choices=list(WORKLOADS), action="append", help="may be given several times")
-    parser.add_argument(
-        "--quick", action="store_true", help="a smoke run: one workload, one short round, no warm start"
-    )
+    parser.add_argument("--quick", action="store_true", help="a smoke run: one workload, one short round")
     parser.add_argument("--output", type=Path, help="where the table is written; RESULTS.md unless --quick")
     args = parser.parse_args()
     if args.quick:

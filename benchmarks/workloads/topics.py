@@ -30,11 +30,11 @@ class Topics(Workload):
         rng = np.random.default_rng(0)
         self.data = (words(documents, length),)
         self.values = {
-            "topics": rng.uniform(1.0, 2.0, (TOPICS, PIXELS)).astype(np.float32),
-            "mixtures": rng.uniform(1.0, 2.0, (documents, TOPICS)).astype(np.float32),
-            "assignments": (0.5 * rng.normal(size=(length, documents, TOPICS))).astype(np.float32),
+            "for_topics": rng.uniform(1.0, 2.0, (TOPICS, PIXELS)).astype(np.float32),
+            "for_mixtures": rng.uniform(1.0, 2.0, (documents, TOPICS)).astype(np.float32),
+            "logits": (0.5 * rng.normal(size=(length, documents, TOPICS))).astype(np.float32),
         }
-        self.positive = {"topics": "exp", "mixtures": "exp"}
+        self.positive = {"for_topics": "exp", "for_mixtures": "exp"}
 
     def pyro(self) -> Program:
         first = {name: torch.tensor(value) for name, value in self.values.items()}
@@ -49,9 +49,9 @@ class Topics(Workload):
                     pyro.sample("word", dist.Categorical(topic_words[z]), obs=seen)
 
         def guide(seen: Tensor) -> None:
-            topics = pyro.param("topics", first["topics"], constraint=constraints.positive)
-            mixtures = pyro.param("mixtures", first["mixtures"], constraint=constraints.positive)
-            assignments = pyro.param("assignments", first["assignments"])
+            topics = pyro.param("for_topics", first["for_topics"], constraint=constraints.positive)
+            mixtures = pyro.param("for_mixtures", first["for_mixtures"], constraint=constraints.positive)
+            assignments = pyro.param("logits", first["logits"])
             with pyro.plate("topics", TOPICS):
                 pyro.sample("topic_words", dist.Dirichlet(topics))
             with pyro.plate("documents", seen.shape[1]):
@@ -79,8 +79,8 @@ class Topics(Workload):
             return numpyro.param(name, jnp.asarray(self.values[name]), constraint=jdist.constraints.positive)
 
         def guide(seen):  # type: ignore[no-untyped-def]
-            topics, mixtures = positive("topics"), positive("mixtures")
-            assignments = numpyro.param("assignments", jnp.asarray(self.values["assignments"]))
+            topics, mixtures = positive("for_topics"), positive("for_mixtures")
+            assignments = numpyro.param("logits", jnp.asarray(self.values["logits"]))
             with numpyro.plate("topics", TOPICS):
                 numpyro.sample("topic_words", jdist.Dirichlet(topics))
             with numpyro.plate("documents", seen.shape[1]):
@@ -92,7 +92,7 @@ class Topics(Workload):
 
     def by_hand(self, params: dict[str, Tensor], seen: Tensor) -> tuple[Tensor, Tensor]:
         params = self.constrain(params)
-        topics, mixtures, logits = params["topics"], params["mixtures"], params["assignments"]
+        topics, mixtures, logits = params["for_topics"], params["for_mixtures"], params["logits"]
         topic_words = torch.distributions.Dirichlet(topics, validate_args=False).rsample().log()
         mixture = torch.distributions.Dirichlet(mixtures, validate_args=False).rsample().log()
         log_p = _log_dirichlet(torch.full_like(topics, PRIOR), topic_words).sum()
