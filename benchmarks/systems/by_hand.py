@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch._inductor
 import torch._inductor.config as inductor_config
-from torch import Tensor
+from torch import Tensor, fx
+from torch._inductor.exc import InductorError
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks.systems.base import LEARNING_RATE
@@ -36,10 +37,16 @@ class ByHand(TorchSystem):
     def compile(self) -> Callable[..., Any]:
         """The step, from state and data."""
         inputs = [*self.state, *self.args]
-        with torch.no_grad(), inductor_config.patch(fallback_random=self.device == "cpu"):
-            # On a CPU torch draws random numbers faster than Inductor's generator; on a GPU the latter fuses.
+        # On a CPU torch draws random numbers faster than Inductor's generator; on a GPU the latter fuses.
+        options: dict[str, Any] = {"fallback_random": self.device == "cpu"}
+        with torch.no_grad():
             graph = make_fx(self._step, tracing_mode="fake")(*inputs)
-            return torch._inductor.standalone_compile(graph, inputs, dynamic_shapes="from_example_inputs")
+            try:
+                return _inductor(graph, inputs, options)
+            except InductorError:
+                # torch 2.13 fails (KeyError in the C++ code generator) where updates in place are fused with what
+                # reads the parameter, as in LDA; it works where fewer loops are fused.
+                return _inductor(graph, inputs, options | {"cpp.max_horizontal_fusion_size": 0})
 
     def loss_and_gradients(self, params: list[Tensor], data: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the surrogate's gradients."""
@@ -67,3 +74,8 @@ class ByHand(TorchSystem):
             second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
             param.sub_(LEARNING_RATE / unbias_1 * first / (second.sqrt() / unbias_2 + EPSILON))
         return [loss]
+
+
+def _inductor(graph: fx.GraphModule, inputs: list[Tensor], options: dict[str, Any]) -> Callable[..., Any]:
+    with inductor_config.patch(options):
+        return torch._inductor.standalone_compile(graph, inputs, dynamic_shapes="from_example_inputs")

@@ -140,7 +140,8 @@ class AttendInferRepeat(Workload):
                     of_state = state @ p["rnn.weight_hh"].T + p["rnn.bias_hh"]
                     state = jnp.tanh(of_input + p["rnn.bias_ih"] + of_state)
                     logit, loc, raw_scale = jnp.split(dense(p, "predict", state), [1, 1 + WHERE], -1)
-                    posterior = jdist.Bernoulli(jax.nn.sigmoid(logit) * present)
+                    # Not a probability of 0, whose gradient is NaN here: exp(-100) is 0 too, next to 1.
+                    posterior = jdist.Bernoulli(logits=jnp.where(present == 1, logit, -100.0))
                     present = numpyro.sample(f"z_pres_{t}", posterior.to_event(1))
                     mask = present == 1
                     posterior = jdist.Normal(loc, jax.nn.softplus(raw_scale))
