@@ -24,7 +24,7 @@ _COLUMNS = (
     "µs a step",
     "range",
     f"{PYRO} / this",
-    "first call, s",
+    "start, s",
     "from cache, s",
     "peak memory, MiB",
     "from cache, MiB",
@@ -98,7 +98,7 @@ _AIMS = (
     Aim(f"{NUMPYRO_STEP} / {STEP}", lambda o: ratio(o.get(NUMPYRO_STEP), o.get(STEP)), lambda _: 1.0, True),
     Aim(f"{NUMPYRO_RUN} / {RUN}", lambda o: ratio(o.get(NUMPYRO_RUN), o.get(RUN)), lambda _: 1.0, True),
     Aim(f"{STEP} / {BOUND}", lambda o: ratio(o.get(STEP), o.get(BOUND)), lambda _: 1.1, False),
-    Aim(f"first call of {STEP} / of {NUMPYRO_STEP}", _compilation, lambda _: 1.0, False),
+    Aim(f"start of {STEP} / of {NUMPYRO_STEP}", _compilation, lambda _: 1.0, False),
 )
 
 
@@ -154,10 +154,10 @@ def heading(args: argparse.Namespace, load: float) -> str:
             "CPU), Pyro `pyro.optim.Adam`, NumPyro `numpyro.optim.Adam`",
             "- NumPyro uses TraceGraph_ELBO where a variable is discrete and Trace_ELBO elsewhere; it has no baselines",
             "- by hand: the same loss, gradient and Adam in plain torch, vectorised, one graph compiled by Inductor",
-            "- the first call captures and compiles with an empty cache (of `svi.run` and `lax.scan`, it is a whole "
-            "call); from cache: the same in a fresh process that finds Inductor's cache; as many processes at a time "
-            "as there are cores",
-            "- peak memory: the most that the process held up to the end of the first call, above what it held with "
+            "- the start captures, compiles with an empty cache and takes two steps (`svi.run` and `lax.scan`: one "
+            "call of many steps); from cache: the same in a fresh process that finds Inductor's cache; as many "
+            "processes at a time as there are cores",
+            "- peak memory: the most that the process held up to the end of the start, above what it held with "
             "its libraries imported; compilers that run as processes of their own do not count",
             "",
             "",

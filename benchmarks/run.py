@@ -48,7 +48,7 @@ class Bench:
         self.outcomes: Outcomes = {system: Outcome() for system in systems}
 
     def measure(self) -> Outcomes:
-        """First calls, cold and warm; then the rounds."""
+        """Starts, cold and warm; then the rounds."""
         rounds = len(self.outcomes) * self._args.rounds
         try:
             with tqdm(total=len(self.outcomes) + rounds, desc=self._entry.title) as bar:
@@ -118,7 +118,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=0.4, help="how long a system's turn is")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--patience", type=float, default=240.0, help="how long a first call may take, in seconds")
+    parser.add_argument("--patience", type=float, default=240.0, help="how long a start may take, in seconds")
     parser.add_argument("--warm", action=argparse.BooleanOptionalAction, default=True, help="time warm starts too")
     return parser
 

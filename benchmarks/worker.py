@@ -31,7 +31,10 @@ class Job(NamedTuple):
 
 
 class First(NamedTuple):
-    """The first call: seconds, and the most memory held until then, in MiB above what the imports took."""
+    """Building, and the first two steps (or the first call of many).
+
+    In seconds, and the most memory held until then, in MiB above what the imports took.
+    """
 
     seconds: float
     memory: float
@@ -65,7 +68,7 @@ class Worker:
         other.close()
 
     def first(self) -> First:
-        """Make everything, and take the first call.
+        """Make everything, and take the first steps.
 
         :raises Failed: if it does not work, or takes longer than the worker's patience.
         """
@@ -151,7 +154,7 @@ def _serve(connection: Connection, job: Job, cores: set[int]) -> None:
                 pyro.set_rng_seed(0)
                 system = system_class(job.system)(make(job.family, job.sizes), job.particles, job.device)
                 imported = resident()
-                seconds = _timed(lambda held=system: (held.prepare(), held.advance())[1], 1, system.wait)[0]
+                seconds = _timed(lambda held=system: _first(held), 1, system.wait)[0]
                 held = system.device_peak()
                 connection.send(First(seconds, (peak() - imported if held is None else held) / MIB))
             else:
@@ -163,6 +166,12 @@ def _serve(connection: Connection, job: Job, cores: set[int]) -> None:
         traceback.print_exc(file=sys.stderr)
         reason = " ".join(str(error).split())
         connection.send(Failed(f"{type(error).__name__}: {reason[:200]}"))
+
+
+def _first(system: Any) -> Any:
+    """Until every later step is like the next: an optimizer may make its state in the first, and be compiled after."""
+    system.prepare()
+    return [system.advance() for _ in range(2 if system.steps_a_call == 1 else 1)][-1]
 
 
 def _turn(system: Any, seconds: float) -> Turn:

@@ -35,8 +35,9 @@ class SviStep(TorchSystem):
 
     def prepare(self) -> None:
         model, guide = self.workload.pyro()
-        losses = {"loss": sgc.infer.TraceGraph_ELBO(**self.elbo_options)} if self.particles > 1 else {}
-        self.svi: Any = sgc.SVI(model, guide, _adam, **losses)
+        # With one particle this is the default of sgc.SVI.
+        loss = sgc.infer.TraceGraph_ELBO(backend="inductor", rng="fast", **self.elbo_options)
+        self.svi = sgc.SVI(model, guide, _adam, loss)
 
     def advance(self) -> float:
         loss: float = self.svi.step(*self.args)
