@@ -105,7 +105,7 @@ def draw(name: str, label: str, panels: tuple[Panel, ...], points: Points, folde
         axis.grid(True, which="major", alpha=0.4)
     axes[0][0].set_ylabel("µs a training step")
     if handles:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(handles)), frameon=False)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=1 + len(panels), frameon=False)
     path = folder / f"{name}.png"
     figure.savefig(path, dpi=150)
     plt.close(figure)
