@@ -1,7 +1,8 @@
-"""Times loss and gradients of every workload in every system, and writes the table.
+"""Trains every workload in every system, times the steps, and writes the table.
 
     python -m benchmarks                       # all; writes benchmarks/RESULTS.md
-    python -m benchmarks --workload vae --output results.md
+    python -m benchmarks --workload vae --output vae.md
+    python -m benchmarks --quick               # a smoke run: one workload, one short round, prints only
 
 Each system runs in a process of its own, so that none shares Pyro's parameter store, thread pool or compiled code with
 another. The processes take turns: every round lets each take as many steps as fill a fixed time, alone. The median over
@@ -11,233 +12,151 @@ the rounds is reported, and the range. The mean loss is shown because a fast ste
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import platform
-import shlex
-import statistics
-import sys
+import queue
+import shutil
 import tempfile
-import time
-import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.systems import REFERENCE, SYSTEMS
-from benchmarks.workloads import WORKLOADS
+from benchmarks.catalogue import WORKLOADS, Entry
+from benchmarks.outcome import Outcome, Outcomes
+from benchmarks.report import aims, heading, table
+from benchmarks.systems import CACHED, SYSTEMS
+from benchmarks.worker import Failed, Job, Worker, all_cores
 
 _RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-@dataclass
-class Outcome:
-    """What was found out about one system on one workload; times in seconds."""
+class Bench:
+    """One workload: its processes, made side by side and timed in turns.
 
-    first: float = 0.0
-    steps: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    failure: str | None = None
+    :param entry: the workload.
+    :param systems: which systems.
+    :param args: the command line's.
+    :param particles: how many particles a step averages over.
+    """
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.steps)
+    def __init__(self, entry: Entry, systems: Iterable[str], args: argparse.Namespace, particles: int = 1) -> None:
+        self._entry = entry
+        self._args = args
+        self._particles = particles
+        self._workers: dict[str, Worker] = {}
+        self.outcomes: Outcomes = {system: Outcome() for system in systems}
 
-
-class Worker:
-    """A process that holds one system, and works only when asked."""
-
-    def __init__(self, workload: str, system: str, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, workload, system, threads), daemon=True)
-        self._process.start()
-        other.close()
-        self.outcome = Outcome()
-
-    def prepare(self) -> None:
-        """Time the first step."""
-        self._connection.send(None)
-        self._receive(lambda first: setattr(self.outcome, "first", first))
-
-    def measure(self, seconds: float) -> None:
-        """One round, if the system works."""
-        if self.outcome.failure is None:
-            self._connection.send(seconds)
-            self._receive(self._record)
-
-    def close(self) -> None:
-        self._connection.close()
-        self._process.join(timeout=10)
-
-    def _record(self, measured: tuple[float, float]) -> None:
-        step, loss = measured
-        self.outcome.steps.append(step)
-        self.outcome.losses.append(loss)
-
-    def _receive(self, use: Callable[..., None]) -> None:
+    def measure(self) -> Outcomes:
+        """Starts, cold and warm; then the rounds."""
+        rounds = len(self.outcomes) * self._args.rounds
         try:
-            kind, answer = self._connection.recv()
-        except EOFError:
-            kind, answer = "failed", f"the process ended with code {self._process.exitcode}"
-        if kind == "failed":
-            self.outcome.failure = answer
-        else:
-            use(answer)
+            with tqdm(total=len(self.outcomes) + rounds, desc=self._entry.title) as bar:
+                self._prepare(bar)
+                for _ in range(self._args.rounds):
+                    for system, outcome in self.outcomes.items():
+                        self._turn(system, outcome)
+                        bar.update()
+        finally:
+            for worker in self._workers.values():
+                worker.close()
+        return self.outcomes
 
+    def _prepare(self, bar: tqdm) -> None:
+        """As many at a time as there are cores for, each on cores of its own."""
+        places: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+        for place in _places(self._args.threads):
+            places.put(place)
 
-def _serve(connection: Connection, workload: str, system: str, threads: int) -> None:
-    """The worker's side: prepare at the first message, then a round for each."""
-    import pyro
-    import torch
-
-    torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory(prefix="sgc-benchmark-") as cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # every compilation is a cold one
-        try:
-            connection.recv()
-            pyro.set_rng_seed(0)
-            ready = SYSTEMS[system](WORKLOADS[workload]())
-            start = time.perf_counter()
-            ready.prepare()
-            connection.send(("first", time.perf_counter() - start))
-            while True:
-                seconds = connection.recv()
-                connection.send(("round", _round(ready.step, seconds)))
-        except EOFError:
-            return
-        except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            reason = " ".join(str(error).split())
-            connection.send(("failed", f"{type(error).__name__}: {reason[:200]}"))
-
-
-def _round(step: Callable[[], float | Tensor], seconds: float) -> tuple[float, float]:
-    """Seconds a step, over as many steps as fill the time, and the mean loss."""
-    losses = [float(step()) for _ in range(5)]  # warm again after the others' turns
-    count, taken = 0, 0.0
-    while taken < seconds:
-        start = time.perf_counter()
-        results = [step() for _ in range(20)]
-        taken += time.perf_counter() - start
-        count += len(results)
-        losses += [float(loss) for loss in results]
-    return taken / count, statistics.fmean(losses)
-
-
-def measure(workload: str, systems: list[str], args: argparse.Namespace) -> dict[str, Outcome]:
-    """The rounds of one workload."""
-    workers = {system: Worker(workload, system, args.threads) for system in systems}
-    try:
-        with tqdm(total=len(systems) * (args.rounds + 1), desc=workload) as bar:
-            for worker in workers.values():
-                worker.prepare()
+        def prepare(system: str) -> None:
+            place = places.get()
+            try:
+                self._first(system, place)
+            finally:
+                places.put(place)
                 bar.update()
-            for _ in range(args.rounds):
-                for worker in workers.values():
-                    worker.measure(args.seconds)
-                    bar.update()
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return {system: worker.outcome for system, worker in workers.items()}
+
+        with ThreadPoolExecutor(max_workers=places.qsize()) as pool:
+            list(pool.map(prepare, self.outcomes))
+
+    def _first(self, system: str, place: set[int]) -> None:
+        outcome, args = self.outcomes[system], self._args
+        cache = tempfile.mkdtemp(prefix="sgc-benchmark-")
+        job = Job(system, self._entry.family, self._entry.sizes, self._particles, args.device, args.threads, cache)
+        try:
+            worker = self._workers[system] = Worker(job, place, args.patience)
+            outcome.cold = worker.first()
+            if system in CACHED and args.warm:
+                worker.close()
+                worker = self._workers[system] = Worker(job, place, args.patience)
+                outcome.warm = worker.first()
+        except Failed as failed:
+            outcome.failure = failed.reason
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)  # loaded by now
+
+    def _turn(self, system: str, outcome: Outcome) -> None:
+        if outcome.failure is None:
+            try:
+                outcome.turns.append(self._workers[system].turn(self._args.seconds, _places(self._args.threads)[-1]))
+            except Failed as failed:
+                outcome.failure = failed.reason
 
 
-def table(workload: str, outcomes: dict[str, Outcome]) -> str:
-    """Markdown, with the ratio to eager Pyro."""
-    described = (WORKLOADS[workload].__doc__ or "").strip()
-    lines = [
-        f"### {workload}",
-        "",
-        described,
-        "",
-        f"| system | µs a step | range | {REFERENCE} / this | first step, s | mean loss |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    reference = outcomes.get(REFERENCE)
-    failures = []
-    for system, outcome in outcomes.items():
-        if outcome.failure is not None:
-            lines.append(f"| {system} | fails | | | | |")
-            failures.append(f"{system} fails: `{outcome.failure}`")
-            continue
-        steps = [1e6 * step for step in outcome.steps]
-        ratio = f"{reference.median / outcome.median:.1f}" if reference and reference.steps else ""
-        lines.append(
-            f"| {system} | {1e6 * outcome.median:.0f} | {min(steps):.0f} - {max(steps):.0f} | {ratio} "
-            f"| {outcome.first:.1f} | {statistics.fmean(outcome.losses):.2f} |"
-        )
-    return "\n".join([*lines, "", *failures, ""] if failures else [*lines, ""])
+def _places(threads: int) -> list[set[int]]:
+    """Disjoint sets of as many cores as a process has threads; one empty set where cores cannot be chosen."""
+    cores = all_cores()
+    places = [set(cores[i : i + threads]) for i in range(0, len(cores) - threads + 1, threads)]
+    return places or [set(cores)]
 
 
-def heading(args: argparse.Namespace, load: float) -> str:
-    """Where, when and how it was measured."""
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    packages = ", ".join(f"{name} {_version(name)}" for name in ("torch", "pyro-ppl", "sgc"))
-    return "\n".join(
-        [
-            "# Loss and gradients, time a step",
-            "",
-            f"Measured on {date.today().isoformat()} by `{command}`",
-            "",
-            f"- {packages}, Python {platform.python_version()}",
-            f"- {_cpu()}, {os.cpu_count()} cores; {args.threads} thread(s) a process; load average {load:.2f} before",
-            f"- median and range of {args.rounds} rounds of {args.seconds:g} s each, the systems taking turns",
-            "- a step clears the gradients, computes the loss (minus the ELBO) and its gradients; no optimizer",
-            "- the first step captures and compiles, with an empty compilation cache",
-            "",
-            "",
-        ]
-    )
+def options() -> argparse.ArgumentParser:
+    """What the table and the plots have in common."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--system", choices=list(SYSTEMS), action="append", help="may be given several times")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.4, help="how long a system's turn is")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--patience", type=float, default=240.0, help="how long a start may take, in seconds")
+    parser.add_argument("--warm", action=argparse.BooleanOptionalAction, default=True, help="time warm starts too")
+    return parser
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        import sgc
-
-        return sgc.__version__ if package == "sgc" else "?"
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+def warn_of_load() -> float:
+    """The load average, with a line where it will disturb the timing."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    if load > 0.5:
+        print(f"the load average is {load:.2f}: other work runs on this machine and will disturb the timing")
+    return load
 
 
 def main() -> None:
     """Measure, print and write."""
-    names = {function.__name__: name for name, function in WORKLOADS.items()}
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--workload", choices=list(names), action="append", help="may be given several times")
-    parser.add_argument("--system", choices=list(SYSTEMS), action="append", help="may be given several times")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=0.5, help="how long a system's turn is")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=_RESULTS)
+    parser = options()
+    parser.description = (__doc__ or "").partition("\n")[0]
+    parser.add_argument("--workload", choices=list(WORKLOADS), action="append", help="may be given several times")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: one workload, one short round")
+    parser.add_argument("--output", type=Path, help="where the table is written; RESULTS.md unless --quick")
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    if load > 0.5:
-        print(f"the load average is {load:.2f}: other work runs on this machine and will disturb the timing")
+    if args.quick:
+        args.rounds, args.seconds, args.warm = 1, 0.05, False
+    load = warn_of_load()
 
-    workloads = [names[name] for name in args.workload or names]
+    workloads = args.workload or (["beta_bernoulli"] if args.quick else list(WORKLOADS))
     text = heading(args, load)
-    for workload in workloads:
-        found = table(workload, measure(workload, args.system or list(SYSTEMS), args))
+    measured: dict[str, Outcomes] = {}
+    for name in workloads:
+        measured[name] = Bench(WORKLOADS[name], args.system or list(SYSTEMS), args).measure()
+        found = table(WORKLOADS[name], measured[name])
         print(found)
         text += found + "\n"
-    args.output.write_text(text.rstrip() + "\n")
-    print(f"written to {args.output}")
+    summary = aims(measured)
+    print(summary)
+    output = args.output or (None if args.quick else _RESULTS)
+    if output is not None:
+        output.write_text((text + summary).rstrip() + "\n")
+        print(f"written to {output}")
 
 
 if __name__ == "__main__":
