@@ -14,9 +14,8 @@ from collections import defaultdict
 from torch import fx
 
 from sgc.config import Rng
-from sgc.emit.batching.operations import is_batchable, passed_on, row_of
+from sgc.emit.batching.operations import passed_on, predecessors, row_of
 from sgc.emit.batching.roles import SMALLEST, roles
-from sgc.graph.effects import is_random
 
 
 class Agenda:
@@ -29,7 +28,11 @@ class Agenda:
         self._position = {node: position for position, node in enumerate(nodes)}
         self._waits: dict[fx.Node, int] = {}
         self._users: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        self._link(nodes, rng)
+        for node, before in predecessors(nodes, rng).items():
+            inside = [other for other in before if other in self._position]
+            self._waits[node] = len(inside)
+            for other in inside:
+                self._users[other].append(node)
         self._sign, chained = roles(nodes, rng)
         count = len(self._position)
         self._chained = chained
@@ -63,19 +66,6 @@ class Agenda:
         assert sum(map(len, self._steps)) == len(self._position)
         return self._steps
 
-    def _link(self, nodes: list[fx.Node], rng: Rng) -> None:
-        previous: fx.Node | None = None
-        for node in nodes:
-            before = {used for used in node.all_input_nodes if used in self._position}
-            if is_random(node) and not is_batchable(node, rng):
-                # These stay in their order, each waiting for the one before.
-                if previous is not None:
-                    before.add(previous)
-                previous = node
-            self._waits[node] = len(before)
-            for used in before:
-                self._users[used].append(node)
-
     def _depths(self, nodes: list[fx.Node]) -> dict[fx.Node, int]:
         depth = dict.fromkeys(nodes, 0)
         for node in nodes:
@@ -92,9 +82,10 @@ class Agenda:
                 sign = self._sign.get(node)
                 if sign is not None:
                     changed[sign] = None
+                idle = self._needs_no_operator(node)
                 if sign is None:
                     alone.append(node)
-                elif self._needs_no_operator(node):
+                elif idle:
                     self._remaining[sign] -= 1
                     alone.append(node)
                 else:

@@ -20,7 +20,7 @@ from sgc.config import Rng
 from sgc.emit.batching.agenda import Agenda
 from sgc.emit.batching.execute import Execution, pack
 from sgc.emit.batching.operations import LARGEST, tensor_of
-from sgc.emit.batching.sums import share_sums
+from sgc.emit.batching.sums import reduce_sums
 from sgc.graph.effects import drop_dead, storages, written_arguments
 
 aten = torch.ops.aten
@@ -40,28 +40,32 @@ def batch(module: fx.GraphModule, *, rng: Rng) -> tuple[fx.GraphModule, bool]:
         return module, False
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
-    share_sums(graph)
+    reduced = reduce_sums(graph, rng)
     drop_dead(graph)
-    made = _execute(fx.GraphModule(module, graph), rng)
-    if _operators(made) < _operators(module):
-        return made, True
-    return module, False
+    steps = Agenda([node for node in graph.nodes if _is_scheduled(node)], rng).steps()
+    if not reduced and all(len(step) == 1 for step in steps):
+        return module, False
+    made = _execute(fx.GraphModule(module, graph), steps)
+    return (made, True) if _operators(made) < _operators(module) else (module, False)
 
 
-def _execute(module: fx.GraphModule, rng: Rng) -> fx.GraphModule:
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    constants = {n: getattr(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
-    calls = [node for node in module.graph.nodes if node.op == "call_function"]
-    tail = [node for node in calls if written_arguments(node)]
-    small = {node: value for node, value in constants.items() if value.numel() <= LARGEST}
-    steps, rows = Agenda([node for node in calls if not written_arguments(node)], rng).steps(), pack(small)
+def _is_scheduled(node: fx.Node) -> bool:
+    return node.op == "call_function" and not written_arguments(node)
+
+
+def _execute(module: fx.GraphModule, steps: list[list[fx.Node]]) -> fx.GraphModule:
+    nodes = list(module.graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    constants = {node: operator.attrgetter(str(node.target))(module) for node in nodes if node.op == "get_attr"}
+    rows = pack({node: value for node, value in constants.items() if value.numel() <= LARGEST})
+    writes = [node for node in nodes if node.op == "call_function" and written_arguments(node)]
     results = cast("list[fx.Node]", module.graph.output_node().args[0])
 
     def run(*inputs: torch.Tensor) -> list[torch.Tensor]:
         execution = Execution({**constants, **dict(zip(placeholders, inputs, strict=True))}, rows)
         for group in steps:
             execution.run(group)
-        for node in tail:
+        for node in writes:
             execution.run([node])
         return [execution.value(result) for result in results]
 

@@ -35,7 +35,11 @@ class Execution:
         """The value of a node that has run."""
         node = self._same(node)
         if node not in self._values:
-            self._values[node] = self._rows[node].value()
+            row = row_of(node)
+            if row is not None and self._same(row[0]) in self._whole:
+                self._values[node] = self._values[self._same(row[0])].select(row[1], row[2])
+            else:
+                self._values[node] = self._rows[node].value()
         return self._values[node]
 
     def run(self, group: list[fx.Node]) -> None:

@@ -7,7 +7,8 @@ one vmap would loop over the members, which gains nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+import operator
+from collections.abc import Hashable, Iterable
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ _MORE_POINTWISE = frozenset(
         aten.cauchy.default,
         aten.copy.default,
         aten.exponential.default,
+        aten.fill.Scalar,
         aten.geometric.default,
         aten.log_normal.default,
         aten.normal_functional.default,
@@ -42,7 +44,14 @@ _JOINS = frozenset({aten.stack.default, aten.cat.default})
 
 RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
 
-_IDLE = RESHAPES | {aten.expand.default, aten.sum.default, aten.squeeze.dim, aten.copy.default}
+_IDLE = RESHAPES | {
+    aten.alias.default,
+    aten.copy.default,
+    aten.detach.default,
+    aten.expand.default,
+    aten.squeeze.dim,
+    aten.sum.default,
+}
 """Operators that do nothing on some shapes."""
 
 
@@ -72,11 +81,28 @@ def is_batchable(node: fx.Node, rng: Rng) -> bool:
     if value.numel() > LARGEST or (is_random(node) and rng == "torch") or written_arguments(node):
         return False
     operands = leaves(node)
-    if any(tensor_of(operand) is None for operand in operands):
-        return False
+    held = [tensor_of(operand) for operand in operands]
+    if any(operand is None or operand.device != value.device for operand in held):
+        return False  # a number on the CPU mixes with tensors on a GPU, a row of numbers does not
     if not operands and not is_random(node):
         return True  # a constant, like all of its kind
     return _is_pointwise(node) or (node.target not in _JOINS and _has_rule(node.target))
+
+
+def predecessors(nodes: Iterable[fx.Node], rng: Rng) -> dict[fx.Node, list[fx.Node]]:
+    """The nodes that each node must come after: its arguments and, to keep random operators in order, the last such.
+
+    Random operators that may be batched may also change places.
+    """
+    before: dict[fx.Node, list[fx.Node]] = {}
+    previous: fx.Node | None = None
+    for node in nodes:
+        before[node] = node.all_input_nodes
+        if is_random(node) and not is_batchable(node, rng):
+            if previous is not None and previous not in before[node]:
+                before[node] = [*before[node], previous]
+            previous = node
+    return before
 
 
 @functools.cache
@@ -121,16 +147,18 @@ def passed_on(node: fx.Node) -> fx.Node | None:
 
 
 def row_of(node: fx.Node) -> tuple[fx.Node, int, int] | None:
-    """``(x, dim, i)`` if the node is ``x.select(dim, i)``, with ``dim`` and ``i`` counted from the front."""
-    if node.target is not aten.select.int:
+    """``(x, dim, i)`` if the node is ``x.select(dim, i)`` or ``x.unbind(dim)[i]``, counted from the front."""
+    if node.target is aten.select.int:
+        source, dim, index = node.args
+    elif node.target is operator.getitem and cast("fx.Node", node.args[0]).target is aten.unbind.int:
+        (source, dim), index = (*cast("fx.Node", node.args[0]).args, 0)[:2], node.args[1]
+    else:
         return None
-    source, dim, index = node.args
-    assert isinstance(source, fx.Node)
-    held = tensor_of(source)
+    held = tensor_of(cast("fx.Node", source))
     if held is None or not isinstance(dim, int) or not isinstance(index, int):
         return None
     dim %= held.dim()
-    return source, dim, index % held.shape[dim]
+    return cast("fx.Node", source), dim, index % held.shape[dim]
 
 
 def run_batched(node: fx.Node, operands: list[Tensor | None], shared: list[Any], count: int) -> Tensor:

@@ -67,7 +67,7 @@ def _places(nodes: list[fx.Node], rng: Rng) -> dict[fx.Node, int]:
             refined[node] = numbers.setdefault((role[node], operands), len(numbers))
         role = refined
     numbers = {}
-    return {node: numbers.setdefault(role[node], len(numbers)) for node in sign}
+    return {node: numbers.setdefault((role[node], own), len(numbers)) for node, own in sign.items()}
 
 
 def _reached(

@@ -18,7 +18,8 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from sgc.emit.batching.operations import LARGEST, tensor_of
+from sgc.config import Rng
+from sgc.emit.batching.operations import LARGEST, predecessors, tensor_of
 
 aten = torch.ops.aten
 
@@ -44,17 +45,19 @@ class _Chain:
         return any(len(node.users) > 1 for node in self.nodes[:-1])
 
 
-def share_sums(graph: fx.Graph) -> None:
-    """Rewrite the chains of a functional graph, whose nodes have fake values, in place."""
+def reduce_sums(graph: fx.Graph, rng: Rng) -> bool:
+    """Rewrite the chains of a functional graph, whose nodes have fake values, in place. Says whether there are any."""
     chains = list(_unlike_others(_chains(graph)))
+    done = [chain for chain in chains if not chain.shows_partial_sums()]
+    for chain in done:
+        _total(graph, chain)
     for chain in chains:
-        if not chain.shows_partial_sums():
-            _total(graph, chain)
-    for chain in chains:
-        if chain.nodes[0].graph is graph and chain.shows_partial_sums():
+        if chain not in done:
             # The graph is looked at anew for each: by now a row of one chain may depend on all terms of another.
-            for part in _independent_parts(graph, chain):
+            for part in _independent_parts(graph, chain, rng):
                 _partial_sums(graph, part)
+                _sort(graph, rng)
+    return bool(chains)
 
 
 def _chains(graph: fx.Graph) -> list[_Chain]:
@@ -106,20 +109,20 @@ def _unlike_others(chains: list[_Chain]) -> Iterator[_Chain]:
             yield from group
 
 
-def _independent_parts(graph: fx.Graph, chain: _Chain) -> list[_Chain]:
+def _independent_parts(graph: fx.Graph, chain: _Chain, rng: Rng) -> list[_Chain]:
     """Cuts a chain where a term depends on an earlier sum: the rows of a ``cumsum`` depend on all of its terms."""
     term_of = dict(zip(chain.nodes, (term for term, _ in chain.terms()[1:]), strict=True))
     latest: dict[fx.Node, int] = {}  # the last of the sums that a node depends on
     number = 0
     cuts = [0]
-    for node in graph.nodes:
+    for node, before in predecessors(graph.nodes, rng).items():
         if node in term_of:
             if latest.get(term_of[node], -1) >= cuts[-1]:
                 cuts.append(number)
             latest[node] = number
             number += 1
         else:
-            known = [latest[used] for used in node.all_input_nodes if used in latest]
+            known = [latest[used] for used in before if used in latest]
             if known:
                 latest[node] = max(known)
     parts = [_Chain(chain.nodes[start:stop]) for start, stop in itertools.pairwise([*cuts, len(chain.nodes)])]
@@ -148,35 +151,43 @@ def _partial_sums(graph: fx.Graph, chain: _Chain) -> None:
         node.replace_all_uses_with(row)
     for node in reversed(chain.nodes):
         graph.erase_node(node)
-    _sort(graph)
 
 
 def _sum(graph: fx.Graph, terms: list[fx.Node]) -> fx.Node:
-    if len(terms) >= FEWEST:
+    if len(terms) > 2:
         return _call(graph, aten.sum.dim_IntList, _call(graph, aten.stack.default, terms), [0])
-    total = terms[0]
-    for term in terms[1:]:
-        total = _call(graph, aten.add.Tensor, total, term)
-    return total
+    return terms[0] if len(terms) == 1 else _call(graph, aten.add.Tensor, *terms)
 
 
 def _unselect(graph: fx.Graph, terms: list[tuple[fx.Node, bool]]) -> tuple[list[fx.Node], list[tuple[fx.Node, bool]]]:
-    """Stacks of what ``select_backward`` pads with zeros, and the terms that are no such padding."""
-    padded: dict[int, dict[int, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
-    others, stacks = [], []
+    """Stacks of what ``select_backward`` pads with zeros, and the terms that are no such padding, or too few."""
+    padded: dict[tuple[int, int], dict[int, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
     for term, negative in terms:
-        if term.target is aten.select_backward.default and not negative:
-            gradient, sizes, dim, index = cast("tuple[fx.Node, list[int], int, int]", term.args)
-            dim %= len(sizes)
-            padded[dim][index % sizes[dim]].append(gradient)
-            length = sizes
-        else:
-            others.append((term, negative))
-    for dim, gradients in padded.items():
+        place = _padding(term)
+        if place is not None and not negative:
+            gradient, length, dim, index = place
+            padded[length, dim][index].append(gradient)
+    dense = {place: gradients for place, gradients in padded.items() if 2 * len(gradients) >= place[0]}
+    stacks = []
+    for (length, dim), gradients in dense.items():
         zero = _call(graph, aten.zeros_like.default, next(iter(gradients.values()))[0])
-        rows = [_sum(graph, gradients.get(index, [zero])) for index in range(length[dim])]
+        rows = [_sum(graph, gradients.get(index, [zero])) for index in range(length)]
         stacks.append(_call(graph, aten.stack.default, rows, dim))
+    others = []
+    for term, negative in terms:
+        place = _padding(term)
+        if place is None or negative or place[1:3] not in dense:
+            others.append((term, negative))
     return stacks, others
+
+
+def _padding(node: fx.Node) -> tuple[fx.Node, int, int, int] | None:
+    """``(x, length, dim, index)`` if the node is ``x`` among ``length`` slices along ``dim``, the others zero."""
+    if node.target is not aten.select_backward.default:
+        return None
+    gradient, sizes, dim, index = cast("tuple[fx.Node, list[int], int, int]", node.args)
+    dim %= len(sizes)
+    return gradient, sizes[dim], dim, index % sizes[dim]
 
 
 def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
@@ -185,10 +196,15 @@ def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
     return node
 
 
-def _sort(graph: fx.Graph) -> None:
+def _sort(graph: fx.Graph, rng: Rng) -> None:
     """Move nodes behind what they use; of those that might come next, the first in the old order does."""
     order = {node: position for position, node in enumerate(graph.nodes)}
-    waits = {node: len(node.all_input_nodes) for node in order}
+    waits: dict[fx.Node, int] = {}
+    after: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for node, before in predecessors(graph.nodes, rng).items():
+        waits[node] = len(before)
+        for other in before:
+            after[other].append(node)
     ready = [(position, node) for node, position in order.items() if waits[node] == 0]
     last = None
     while ready:
@@ -196,7 +212,7 @@ def _sort(graph: fx.Graph) -> None:
         if last is not None:
             last.append(node)
         last = node
-        for user in node.users:
+        for user in after[node]:
             waits[user] -= 1
             if waits[user] == 0:
                 heapq.heappush(ready, (order[user], user))
