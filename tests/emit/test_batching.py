@@ -9,13 +9,19 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, fx
+from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import sgc
 from sgc.config import Rng
 from sgc.emit.batching.batch import batch
+from sgc.emit.differentiate import differentiate
+from tests.programs import Pair
 
 aten = torch.ops.aten
 
@@ -500,3 +506,63 @@ def test_programs_at_random(seed: int) -> None:
     assert_same(module, made, *inputs, exact=False)
     again, _ = batch(made, rng="torch")
     assert_same(module, again, *inputs, exact=False)
+
+
+# -- programs unrolled over time
+
+
+def gaussian_chain(length: int) -> tuple[Pair, Tensor]:
+    def model(x: Tensor) -> None:
+        z = torch.zeros(())
+        for t in pyro.markov(range(length)):
+            z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+            pyro.sample(f"x_{t}", dist.Normal(z, 0.5), obs=x[t])
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(length))
+        scale = pyro.param("scale", torch.ones(length), constraint=constraints.positive)
+        for t in pyro.markov(range(length)):
+            pyro.sample(f"z_{t}", dist.Normal(loc[t], scale[t]))
+
+    return (model, guide), torch.randn(length)
+
+
+def categorical_chain(length: int) -> tuple[Pair, Tensor]:
+    def model(x: Tensor) -> None:
+        step, z = torch.eye(3) + 0.2, torch.tensor(0)
+        for t in pyro.markov(range(length)):
+            z = pyro.sample(f"z_{t}", dist.Categorical(step[z]))
+            pyro.sample(f"x_{t}", dist.Normal(z * 1.0, 1.0), obs=x[t])
+
+    def guide(x: Tensor) -> None:
+        logits = pyro.param("logits", torch.zeros(length, 3))
+        for t in pyro.markov(range(length)):
+            baseline = {"use_decaying_avg_baseline": True}
+            pyro.sample(f"z_{t}", dist.Categorical(logits=logits[t]), infer={"baseline": baseline})
+
+    return (model, guide), torch.randn(length)
+
+
+@pytest.mark.parametrize(("chain", "writes"), [(gaussian_chain, 0), (categorical_chain, 1)])
+def test_unrolled_chains(chain: Callable[[int], tuple[Pair, Tensor]], writes: int) -> None:
+    computing = []
+    for length in (16, 24):
+        pyro.clear_param_store()
+        (model, guide), x = chain(length)
+        loss = sgc.compile(model, guide, backend="eager").initialize(x)
+        made = loss.specializations[-1]
+        fetched = [owner.fetch() for owner in made.owners.values()]
+        tensors = [x if tensor is None else tensor for tensor in fetched] + made.averages()
+        wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+        differentiated = differentiate(made.emitted.module, tensors, wanted).module
+        module = trace(differentiated, *(tensor.detach() for tensor in tensors), functional=True)
+        slow, changed = batch(module, rng="torch")
+        assert changed
+        assert_same(module, slow, *(tensor.detach() for tensor in tensors), exact=False)
+        fast, changed = batch(module, rng="fast")
+        assert changed
+        names = operators(fast)
+        assert names["copy_"] == writes * length
+        computing.append(sum(names.values()) - 2 * names["copy_"])  # a select goes with each write
+        assert computing[-1] < 160 < sum(operators(module).values())
+    assert computing[0] == computing[1]
