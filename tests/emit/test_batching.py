@@ -138,6 +138,15 @@ def test_sums_become_reductions() -> None:
     assert operators(batched(function, torch.randn(20))) == {"exp": 1, "slice": 2, "sum": 2, "sub": 1}
 
 
+def test_a_stack_keeps_its_order_unless_it_is_summed_away() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        rows = [x[t].exp() for t in (3, 1, 5, 0, 2, 4)]
+        return [torch.stack(rows, 1).sum(0), torch.stack(rows).sum(1), torch.stack(rows).sum(0)]
+
+    names = operators(batched(function, torch.randn(6, 2)))
+    assert names["exp"] == 1 and names["cat"] == 1  # one order for both that need it, none for the sum
+
+
 def test_partial_sums_become_a_cumulative_sum() -> None:
     def function(x: Tensor, y: Tensor) -> list[Tensor]:
         total, weighted = x[0].exp(), []

@@ -115,10 +115,8 @@ class Execution:
 
     def _restack(self, node: fx.Node) -> Tensor:
         nodes, dim = cast("tuple[list[fx.Node], int]", (*node.args, 0)[:2])
-        if all(user.target is torch.ops.aten.sum.dim_IntList and user.args[1:] == ([0],) for user in node.users):
-            nodes = sorted(
-                nodes, key=lambda node: self._order(self._same(node))
-            )  # what is summed may stand in any order
+        if dim == 0 and all(_sums_rows(user) for user in node.users):
+            nodes = sorted(nodes, key=lambda term: self._order(self._same(term)))  # any order will do
         stacked = self._stack(tuple(nodes))
         return stacked.movedim(0, dim) if dim else stacked
 
@@ -132,6 +130,10 @@ class Execution:
     def _packet(self, tensor: Tensor) -> Packet:
         self._packets += 1
         return Packet(tensor, self._packets)
+
+
+def _sums_rows(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.sum.dim_IntList and node.args[1:] == ([0],)
 
 
 def pack(constants: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Row]:
