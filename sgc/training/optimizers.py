@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from sgc.errors import ArgumentError
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
-from sgc.training.update import Member, same
+from sgc.training.members import Member, same
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
 

@@ -19,9 +19,10 @@ from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
+from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
 from sgc.training.optimizers import Optimizing
-from sgc.training.update import Member, OwnSchedule, Uninitialised, Update, obstacle
+from sgc.training.update import OwnSchedule, Uninitialised, Update
 
 _UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, GuardOnDataDependentSymNode)
 

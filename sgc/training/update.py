@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
+from sgc.training.hyperparameters import Hyperparameters, indices
+from sgc.training.members import Clip, Member, has_hooks, optimizers_of, same
 from sgc.training.numbers import numbers_as_tensors
-
-Clip = Callable[[Tensor], None]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One torch optimizer, and what clips the gradients of its parameters before it steps."""
-
-    optimizer: Optimizer
-    clip: Clip | None = None
-    clip_options: Any = None
 
 
 class Uninitialised(Exception):
@@ -48,34 +37,6 @@ class OwnSchedule(Exception):
                         group[key] = torch.tensor(group[key], dtype=torch.float64, device=device)
 
 
-def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two sequences hold the same objects."""
-    return len(one) == len(other) and all(map(is_, one, other))
-
-
-def _optimizers(members: Sequence[Member]) -> list[Optimizer]:
-    return [member.optimizer for member in members]
-
-
-def _has_hooks(members: Sequence[Member]) -> bool:
-    if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
-        return True
-    return any(m.optimizer._optimizer_step_pre_hooks or m.optimizer._optimizer_step_post_hooks for m in members)
-
-
-def obstacle(members: Sequence[Member]) -> str | None:
-    """Why these optimizers cannot be traced, or None."""
-    if _has_hooks(members):
-        return "the optimizer has hooks"
-    for member in members:
-        kind = type(member.optimizer)
-        if kind.__module__.partition(".")[0] not in ("torch", "pyro"):
-            return f"{kind.__qualname__} is neither torch's nor Pyro's, so that its Python may do anything"
-        if kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
-            return f"{kind.__qualname__} evaluates the loss itself or needs sparse gradients"
-    return None
-
-
 @dataclass(frozen=True)
 class _Slot:
     """A tensor that an optimizer keeps, and the dictionary that holds it."""
@@ -83,62 +44,6 @@ class _Slot:
     holder: dict[Any, Any]
     key: Any
     tensor: Tensor
-
-
-class Hyperparameters:
-    """The numbers in parameter groups that may change from step to step, learning rates above all.
-
-    Groups that have the same number share one 0-d float64 tensor, as long as they go on having the same.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], keys: frozenset[str], device: torch.device) -> None:
-        self._groups = groups
-        self._places = [
-            (position, key, index)
-            for position, group in enumerate(groups)
-            for key in sorted(keys)
-            for index in _indices(group.get(key))
-        ]
-        values = self._values()
-        self._distinct = list(dict.fromkeys(values))
-        self.sharing = tuple(self._distinct.index(value) for value in values)
-        self.tensors = [torch.tensor(value, dtype=torch.float64, device=device) for value in self._distinct]
-
-    def _values(self) -> list[float]:
-        found = []
-        for position, key, index in self._places:
-            value = self._groups[position][key]
-            found.append(value if index is None else value[index])
-        return found
-
-    def refresh(self) -> bool:
-        """Bring the tensors up to date; False if groups no longer share their numbers as they did."""
-        values = self._values()
-        distinct: dict[int, float] = {}
-        for value, shared in zip(values, self.sharing, strict=True):
-            if distinct.setdefault(shared, value) != value:
-                return False
-        for shared, value in distinct.items():
-            if value != self._distinct[shared]:
-                self._distinct[shared] = value
-                self.tensors[shared].fill_(value)
-        return True
-
-    def put(self, groups: list[dict[str, Any]], tensors: Sequence[Tensor]) -> None:
-        """Write tensors in the place of the numbers, into copies of the groups."""
-        for (position, key, index), shared in zip(self._places, self.sharing, strict=True):
-            group = groups[position]
-            if index is None:
-                group[key] = tensors[shared]
-            else:
-                group[key] = tuple(tensors[shared] if i == index else value for i, value in enumerate(group[key]))
-
-
-def _indices(value: Any) -> Iterator[int | None]:
-    if isinstance(value, float):
-        yield None
-    elif isinstance(value, tuple):
-        yield from (i for i, part in enumerate(value) if isinstance(part, float))
 
 
 class Update:
@@ -167,7 +72,7 @@ class Update:
         self._options = [dict(group) for group in self._groups]
         self._bound = self._objects()
         self._numbers = [
-            {key: value for key, value in group.items() if any(True for _ in _indices(value))} for group in self._groups
+            {key: value for key, value in group.items() if any(True for _ in indices(value))} for group in self._groups
         ]
 
     @property
@@ -182,9 +87,9 @@ class Update:
         """
         if not same(parameters, self._parameters):
             return False
-        if members is not self._members and not same(_optimizers(members), _optimizers(self._members)):
+        if members is not self._members and not same(optimizers_of(members), optimizers_of(self._members)):
             return False
-        if _has_hooks(members) or not same(self._objects(), self._bound):
+        if has_hooks(members) or not same(self._objects(), self._bound):
             return False
         if self._groups == self._options:
             return True
@@ -272,7 +177,7 @@ class Update:
         if isinstance(value, Tensor):
             self._slots.append(_Slot(group, key, value))
             return _meta(value)
-        if key in self._moving and any(True for _ in _indices(value)):
+        if key in self._moving and any(True for _ in indices(value)):
             return "moving"
         return value
 

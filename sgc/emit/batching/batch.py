@@ -49,6 +49,18 @@ def batch(module: fx.GraphModule, *, rng: Rng) -> tuple[fx.GraphModule, bool]:
     return (made, True) if _operators(made) < _operators(module) else (module, False)
 
 
+def batch_small_operators(module: fx.GraphModule, rng: Rng) -> bool:
+    """Let a module compute what :func:`batch` makes of it; returns whether that is another."""
+    made, changed = batch(module, rng=rng)
+    if changed:
+        for node in made.graph.find_nodes(op="get_attr"):
+            value, name = operator.attrgetter(str(node.target))(made), f"batched_{node.name}"
+            setattr(module, name, value)
+            node.target = name
+        module.graph = made.graph
+    return changed
+
+
 def _is_scheduled(node: fx.Node) -> bool:
     return node.op == "call_function" and not written_arguments(node)
 

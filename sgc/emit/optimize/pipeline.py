@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from sgc.config import Rng
+from sgc.emit.batching.batch import batch_small_operators
 from sgc.emit.optimize.check import check
 from sgc.emit.optimize.constants import merge_constants
 from sgc.emit.optimize.cse import merge_common_subexpressions
@@ -32,7 +33,11 @@ PASSES: dict[str, Pass] = {
     "remove_identities": lambda module, rng: remove_identities(module),  # x * 1, -(-x), views of all there is
     "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
     "drop_dead_nodes": drop_dead_nodes,  # what nothing uses
+    "batch_small_operators": batch_small_operators,  # many of one kind as one, on stacked operands
 }
+
+_AFTER_BATCHING = ("remove_identities", "merge_common_subexpressions", "drop_dead_nodes")
+"""Passes that run once more where operators were batched: stacking leaves views behind."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +99,27 @@ def optimize(
     if any(node.users and "val" not in node.meta for node in module.graph.nodes):
         FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*examples)
     check(module, functional=False)
-    records = []
-    for name, apply in PASSES.items():
-        before = len(module.graph.nodes)
-        functional = is_functional(module.graph)
-        skipped = ""
-        if name in skip:
-            skipped = "skipped"
-        elif not functional and name not in ("functionalise", "drop_dead_nodes"):
-            skipped = "skipped: the graph writes into tensors"
-        changed = not skipped and apply(module, rng)
-        if changed:
-            check(module, functional=functional or name == "functionalise")
-        records.append(Record(name, changed, before, len(module.graph.nodes), skipped))
+    records: list[Record] = []
+    for name in PASSES:
+        records.append(_run(name, module, rng, skip))
+    if records[-1].changed:
+        for name in _AFTER_BATCHING:
+            records.append(_run(name, module, rng, skip))
     return Optimized(copy_of(module), Report(tuple(records)))
+
+
+def _run(name: str, module: fx.GraphModule, rng: Rng, skip: Collection[str]) -> Record:
+    before = len(module.graph.nodes)
+    functional = is_functional(module.graph)
+    skipped = ""
+    if name in skip:
+        skipped = "skipped"
+    elif not functional and name not in ("functionalise", "drop_dead_nodes"):
+        skipped = "skipped: the graph writes into tensors"
+    changed = not skipped and PASSES[name](module, rng)
+    if changed:
+        check(module, functional=functional or name == "functionalise")
+    return Record(name, changed, before, len(module.graph.nodes), skipped)
 
 
 def copy_of(module: fx.GraphModule) -> fx.GraphModule:

@@ -1,0 +1,66 @@
+"""The numbers of an optimizer's parameter groups that change from step to step, as inputs of a compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Hyperparameters:
+    """The numbers in parameter groups that may change from step to step, learning rates above all.
+
+    Groups that have the same number share one 0-d float64 tensor, as long as they go on having the same.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], keys: frozenset[str], device: torch.device) -> None:
+        self._groups = groups
+        self._places = [
+            (position, key, index)
+            for position, group in enumerate(groups)
+            for key in sorted(keys)
+            for index in indices(group.get(key))
+        ]
+        values = self._values()
+        self._distinct = list(dict.fromkeys(values))
+        self.sharing = tuple(self._distinct.index(value) for value in values)
+        self.tensors = [torch.tensor(value, dtype=torch.float64, device=device) for value in self._distinct]
+
+    def _values(self) -> list[float]:
+        found = []
+        for position, key, index in self._places:
+            value = self._groups[position][key]
+            found.append(value if index is None else value[index])
+        return found
+
+    def refresh(self) -> bool:
+        """Bring the tensors up to date; False if groups no longer share their numbers as they did."""
+        values = self._values()
+        distinct: dict[int, float] = {}
+        for value, shared in zip(values, self.sharing, strict=True):
+            if distinct.setdefault(shared, value) != value:
+                return False
+        for shared, value in distinct.items():
+            if value != self._distinct[shared]:
+                self._distinct[shared] = value
+                self.tensors[shared].fill_(value)
+        return True
+
+    def put(self, groups: list[dict[str, Any]], tensors: Sequence[Tensor]) -> None:
+        """Write tensors in the place of the numbers, into copies of the groups."""
+        for (position, key, index), shared in zip(self._places, self.sharing, strict=True):
+            group = groups[position]
+            if index is None:
+                group[key] = tensors[shared]
+            else:
+                group[key] = tuple(tensors[shared] if i == index else value for i, value in enumerate(group[key]))
+
+
+def indices(value: Any) -> Iterator[int | None]:
+    """Where an option holds numbers: None for the option itself, positions for a tuple (``betas``)."""
+    if isinstance(value, float):
+        yield None
+    elif isinstance(value, tuple):
+        yield from (i for i, part in enumerate(value) if isinstance(part, float))

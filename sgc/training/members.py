@@ -1,0 +1,54 @@
+"""The torch optimizers behind a step, and whether they can be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+Clip = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One torch optimizer, and what clips the gradients of its parameters before it steps."""
+
+    optimizer: Optimizer
+    clip: Clip | None = None
+    clip_options: Any = None
+
+
+def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two sequences hold the same objects."""
+    return len(one) == len(other) and all(map(is_, one, other))
+
+
+def optimizers_of(members: Sequence[Member]) -> list[Optimizer]:
+    """Their optimizers, in order."""
+    return [member.optimizer for member in members]
+
+
+def has_hooks(members: Sequence[Member]) -> bool:
+    """Whether something of the user runs with every step of an optimizer."""
+    if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
+        return True
+    return any(m.optimizer._optimizer_step_pre_hooks or m.optimizer._optimizer_step_post_hooks for m in members)
+
+
+def obstacle(members: Sequence[Member]) -> str | None:
+    """Why these optimizers cannot be traced, or None."""
+    if has_hooks(members):
+        return "the optimizer has hooks"
+    for member in members:
+        kind = type(member.optimizer)
+        if kind.__module__.partition(".")[0] not in ("torch", "pyro"):
+            return f"{kind.__qualname__} is neither torch's nor Pyro's, so that its Python may do anything"
+        if kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
+            return f"{kind.__qualname__} evaluates the loss itself or needs sparse gradients"
+    return None
