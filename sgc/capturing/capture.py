@@ -62,7 +62,7 @@ def capture_program(
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
         traced_args, traced_kwargs = unflatten(filled, structure)
         with (
-            Reads(concrete) as reads,
+            Reads(concrete, buffers) as reads,
             functions_as_leaves(),
             rejection_as_leaves(),
             subsamples_as_tensors(reads.names),
@@ -74,6 +74,7 @@ def capture_program(
         recording.reads = reads.guards
         return recording.outputs
 
+    buffers = {id(b): b.detach().clone() for module in rehearsal.modules for b in module.buffers()}
     before = random_state()
     with preserved_attributes(rehearsal.modules), _capture_context(rehearsal):
         try:

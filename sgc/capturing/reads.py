@@ -48,10 +48,13 @@ class ReadGuard:
 class Reads(TorchFunctionMode):
     """Answers reads from concrete values, and rewrites 0-d indices, which would be reads, as tensor indices.
 
-    ``names`` holds the tensors that stand for a text in the name of a site (see :mod:`sgc.capturing.plates`).
+    ``buffers`` holds copies of the modules' buffers, by the identity of the originals, which the tracer may write into
+    (an increment of a count, say). ``names`` holds the tensors that stand for a text in the name of a site (see
+    :mod:`sgc.capturing.plates`).
     """
 
     concrete_inputs: Mapping[str, Tensor]
+    buffers: Mapping[int, Tensor] = field(default_factory=dict)
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
 
@@ -165,7 +168,7 @@ class Reads(TorchFunctionMode):
             return self.concrete_inputs[node.name]
         value = getattr(tracer.current_tracer().root, str(node.target))
         assert isinstance(value, Tensor)
-        return value
+        return self.buffers.get(id(value), value)
 
     def _number(self, end: Any) -> Any:
         if not isinstance(end, Tensor):

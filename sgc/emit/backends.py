@@ -64,12 +64,47 @@ def _inductor(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runner:
         with torch.no_grad(), inductor_config.patch(options):
             # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
             # takes a graph as it is, without tracing it anew and without guards of its own at each call.
-            compiled = torch._inductor.standalone_compile(module, examples, dynamic_shapes="from_example_inputs")
+            compiled = torch._inductor.standalone_compile(
+                _own_memory(module), examples, dynamic_shapes="from_example_inputs"
+            )
     except Exception as error:
         raise _explained(error, examples) from error
     if compiled is None:
         raise BackendError("Inductor returned nothing", remedy=_EAGER_REMEDY)
     return compiled
+
+
+def _own_memory(module: fx.GraphModule) -> fx.GraphModule:
+    """A module in which operators that write into a copy of an operand get one without shared memory.
+
+    Inductor (torch 2.13) makes that copy with the strides of the operand: of an expanded one, whose elements share
+    memory, it makes a copy whose elements do, and a sum into one of them is a sum into all.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        name = getattr(node.target, "_overloadpacket", None)
+        if name in _WRITES_INTO_COPY and _shares_memory(node.args[0].meta["val"]):
+            with graph.inserting_before(node):
+                own = graph.call_function(
+                    torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+                )
+            own.meta["val"] = node.args[0].meta["val"].contiguous()
+            node.update_arg(0, own)
+    return fx.GraphModule(module, graph)
+
+
+_WRITES_INTO_COPY = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("index_put", "_unsafe_index_put", "index_add", "index_copy", "index_fill", "masked_scatter", "masked_fill"),
+        *("scatter", "scatter_add", "scatter_reduce", "select_scatter", "slice_scatter", "diagonal_scatter"),
+    )
+}
+
+
+def _shares_memory(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _explained(error: Exception, examples: list[Tensor]) -> BackendError:

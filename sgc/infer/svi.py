@@ -53,16 +53,35 @@ class SVI(pyro.infer.SVI):
         **kwargs: Any,
     ) -> None:
         loss = TraceGraph_ELBO(backend="inductor", rng="fast") if loss is None else loss
-        compiled = isinstance(loss, TraceGraph_ELBO)
+        self._elbo = loss if isinstance(loss, TraceGraph_ELBO) else None
+        self._loop: Loop | None = None
         # Pyro's class takes its own optimizers only.
-        theirs = optim if isinstance(optim, PyroOptim) or not compiled else PyroOptim(torch.optim.SGD, {})
+        theirs = optim if isinstance(optim, PyroOptim) or self._elbo is None else PyroOptim(torch.optim.SGD, {})
         super().__init__(model, guide, theirs, loss, loss_and_grads, **kwargs)
         self.optim = optim
-        self._elbo = loss if isinstance(loss, TraceGraph_ELBO) else None
+
+    @property
+    def optim(self) -> Any:
+        """The optimizer, as it was given. Another one may be set: the next step is the first one with it."""
+        return self._optim
+
+    @optim.setter
+    def optim(self, optim: Any) -> None:
+        self._optim = optim
         self._stepper: Stepper | None = None
-        if compiled:
-            self._stepper = Stepper(lambda: self.loss_module, optimizing(optim, lambda: self.loss_module))
-        self._loop: Loop | None = None
+        if self._elbo is not None:
+            self._stepper = Stepper(self._own_module, optimizing(optim, self._own_module))
+
+    def _own_module(self) -> CompiledELBO:
+        return self.loss_module
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle has nothing compiled; an optimizer made by a callable is made anew, from its start."""
+        return {**self.__dict__, "_stepper": None, "_loop": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.optim = self._optim
 
     @property
     def loss_module(self) -> CompiledELBO:
@@ -120,9 +139,9 @@ class SVI(pyro.infer.SVI):
             self._loop = Loop(self._steps(), steps, progress_bar)
             self._loop.repeat(Call(args, kwargs), steps)
             return self._loop.result()
-        if not isinstance(steps, Iterable):
+        if isinstance(steps, (str, Tensor)) or not isinstance(steps, Iterable):
             raise ArgumentError(f"run takes a number of steps or minibatches, not a {type(steps).__name__}")
-        if epochs > 1 and iter(steps) is steps:
+        if epochs > 1 and isinstance(steps, Iterator):
             raise ArgumentError(
                 "an iterator can be gone through only once",
                 remedy="pass a list or a DataLoader, or epochs=1",

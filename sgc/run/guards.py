@@ -210,7 +210,7 @@ class ModeGuard:
         self._modules = [inner for module in modules for inner in module.modules()]
         self._training = [module.training for module in self._modules]
         self._dtype = torch.get_default_dtype()
-        self._autocast = torch.is_autocast_enabled()
+        self._autocast = _autocast()
 
     def miss(self, call: Call) -> str | None:
         for module, training in zip(self._modules, self._training, strict=True):
@@ -218,14 +218,23 @@ class ModeGuard:
                 return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
         if torch.get_default_dtype() is not self._dtype:
             return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
-        if torch.is_autocast_enabled() is not self._autocast:
-            return f"autocast was {self._autocast}, is {not self._autocast}"
+        if _autocast() != self._autocast:
+            return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
         return None
 
     def describe(self) -> Iterator[str]:
         yield f"default dtype {self._dtype}"
         for module, training in zip(self._modules, self._training, strict=True):
             yield f"{type(module).__name__} in {_mode(training)} mode"
+
+
+def _autocast() -> dict[str, torch.dtype]:
+    """The devices on which autocast is on, and its dtype there."""
+    return {device: torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
+
+
+def _shown_autocast(state: dict[str, torch.dtype]) -> str:
+    return ", ".join(f"{dtype} on {device}" for device, dtype in state.items()) or "off"
 
 
 def _mode(training: bool) -> str:

@@ -115,6 +115,14 @@ class Specialization:
         """The backend it runs on."""
         return self._backends.get(with_gradient, self.options.backend)
 
+    @property
+    def reads_inputs_only(self) -> bool:
+        """Whether the values that the program reads in Python are of arguments and constants, which no step changes."""
+        fixed = {declared.name for declared in self.inputs if declared.kind in (InputKind.DATA, InputKind.CONSTANT)}
+        program = self.graph.program
+        assert program is not None
+        return all(fixed.issuperset(guard.inputs) for guard in program.value_guards)
+
     def reports(self) -> Iterator[tuple[str, Report]]:
         """How each module that was built so far was rewritten: for the gradient, for the loss alone, for a step."""
         for (with_gradient, backend), compiled in self._compiled.items():

@@ -35,16 +35,22 @@ def load_state_dict(stepper: Stepper, state: dict[str, Any]) -> None:
     :raises sgc.errors.SgcError: if the state is another program's, or nothing has been captured yet.
     """
     loss_module = stepper.loss_module()
+    if not {"loss_module", "optimizer", "started", "random"} <= state.keys():
+        raise SgcError("this is no state of an SVI", remedy="pass what state_dict() returned")
     if not loss_module.specializations:
         raise SgcError("the parameters are not there yet", remedy="call initialize(*args) first, as for a step")
     loss_module.refresh()
-    _load_tensors(loss_module, state["loss_module"])
+    own = _own_tensors(loss_module, state["loss_module"])
     stepper.optimizing.load_state_dict(copy.deepcopy(state["optimizer"]))
+    with torch.no_grad():
+        for name, value in state["loss_module"].items():
+            own[name].copy_(value)
     stepper.started = state["started"]
     restore_random_state(state["random"])
 
 
-def _load_tensors(loss_module: LossModule, values: dict[str, torch.Tensor]) -> None:
+def _own_tensors(loss_module: LossModule, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors to be written into; each saved one has a place there."""
     own = loss_module.state_dict()
     missing, unknown = sorted(values.keys() - own.keys()), sorted(own.keys() - values.keys())
     if missing or unknown:
@@ -58,6 +64,4 @@ def _load_tensors(loss_module: LossModule, values: dict[str, torch.Tensor]) -> N
     for name, value in values.items():
         if own[name].shape != value.shape:
             raise SgcError(f"{name} has shape {list(own[name].shape)}, and {list(value.shape)} in the saved state")
-    with torch.no_grad():
-        for name, value in values.items():
-            own[name].copy_(value)
+    return own

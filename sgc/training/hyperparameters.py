@@ -60,7 +60,21 @@ class Hyperparameters:
 
 def indices(value: Any) -> Iterator[int | None]:
     """Where an option holds numbers: None for the option itself, positions for a tuple (``betas``)."""
-    if isinstance(value, float):
+    if is_number(value):
         yield None
     elif isinstance(value, tuple):
-        yield from (i for i, part in enumerate(value) if isinstance(part, float))
+        yield from (i for i, part in enumerate(value) if is_number(part))
+
+
+def without_numbers(value: Any) -> Any:
+    """An option with its numbers left out, which an input of the compiled step takes the place of."""
+    if is_number(value):
+        return "a number"
+    if isinstance(value, tuple):
+        return tuple("a number" if is_number(part) else part for part in value)
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a Python number; ``True`` is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

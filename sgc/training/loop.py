@@ -99,7 +99,7 @@ class Loop:
                             bar.update(taken)
                             bar.set_postfix_str(f"ELBO {-float(self._losses[-1].mean()):.4g}", refresh=False)
                         if interrupted:
-                            raise KeyboardInterrupt
+                            return
                         elapsed = time.perf_counter() - started
                         if elapsed < _STRETCH:
                             length = min(2 * taken, 1000)
@@ -121,7 +121,7 @@ class Loop:
         device = step.halted.device
         before = _random_state(device)
         taken: list[Tensor] = []
-        for _ in range(steps):
+        for _ in range(steps if step.repeatable else 1):
             taken.append(step())
             if interrupted:
                 break
@@ -133,13 +133,16 @@ class Loop:
         valid = int(losses.isnan().int().argmax())
         self._losses.append(losses[:valid])
         self._count += valid
-        # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
-        _set_random_state(before, device)
-        for _ in range(valid):
-            step()
-        error = nan_loss_error(self._count + 1, step.specialization, step.inputs)
-        step.halted.zero_()
-        raise error
+        after = _random_state(device)
+        try:
+            # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
+            _set_random_state(before, device)
+            for _ in range(valid):
+                step()
+            raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
+        finally:
+            _set_random_state(after, device)
+            step.halted.zero_()
 
 
 def _random_state(device: torch.device) -> Tensor:
@@ -161,16 +164,22 @@ def _postponed_interrupt() -> Iterator[list[int]]:
         yield noted  # Python delivers signals to the main thread alone
         return
 
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted  # the user's own handler decides
+        return
+
     def note(number: int, _frame: FrameType | None) -> None:
         if noted:
             raise KeyboardInterrupt  # asked for twice: the step may be stuck
         noted.append(number)
 
-    previous = signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, note)
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 @contextmanager

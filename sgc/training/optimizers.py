@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sgc.errors import ArgumentError
+from sgc.errors import ArgumentError, SgcError
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
 from sgc.training.members import Member, same
@@ -45,7 +46,10 @@ class Optimizing(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; parameters that have no optimizer yet take it when they get one."""
+        """Restore what :meth:`state_dict` gave.
+
+        :raises sgc.errors.SgcError: if it is of other parameters; nothing has changed then.
+        """
 
 
 class TorchOptimizing(Optimizing):
@@ -55,7 +59,6 @@ class TorchOptimizing(Optimizing):
         self._given = optimizer
         self._loss_module = loss_module
         self._optimizer = optimizer if isinstance(optimizer, Optimizer) else None
-        self._waiting: dict[str, Any] | None = None
         self._known: dict[int, Tensor] = {}
         self._members: list[Member] = []
 
@@ -66,7 +69,6 @@ class TorchOptimizing(Optimizing):
             return self._given
         parameters = [p for p in self._loss_module().parameters() if p.requires_grad]
         fresh = [p for p in parameters if id(p) not in self._known]
-        self._known |= {id(p): p for p in fresh}
         if self._optimizer is None:
             made = self._given(parameters)
             if not isinstance(made, Optimizer):
@@ -75,12 +77,12 @@ class TorchOptimizing(Optimizing):
                     remedy="return a torch.optim.Optimizer: lambda parameters: torch.optim.Adam(parameters, lr=1e-3)",
                 )
             self._optimizer = made
-            if self._waiting is not None:
-                made.load_state_dict(self._waiting)
-                self._waiting = None
-            return made
-        if fresh:
+        elif fresh and len(self._optimizer.param_groups) == 1:
+            # As if it had been made with them: a checkpoint is loaded into one group again.
+            self._optimizer.param_groups[0]["params"] += fresh
+        elif fresh:
             self._optimizer.add_param_group({"params": fresh})
+        self._known |= {id(p): p for p in fresh}
         return self._optimizer
 
     def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
@@ -98,32 +100,69 @@ class TorchOptimizing(Optimizing):
             )
         optimizer = self._optimizer if found is None else self.optimizer
         assert optimizer is not None
-        first: list[Tensor] = []
+        losses: list[Tensor] = []
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             value = loss()
             value.backward()
-            first.append(value.detach())
+            losses.append(value.detach())
+            if isinstance(optimizer, torch.optim.LBFGS) and math.isnan(losses[-1]):
+                raise _NanInSearch
             return value
 
         if isinstance(optimizer, torch.optim.LBFGS):
-            optimizer.step(closure)
+            _search(optimizer, closure)
         elif not math.isnan(closure().detach()):
             optimizer.step()
         optimizer.zero_grad()
-        return first[0]
+        return losses[-1] if math.isnan(losses[-1]) else losses[0]
 
     def state_dict(self) -> dict[str, Any]:
-        if self._waiting is not None:
-            return self._waiting
-        return self.optimizer.state_dict()
+        optimizer = self.optimizer
+        return {**optimizer.state_dict(), "names": self._names(optimizer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self._optimizer is None:
-            self._waiting = state
-        else:
-            self._optimizer.load_state_dict(state)
+        optimizer = self.optimizer
+        if "names" not in state:
+            raise SgcError("the saved optimizer is one of Pyro's, this one is torch's")
+        names, saved = self._names(optimizer), state["names"]
+        if [sorted(group) for group in names] != [sorted(group) for group in saved]:
+            raise SgcError(
+                f"the saved optimizer has parameters {saved}, this one {names}",
+                remedy="load into an SVI whose optimizer has the same groups of parameters, and that has been "
+                "initialized for the same kinds of arguments",
+            )
+        # torch tells parameters apart by their position, which depends on the order of the captures.
+        place = {name: i for i, name in enumerate(name for group in saved for name in group)}
+        order = [place[name] for group in names for name in group]
+        count = iter(range(len(order)))
+        groups = [{**group, "params": [next(count) for _ in group["params"]]} for group in state["param_groups"]]
+        states = {i: state["state"][old] for i, old in enumerate(order) if old in state["state"]}
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    def _names(self, optimizer: Optimizer) -> list[list[str]]:
+        """The names of each group's parameters in the loss module; the position of one that it does not show."""
+        names = {id(p): name for name, p in self._loss_module().named_parameters()}
+        count = iter(range(len(names) + sum(len(group["params"]) for group in optimizer.param_groups)))
+        return [[names.get(id(p), f"#{next(count)}") for p in group["params"]] for group in optimizer.param_groups]
+
+
+class _NanInSearch(Exception):
+    """The loss was NaN somewhere on the way of a line search."""
+
+
+def _search(optimizer: torch.optim.LBFGS, closure: Callable[[], Tensor]) -> None:
+    """A step of L-BFGS, which is not taken if a loss on its way is NaN."""
+    state = copy.deepcopy(optimizer.state_dict())
+    before = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    try:
+        optimizer.step(closure)
+    except _NanInSearch:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
+        optimizer.load_state_dict(state)
 
 
 class PyroOptimizing(Optimizing):
@@ -182,11 +221,10 @@ class PyroOptimizing(Optimizing):
         return {**self._optimizer._state_waiting_to_be_consumed, **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        store = pyro.get_param_store()
+        if "names" in state:
+            raise SgcError("the saved optimizer is one of torch's, this one is Pyro's")
         self._optimizer.set_state(dict(state))
-        for parameter in list(self._optimizer.optim_objs):
-            if store.param_name(parameter) in state:
-                del self._optimizer.optim_objs[parameter]  # it is made anew, with the state
+        self._optimizer.optim_objs.clear()  # they are made anew, with the state
 
 
 def _of_store(found: Specialization) -> list[Tensor]:

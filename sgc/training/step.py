@@ -27,6 +27,10 @@ from sgc.training.update import OwnSchedule, Uninitialised, Update
 _UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, GuardOnDataDependentSymNode)
 
 
+_MOVING = frozenset({"lr"})
+"""Hyperparameters that are inputs of a compiled step from the start; others become so when they change."""
+
+
 @dataclass
 class _Compiled:
     """A compiled step, and what it is valid for."""
@@ -55,6 +59,11 @@ class Step:
     inputs: list[Tensor]
     halted: Tensor
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether the step leaves alone what the guards look at."""
+        return self.specialization.reads_inputs_only
+
     def __call__(self) -> Tensor:
         """Take it; the loss is a 0-d tensor. If it is NaN, ``halted`` is set, and nothing is written any more."""
         loss: Tensor = self.run(*self.inputs)[0]
@@ -77,7 +86,9 @@ class Stepper:
     started: bool = False
     _bound: list[_Bound] = field(default_factory=list)
     _compiled: list[_Compiled] = field(default_factory=list)
-    _moving: frozenset[str] = frozenset({"lr"})
+    _failed: list[tuple[Specialization, Any]] = field(default_factory=list)
+    _moving: frozenset[str] = _MOVING
+    _constant: frozenset[str] = frozenset()
     _outside: set[str] = field(default_factory=set)
     _halted: dict[torch.device, Tensor] = field(default_factory=dict)
 
@@ -123,7 +134,8 @@ class Stepper:
         if found.backend(with_gradient=True) == "inductor" and not self._outside:
             backend = "eager"
         kept = [(t, t.detach().clone()) for t in found.written(tensors)]
-        loss = self.optimizing.step_eagerly(found, lambda: loss_module.evaluate(call, backend))
+        with torch.enable_grad():
+            loss = self.optimizing.step_eagerly(found, lambda: loss_module.evaluate(call, backend))
         if math.isnan(loss):
             with torch.no_grad():
                 for tensor, before in kept:
@@ -148,29 +160,35 @@ class Stepper:
         self, found: Specialization, members: list[Member], tensors: list[Tensor], parameters: list[Tensor]
     ) -> _Bound | None:
         """A compiled step for optimizers that are new, or that someone has changed."""
-        why = obstacle(members)
+        why = obstacle(members) or _unheld(found, tensors, members)
         if why is not None:
             self._say_outside(why)
             return None
         for old in self._bound:
             if old.specialization is found:
-                self._moving |= old.update.moved()
-        try:
-            while True:
-                update = Update(members, parameters, self._moving)
-                try:
-                    run = self._compile(found, update, tensors)
-                    break
-                except OwnSchedule as schedule:
-                    schedule.keep_as_tensors(members)
-        except Uninitialised:
-            return None
-        except _UNTRACEABLE as error:
-            if isinstance(error, SgcError):
-                raise
-            kinds = {type(member.optimizer).__qualname__ for member in members}
-            self._say_outside(f"{', '.join(sorted(kinds))} cannot be traced ({_reason(error)})")
-            return None
+                self._moving |= old.update.moved() - self._constant
+        while True:
+            update = Update(members, parameters, self._moving)
+            if any(spec is found and signature == update.signature for spec, signature in self._failed):
+                return None
+            try:
+                run = self._compile(found, update, tensors)
+                break
+            except OwnSchedule as schedule:
+                schedule.keep_as_tensors(members)
+            except Uninitialised:
+                return None
+            except _UNTRACEABLE as error:
+                if isinstance(error, SgcError):
+                    raise
+                if self._moving > _MOVING:
+                    # The optimizer asks in Python whether such a number is 0: each value of it is another step.
+                    self._constant, self._moving = self._constant | (self._moving - _MOVING), _MOVING
+                    continue
+                self._failed.append((found, update.signature))
+                kinds = {type(member.optimizer).__qualname__ for member in members}
+                self._say_outside(f"{', '.join(sorted(kinds))} cannot be traced ({_reason(error)})")
+                return None
         for member in members:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
         made = _Bound(found, update, run, update.state)
@@ -210,6 +228,35 @@ def _hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
         return "a parameter has hooks on its gradient"
     return None
+
+
+def _unheld(found: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:
+    """Why a gradient would be lost, or split, in a step that returns none."""
+    held = {id(p) for member in members for group in member.optimizer.param_groups for p in group["params"]}
+    seen: list[tuple[str, Tensor]] = []
+    for position in found.differentiated(tensors).gradient_of:
+        name, tensor = found.inputs[position].name, tensors[position]
+        if id(tensor) not in held:
+            return (
+                f"{name} receives a gradient and no optimizer has it; where that is not meant, register its module "
+                "with pyro.module, give it to the optimizer, detach() it, or freeze it with requires_grad_(False)"
+            )
+        for other, known in seen:
+            if _overlap(tensor, known):
+                return f"{name} and {other} share memory"
+        seen.append((name, tensor))
+    return None
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether the stretches of memory between the first and the last element of two tensors overlap."""
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not (one.numel() and other.numel()):
+        return False
+    (start, end), (other_start, other_end) = (
+        (t.data_ptr(), t.data_ptr() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) * t.itemsize)
+        for t in (one, other)
+    )
+    return start <= other_end and other_start <= end
 
 
 def _reason(error: BaseException) -> str:

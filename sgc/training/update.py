@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sgc.training.hyperparameters import Hyperparameters, indices
+from sgc.training.hyperparameters import Hyperparameters, indices, is_number, without_numbers
 from sgc.training.members import Clip, Member, has_hooks, optimizers_of, same
 from sgc.training.numbers import numbers_as_tensors
 
@@ -32,9 +32,9 @@ class OwnSchedule(Exception):
         for member in members:
             for group in member.optimizer.param_groups:
                 for key in self._keys & group.keys():
-                    if isinstance(group[key], float):
+                    if is_number(group[key]):
                         device = group["params"][0].device
-                        group[key] = torch.tensor(group[key], dtype=torch.float64, device=device)
+                        group[key] = torch.tensor(float(group[key]), dtype=torch.float64, device=device)
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,7 @@ class Update:
         if isinstance(value, Tensor):
             self._slots.append(_Slot(group, key, value))
             return _meta(value)
-        if key in self._moving and any(True for _ in indices(value)):
-            return "moving"
-        return value
+        return without_numbers(value) if key in self._moving else value
 
     def _keep(self, optimizer: Optimizer, parameter: Tensor) -> Any:
         """Bind the state of one parameter; numbers in it become tensors, so that the compiled step can change them."""
@@ -188,7 +186,7 @@ class Update:
         if holder is None:
             return described
         for key, value in list(holder.items()):
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if is_number(value):
                 value = holder[key] = torch.tensor(float(value), dtype=torch.float64, device=parameter.device)
             if isinstance(value, Tensor):
                 if value.dim() == 0 and value.device != parameter.device:
@@ -202,9 +200,9 @@ class Update:
     def _fixed(self, group: dict[str, Any]) -> list[Any]:
         """The options of a group whose change makes another step of it: all but the numbers that may move."""
         return [
-            id(value) if isinstance(value, Tensor) else value
+            id(value) if isinstance(value, Tensor) else without_numbers(value) if key in self._moving else value
             for key, value in group.items()
-            if key != "params" and (key not in self._moving or isinstance(value, Tensor))
+            if key != "params"
         ]
 
     # -- tracing

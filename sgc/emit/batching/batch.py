@@ -77,9 +77,13 @@ def _execute(module: fx.GraphModule, steps: list[list[fx.Node]]) -> fx.GraphModu
         execution = Execution({**constants, **dict(zip(placeholders, inputs, strict=True))}, rows)
         for group in steps:
             execution.run(group)
+        # Everything is computed before anything is written; a row is read from its packet when it is asked for.
+        returned = [execution.value(result) for result in results]
+        for argument in {argument for node in writes for argument in node.all_input_nodes}:
+            execution.value(argument)
         for node in writes:
             execution.run([node])
-        return [execution.value(result) for result in results]
+        return returned
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         examples = [_like(node) for node in placeholders]
