@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.differentiate import Differentiated, trace
+from sgc.emit.optimize.nodes import writes
+from sgc.graph.effects import storages
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 """``update(parameters, gradients, state)`` writes into the parameters and into the optimizer's state."""
@@ -27,6 +29,7 @@ def emit_step(
     :param update: the optimizer.
     """
     count = len(tensors)
+    hidden = _written_inputs(differentiated.module)
 
     def step(*inputs: Tensor) -> list[Tensor]:
         *written, halted = inputs
@@ -37,11 +40,18 @@ def emit_step(
         with torch.no_grad():
             update(parameters, gradients, list(inputs[count:-1]))
             halt = halted | loss.isnan()
-            for tensor, version, old in zip(written, versions, before, strict=True):
-                if tensor._version != version:
+            for position, (tensor, version, old) in enumerate(zip(written, versions, before, strict=True)):
+                if tensor._version != version or position in hidden:
                     tensor.copy_(torch.where(halt, old, tensor))
             halted.copy_(halt)
         return [loss]
 
     halted = torch.zeros((), dtype=torch.bool, device=tensors[0].device if tensors else None)
     return trace(step, [*tensors, *state, halted])
+
+
+def _written_inputs(module: fx.GraphModule) -> set[int]:
+    """The positions of the inputs that a module writes into; batch norm's statistics show no new version."""
+    touched = {storage for node in module.graph.nodes for argument in writes(node) for storage in storages(argument)}
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return {position for position, node in enumerate(placeholders) if storages(node) & touched}

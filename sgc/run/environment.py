@@ -141,8 +141,10 @@ class Environment:
     def _visit_module(self, module: nn.Module, label: str, depth: int) -> None:
         library = _is_library(type(module))
         for name, part in list(vars(module).items()):
-            if name in _OF_MODULES or name.startswith("_pyro_") or (library and name.startswith("_")):
+            if name in _OF_MODULES or name.startswith("_pyro_"):
                 continue
+            if library and (name.startswith("_") or _holds_objects(part)):
+                continue  # an autoguide makes the plates that it keeps anew in each run
             self._note(vars(module), name, part, label, depth)
         if not library:
             self._visit(type(module), label, depth)
@@ -161,6 +163,12 @@ class Environment:
 
 
 _OF_MODULES = frozenset((*vars(nn.Module()), "training"))
+
+
+def _holds_objects(value: Any) -> bool:
+    """Whether a container holds what is neither plain, nor a tensor, a module or a function."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    return not all(isinstance(part, (*PLAIN, Tensor, nn.Module, types.FunctionType, type)) for part in parts)
 
 
 def _get(holder: Any, key: Any) -> Any:

@@ -23,10 +23,12 @@ class Hyperparameters:
             for key in sorted(keys)
             for index in indices(group.get(key))
         ]
-        values = self._values()
-        self._distinct = list(dict.fromkeys(values))
-        self.sharing = tuple(self._distinct.index(value) for value in values)
+        keyed = [(key, value) for (_, key, _), value in zip(self._places, self._values(), strict=True)]
+        distinct = list(dict.fromkeys(keyed))
+        self._distinct = [value for _, value in distinct]
+        self.sharing = tuple(distinct.index(pair) for pair in keyed)
         self.tensors = [torch.tensor(value, dtype=torch.float64, device=device) for value in self._distinct]
+        self._may_be_asked = [key != "lr" for key, _ in distinct]
 
     def _values(self) -> list[float]:
         found = []
@@ -48,6 +50,14 @@ class Hyperparameters:
                 self.tensors[shared].fill_(value)
         return True
 
+    def nonzero(self, tensors: Sequence[Tensor]) -> dict[int, bool]:
+        """Whether each tensor's number is other than 0, by the tensor's identity: optimizers ask this in Python.
+
+        The answer is part of what a compiled step relies on (see :func:`without_numbers`), save for learning rates.
+        """
+        asked = zip(tensors, self._distinct, self._may_be_asked, strict=True)
+        return {id(tensor): value != 0 for tensor, value, may_be_asked in asked if may_be_asked}
+
     def put(self, groups: list[dict[str, Any]], tensors: Sequence[Tensor]) -> None:
         """Write tensors in the place of the numbers, into copies of the groups."""
         for (position, key, index), shared in zip(self._places, self.sharing, strict=True):
@@ -66,13 +76,13 @@ def indices(value: Any) -> Iterator[int | None]:
         yield from (i for i, part in enumerate(value) if is_number(part))
 
 
-def without_numbers(value: Any) -> Any:
-    """An option with its numbers left out, which an input of the compiled step takes the place of."""
-    if is_number(value):
-        return "a number"
+def without_numbers(key: str, value: Any) -> Any:
+    """An option with its numbers left out, which inputs of the compiled step take the place of; but for zeros."""
     if isinstance(value, tuple):
-        return tuple("a number" if is_number(part) else part for part in value)
-    return value
+        return tuple(without_numbers(key, part) for part in value)
+    if not is_number(value):
+        return value
+    return "a number" if key == "lr" or value != 0 else "zero"
 
 
 def is_number(value: Any) -> bool:

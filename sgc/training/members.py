@@ -38,13 +38,22 @@ def has_hooks(members: Sequence[Member]) -> bool:
     """Whether something of the user runs with every step of an optimizer."""
     if torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks:
         return True
-    return any(m.optimizer._optimizer_step_pre_hooks or m.optimizer._optimizer_step_post_hooks for m in members)
+    return any(
+        m.optimizer._optimizer_step_pre_hooks or m.optimizer._optimizer_step_post_hooks or _is_wrapped(m.optimizer)
+        for m in members
+    )
+
+
+def _is_wrapped(optimizer: Optimizer) -> bool:
+    """Whether ``step`` was replaced on the instance, by other than a scheduler, which only counts."""
+    own = vars(optimizer).get("step")
+    return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
 
 
 def obstacle(members: Sequence[Member]) -> str | None:
     """Why these optimizers cannot be traced, or None."""
     if has_hooks(members):
-        return "the optimizer has hooks"
+        return "the optimizer has hooks, or a step of its own"
     for member in members:
         kind = type(member.optimizer)
         if kind.__module__.partition(".")[0] not in ("torch", "pyro"):

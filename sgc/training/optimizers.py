@@ -69,7 +69,8 @@ class TorchOptimizing(Optimizing):
             return self._given
         parameters = [p for p in self._loss_module().parameters() if p.requires_grad]
         fresh = [p for p in parameters if id(p) not in self._known]
-        if self._optimizer is None:
+        if self._optimizer is None or (fresh and isinstance(self._optimizer, torch.optim.LBFGS)):
+            # What L-BFGS remembers is of the space of its parameters: with more of them it begins anew.
             made = self._given(parameters)
             if not isinstance(made, Optimizer):
                 raise ArgumentError(

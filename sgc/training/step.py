@@ -31,6 +31,10 @@ _MOVING = frozenset({"lr"})
 """Hyperparameters that are inputs of a compiled step from the start; others become so when they change."""
 
 
+_VALUES = 4
+"""How many compiled steps there may be for the values of a hyperparameter that cannot be an input."""
+
+
 @dataclass
 class _Compiled:
     """A compiled step, and what it is valid for."""
@@ -167,6 +171,9 @@ class Stepper:
         for old in self._bound:
             if old.specialization is found:
                 self._moving |= old.update.moved() - self._constant
+        if self._constant and sum(made.specialization is found for made in self._compiled) > _VALUES:
+            self._say_outside(f"{', '.join(sorted(self._constant))} of the optimizer changes, and it branches on it")
+            return None
         while True:
             update = Update(members, parameters, self._moving)
             if any(spec is found and signature == update.signature for spec, signature in self._failed):
@@ -182,7 +189,7 @@ class Stepper:
                 if isinstance(error, SgcError):
                     raise
                 if self._moving > _MOVING:
-                    # The optimizer asks in Python whether such a number is 0: each value of it is another step.
+                    # The optimizer branches on such a number: each value of it is another step.
                     self._constant, self._moving = self._constant | (self._moving - _MOVING), _MOVING
                     continue
                 self._failed.append((found, update.signature))

@@ -143,7 +143,7 @@ class Update:
         versions = [number._version for number in numbers]
         entries = _entries(shadows)
         for member, shadow in zip(self._members, shadows, strict=True):
-            _clip_and_step(member.clip, shadow, capturable)
+            _clip_and_step(member.clip, shadow, capturable, self.hyperparameters.nonzero(numbers))
         own = {(id(holder), key) for holder, key, _ in placed}
         for identity, (holder, key, value) in _entries(shadows).items():
             if identity in own or (identity in entries and entries[identity][2] is value):
@@ -177,7 +177,7 @@ class Update:
         if isinstance(value, Tensor):
             self._slots.append(_Slot(group, key, value))
             return _meta(value)
-        return without_numbers(value) if key in self._moving else value
+        return without_numbers(key, value) if key in self._moving else value
 
     def _keep(self, optimizer: Optimizer, parameter: Tensor) -> Any:
         """Bind the state of one parameter; numbers in it become tensors, so that the compiled step can change them."""
@@ -200,7 +200,7 @@ class Update:
     def _fixed(self, group: dict[str, Any]) -> list[Any]:
         """The options of a group whose change makes another step of it: all but the numbers that may move."""
         return [
-            id(value) if isinstance(value, Tensor) else without_numbers(value) if key in self._moving else value
+            id(value) if isinstance(value, Tensor) else without_numbers(key, value) if key in self._moving else value
             for key, value in group.items()
             if key != "params"
         ]
@@ -253,7 +253,7 @@ def _entries(optimizers: list[Optimizer]) -> dict[tuple[int, Any], tuple[dict[An
     return {(id(holder), key): (holder, key, value) for holder in holders for key, value in holder.items()}
 
 
-def _clip_and_step(clip: Clip | None, optimizer: Optimizer, capturable: bool) -> None:
+def _clip_and_step(clip: Clip | None, optimizer: Optimizer, capturable: bool, nonzero: dict[int, bool]) -> None:
     if clip is not None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -262,7 +262,7 @@ def _clip_and_step(clip: Clip | None, optimizer: Optimizer, capturable: bool) ->
     step = type(optimizer).step
     if getattr(step, "hooked", False):  # torch wraps it to run hooks and to record a profile
         step = step.__wrapped__  # type: ignore[attr-defined]
-    with numbers_as_tensors(_innermost(step), capturable=capturable):
+    with numbers_as_tensors(_innermost(step), capturable=capturable, nonzero=nonzero):
         step(optimizer)
 
 
