@@ -226,3 +226,22 @@ def test_a_broadcast_leaks_no_dependence() -> None:
 
     graph = sgc.capture(model, guide, torch.ones(3))
     assert graph.provenance("baseline_input(z)") == frozenset()
+
+
+def test_a_count_that_the_program_reads_and_raises_is_captured_as_it_was() -> None:
+    """A cumulative average divides by a count of the calls, which the rehearsal must leave as it was."""
+    norm = nn.BatchNorm1d(2, momentum=None, affine=False)  # type: ignore[arg-type]
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(norm(x), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.param("unused", torch.tensor(0.0))
+
+    module = sgc.compile(model, guide, backend="eager")
+    batches = torch.randn(4, 5, 2)
+    for count, batch in enumerate(batches, start=1):
+        module(batch)
+        assert norm.num_batches_tracked == count
+        torch.testing.assert_close(norm.running_mean, batches[:count].mean((0, 1)))

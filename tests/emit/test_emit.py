@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sgc
 from sgc.emit.backends import build
-from sgc.emit.differentiate import differentiate, without_gradient
+from sgc.emit.differentiate import differentiate, trace, without_gradient
 from sgc.emit.surrogate import emit_surrogate
 from sgc.errors import BackendError
 from sgc.graph.effects import is_random
@@ -110,6 +110,20 @@ def test_fast_random_numbers_have_the_right_law() -> None:
     pyro.set_rng_seed(0)
     with torch.no_grad():
         assert torch.equal(module(), losses[0])  # reproducible under a seed
+
+
+@pytest.mark.inductor
+def test_a_sum_into_one_row_of_an_expanded_tensor_stays_in_that_row() -> None:
+    """Inductor copies the tensor with its strides: a write into one row of the copy is one into all."""
+
+    def scattered(row: Tensor, index: Tensor, values: Tensor) -> list[Tensor]:
+        rows = (2 * row).expand(4, 2)
+        return [torch.ops.aten.index_put(rows, [torch.arange(4)[:, None], index], values, accumulate=True) + 1]
+
+    inputs = [torch.randn(2), torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0]]), torch.randn(4, 2)]
+    (expected,) = scattered(*inputs)
+    (found,) = build(trace(scattered, inputs), inputs, "inductor", "torch").run(*inputs)
+    torch.testing.assert_close(found, expected)
 
 
 _WITHOUT_A_COMPILER = """

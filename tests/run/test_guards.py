@@ -198,6 +198,23 @@ def test_the_default_dtype() -> None:
     assert len(module.specializations) == 2
 
 
+def test_autocast_on_a_cpu() -> None:
+    net = nn.Linear(64, 64).requires_grad_(False)
+
+    def model(x: Tensor) -> None:
+        observe(net(x).float().sum(), 0.3)
+
+    module, x = sgc.compile(model, guide, backend="eager"), torch.randn(64)
+    assert agrees_with_pyro(module, model, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert agrees_with_pyro(module, model, x)
+        assert "autocast was off, is torch.bfloat16 on cpu" in module._misses[-1]
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert agrees_with_pyro(module, model, x)
+    assert agrees_with_pyro(module, model, x)
+    assert len(module.specializations) == 3
+
+
 def test_the_cache_is_bounded_and_says_when_it_thrashes() -> None:
     def model(beta: float) -> None:
         observe(beta, 0.3)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -18,6 +19,41 @@ DECAYING = {"baseline": {"use_decaying_avg_baseline": True, "baseline_beta": 0.7
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.03)
+
+
+def gaussian_model(data: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(data)):
+        pyro.sample("x", dist.Normal(loc, 0.5), obs=data)
+
+
+def gaussian_guide(data: Tensor) -> None:
+    pyro.sample("loc", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 0.3))
+
+
+GAUSSIAN = gaussian_model, gaussian_guide
+"""Without discrete sites, and functions of a module, which can be pickled."""
+
+
+def scaled_model(scale: Tensor) -> None:
+    """Its loss is NaN where the argument is."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z, scale, validate_args=False), obs=torch.tensor(1.0))
+
+
+def scaled_guide(scale: Tensor) -> None:
+    pyro.sample("z", dist.Normal(pyro.param("p", torch.tensor(0.0)), 1.0))
+
+
+SCALED = scaled_model, scaled_guide
+ONE, NAN = torch.tensor(1.0), torch.tensor(float("nan"))
+
+
+def fresh(optim: Any = adam, **options: Any) -> sgc.SVI:
+    """An SVI at the start of everything: an empty store and a fixed seed."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(1)
+    return make_svi(optim, **options)
 
 
 def make_svi(optim: Any, *, backend: Any = "inductor", program: Any = None, **options: Any) -> sgc.SVI:
@@ -46,9 +82,9 @@ def values() -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in pyro.get_param_store()._params.items()}
 
 
-def is_compiled(svi: sgc.SVI) -> bool:
+def is_compiled(svi: sgc.SVI, data: Tensor = DATA) -> bool:
     """Whether the next step is one compiled call."""
     from sgc.run.guards import Call
 
     assert svi._stepper is not None
-    return svi._stepper.ready(Call((DATA,), {})) is not None
+    return svi._stepper.ready(Call((data,), {})) is not None

@@ -18,15 +18,9 @@ from torch.distributions import constraints
 import sgc
 from sgc.errors import ArgumentError, NanLossError, SgcError, StandInWarning
 from tests.programs import local_switches
-from tests.training.programs import DATA, DECAYING, adam, is_compiled, make_svi, train, values
+from tests.training.programs import DATA, DECAYING, adam, fresh, is_compiled, make_svi, train, values
 
 STEPS = 9
-
-
-def fresh(optim: Any = adam, **options: Any) -> sgc.SVI:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(1)
-    return make_svi(optim, **options)
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
