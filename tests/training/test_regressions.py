@@ -185,7 +185,6 @@ def test_a_momentum_that_changes_takes_effect(uncompiled: None) -> None:
     torch.testing.assert_close(cycled("inductor", STEPS), cycled("eager", STEPS))
 
 
-@pytest.mark.xfail(reason="each momentum is a compilation, without end", strict=True)
 @pytest.mark.filterwarnings("ignore:the optimizer runs outside")
 def test_a_momentum_that_changes_is_not_compiled_at_every_step(
     uncompiled: None, monkeypatch: pytest.MonkeyPatch

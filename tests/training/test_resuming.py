@@ -69,7 +69,6 @@ def test_each_parameter_gets_its_own_state(
     assert values() == expected
 
 
-@pytest.mark.xfail(reason="LBFGS keeps its parameters in one flat vector", strict=True, raises=RuntimeError)
 def test_lbfgs_goes_on_with_a_parameter_that_appears_later(uncompiled: None) -> None:
     svi = fresh(lambda p: torch.optim.LBFGS(p, lr=0.01), program=(gaussian_model, later_guide))
     with pytest.warns(StandInWarning, match="LBFGS evaluates the loss itself"):
