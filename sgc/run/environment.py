@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from sgc.run.notes import MISSING, PLAIN, contents, difference, holds_the_same, is_immutable, note
@@ -125,8 +128,10 @@ class Environment:
         elif isinstance(value, dict):
             for part in value.values():
                 self._visit(part, f"{label}[...]", depth + 1)
-        elif hasattr(value, "__dict__") and not _is_library(type(value)):
+        elif hasattr(value, "__dict__") and not _is_library(type(value)) and not _is_machinery(type(value)):
             for name, part in list(vars(value).items()):
+                if isinstance(value, Messenger) and _is_of_a_run(part):
+                    continue
                 self._note(vars(value), name, part, f"{type(value).__name__}.", depth)
             self._visit(type(value), label, depth)
 
@@ -143,8 +148,10 @@ class Environment:
         for name, part in list(vars(module).items()):
             if name in _OF_MODULES or name.startswith("_pyro_"):
                 continue
-            if library and (name.startswith("_") or _holds_objects(part)):
-                continue  # an autoguide makes the plates that it keeps anew in each run
+            if library and name.startswith("_"):
+                continue
+            if (library or isinstance(module, AutoGuide)) and _is_of_a_run(part):
+                continue
             self._note(vars(module), name, part, label, depth)
         if not library:
             self._visit(type(module), label, depth)
@@ -165,10 +172,10 @@ class Environment:
 _OF_MODULES = frozenset((*vars(nn.Module()), "training"))
 
 
-def _holds_objects(value: Any) -> bool:
-    """Whether a container holds what is neither plain, nor a tensor, a module or a function."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-    return not all(isinstance(part, (*PLAIN, Tensor, nn.Module, types.FunctionType, type)) for part in parts)
+def _is_of_a_run(value: Any) -> bool:
+    """Whether a value is, or holds, what Pyro makes anew in each run and keeps in a guide: traces and plates."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else [value]
+    return any(isinstance(part, (Trace, Messenger)) for part in parts)
 
 
 def _get(holder: Any, key: Any) -> Any:
@@ -197,6 +204,11 @@ def _is_library(thing: Any) -> bool:
     if not isinstance(code, types.CodeType):
         return False
     return code.co_filename.startswith(_STANDARD) and "site-packages" not in code.co_filename
+
+
+def _is_machinery(cls: type) -> bool:
+    """Whether a class is of loggers, threads or files, whose state changes by itself and is no program's input."""
+    return any(base.__module__.partition(".")[0] in ("logging", "threading", "io", "_io") for base in cls.__mro__)
 
 
 def _is_installed(cls: type) -> bool:

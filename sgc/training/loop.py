@@ -133,15 +133,15 @@ class Loop:
         valid = int(losses.isnan().int().argmax())
         self._losses.append(losses[:valid])
         self._count += valid
-        after = _random_state(device)
         try:
             # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
             _set_random_state(before, device)
             for _ in range(valid):
                 step()
+            before = _random_state(device)
             raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
         finally:
-            _set_random_state(after, device)
+            _set_random_state(before, device)
             step.halted.zero_()
 
 

@@ -97,6 +97,7 @@ def groups_by_hand(i: int, optimizer: torch.optim.Optimizer, parameters: list[nn
         optimizer.add_param_group({"params": [second], "lr": 0.2, "betas": (0.5, 0.6)})
     elif i == 5:
         del optimizer.param_groups[0]
+        parameters[0].requires_grad_(False)  # else its gradient would be nobody's
 
 
 def direction(i: int, optimizer: torch.optim.Optimizer, _: Any) -> None:
