@@ -46,8 +46,12 @@ def emit_step(
             halted.copy_(halt)
         return [loss]
 
-    halted = torch.zeros((), dtype=torch.bool, device=tensors[0].device if tensors else None)
-    return trace(step, [*tensors, *state, halted])
+    return trace(step, [*tensors, *state, new_flag(tensors[0].device)])
+
+
+def new_flag(device: torch.device) -> Tensor:
+    """A ``halted`` that is not set."""
+    return torch.zeros((), dtype=torch.bool, device=device)
 
 
 def _written_inputs(module: fx.GraphModule) -> set[int]:

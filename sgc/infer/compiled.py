@@ -59,14 +59,12 @@ class CompiledELBO(LossModule):
 
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
         """
-        if not self.eager_only:
+        while not self.eager_only:
             try:
                 return self.evaluate(Call(args, kwargs))
             except SgcError as error:
                 if not self.goes_on_after(error):
                     raise
-        if not self.eager_only:
-            return self.evaluate(Call(args, kwargs))
         return self._eager(args, kwargs)
 
     def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.optimize.pipeline import Report
-from sgc.emit.step import Update, emit_step
+from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
@@ -149,8 +149,8 @@ class Specialization:
         differentiated = self.differentiated(tensors)
         with self._compiling():
             module = emit_step(differentiated, tensors, state, update)
-            halted = torch.zeros((), dtype=torch.bool, device=tensors[0].device)
-            built = build(module, [*tensors, *state, halted], "inductor", self.options.rng)
+            examples = [*tensors, *state, new_flag(tensors[0].device)]
+            built = build(module, examples, "inductor", self.options.rng)
         self._steps.append(built.report)
         return built.run
 

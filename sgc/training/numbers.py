@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _ASKS_FOR_ZERO = {"__ne__": True, "ne": True, "__eq__": False, "eq": False}
-_SCALED = {"add": "add", "add_": "add_", "sub": "sub", "sub_": "sub_"}
+_SCALED = frozenset(("add", "add_", "sub", "sub_"))
 _FUSED = {"addcdiv": "add", "addcdiv_": "add_", "addcmul": "add", "addcmul_": "add_"}
 
 

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from sgc.capturing.source import warn
 from sgc.config import Backend
 from sgc.emit.backends import Runner
+from sgc.emit.step import new_flag
 from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
@@ -217,7 +218,7 @@ class Stepper:
 
     def _flag(self, device: torch.device) -> Tensor:
         if device not in self._halted:
-            self._halted[device] = torch.zeros((), dtype=torch.bool, device=device)
+            self._halted[device] = new_flag(device)
         return self._halted[device]
 
     def _say_outside(self, why: str) -> None:

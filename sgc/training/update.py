@@ -71,9 +71,6 @@ class Update:
         self._expected = [self._fixed(group) for group in self._groups]
         self._options = [dict(group) for group in self._groups]
         self._bound = self._objects()
-        self._numbers = [
-            {key: value for key, value in group.items() if any(True for _ in indices(value))} for group in self._groups
-        ]
 
     @property
     def state(self) -> list[Tensor]:
@@ -117,12 +114,12 @@ class Update:
         return any("capturable" in group for group in self._groups)
 
     def moved(self) -> frozenset[str]:
-        """The hyperparameters that are other numbers now than they were when this was bound."""
+        """The hyperparameters that are other numbers now than they were when :meth:`holds` last held."""
         return frozenset(
             key
-            for group, before in zip(self._groups, self._numbers, strict=True)
+            for group, before in zip(self._groups, self._options, strict=True)
             for key, value in before.items()
-            if group.get(key) != value
+            if any(True for _ in indices(value)) and group.get(key) != value
         )
 
     def __call__(
