@@ -24,6 +24,7 @@ from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.optimize.pipeline import Report
 from sgc.emit.step import Update, emit_step, new_flag
+from sgc.emit.stepping import BuiltStep, build_step
 from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
@@ -144,15 +145,19 @@ class Specialization:
                 self._differentiated = differentiate(self.emitted.module, tensors, wanted)
         return self._differentiated
 
-    def build_step(self, tensors: list[Tensor], state: list[Tensor], update: Update) -> Runner:
-        """A callable of ``(*tensors, *state, halted)`` that takes a whole step; see :mod:`sgc.emit.step`."""
+    def build_step(self, tensors: list[Tensor], state: list[Tensor], update: Update) -> BuiltStep:
+        """The whole step, of ``(*tensors, *state, halted)``, not compiled yet; see :mod:`sgc.emit.step`."""
         differentiated = self.differentiated(tensors)
         with self._compiling():
             module = emit_step(differentiated, tensors, state, update)
-            examples = [*tensors, *state, new_flag(tensors[0].device)]
-            built = build(module, examples, "inductor", self.options.rng)
+            built = build_step(module, [*tensors, *state, new_flag(tensors[0].device)], self.options.rng)
         self._steps.append(built.report)
-        return built.run
+        return built
+
+    def compile_step(self, built: BuiltStep, steps: int) -> None:
+        """Compile a whole step for so many in a row, if it has not been compiled."""
+        with self._compiling():
+            built.compile(steps)
 
     def written(self, tensors: list[Tensor]) -> list[Tensor]:
         """The buffers and running averages among the tensors of a call, which a step may write into."""

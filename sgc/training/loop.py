@@ -22,6 +22,9 @@ from sgc.training.step import Step
 _STRETCH = 0.1
 """Seconds that a stretch of steps takes, about: as long as the progress bar and a NaN may wait."""
 
+_LONGEST = 1000
+"""The most steps in a stretch."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -43,8 +46,8 @@ class RunResult:
 class Steps(Protocol):
     """Takes steps, compiled ones or others."""
 
-    def ready(self, call: Call) -> Step | None:
-        """The compiled step, or None where this one must be taken in Python."""
+    def ready(self, call: Call, steps: int) -> Step | None:
+        """The compiled step, to be taken so often, or None where this one must be taken in Python."""
         ...
 
     def eagerly(self, call: Call) -> Tensor:
@@ -93,7 +96,7 @@ class Loop:
                     length, left = 1, steps
                     while left:
                         started = time.perf_counter()
-                        taken = self._stretch(call, min(length, left), interrupted)
+                        taken = self._stretch(call, min(length, left), left, interrupted)
                         left -= taken
                         if bar is not None:
                             bar.update(taken)
@@ -102,15 +105,15 @@ class Loop:
                             return
                         elapsed = time.perf_counter() - started
                         if elapsed < _STRETCH:
-                            length = min(2 * taken, 1000)
+                            length = min(2 * taken, _LONGEST)
                         elif elapsed > 2 * _STRETCH:
                             length = max(1, taken // 2)
             finally:
                 self._ended = time.perf_counter()
 
-    def _stretch(self, call: Call, steps: int, interrupted: list[int]) -> int:
-        """Take up to so many steps, without looking at the losses in between; how many were taken."""
-        step = self.steps.ready(call)
+    def _stretch(self, call: Call, steps: int, left: int, interrupted: list[int]) -> int:
+        """Take up to so many of the steps left, without looking at the losses in between; how many were taken."""
+        step = self.steps.ready(call, left)
         if step is None:
             loss = self.steps.eagerly(call).reshape(1)
             if loss.isnan():
@@ -120,24 +123,19 @@ class Loop:
             return 1
         device = step.halted.device
         before = _random_state(device)
-        taken: list[Tensor] = []
-        for _ in range(steps if step.repeatable else 1):
-            taken.append(step())
-            if interrupted:
-                break
-        losses = torch.stack(taken)
+        losses = step(steps if step.specialization.reads_inputs_only else 1, interrupted)
         if not step.halted:
             self._losses.append(losses)
-            self._count += len(taken)
-            return len(taken)
+            self._count += len(losses)
+            return len(losses)
         valid = int(losses.isnan().int().argmax())
         self._losses.append(losses[:valid])
         self._count += valid
         try:
             # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
             _set_random_state(before, device)
-            for _ in range(valid):
-                step()
+            if valid:
+                step(valid)
             before = _random_state(device)
             raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,8 +14,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.capturing.source import warn
 from sgc.config import Backend
-from sgc.emit.backends import Runner
 from sgc.emit.step import new_flag
+from sgc.emit.stepping import BuiltStep
 from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
@@ -42,7 +42,7 @@ class _Compiled:
 
     specialization: Specialization
     signature: Any
-    run: Runner
+    built: BuiltStep
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Bound:
 
     specialization: Specialization
     update: Update
-    run: Runner
+    built: BuiltStep
     state: list[Tensor]
 
 
@@ -60,19 +60,21 @@ class Step:
     """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes."""
 
     specialization: Specialization
-    run: Runner
+    built: BuiltStep
     inputs: list[Tensor]
     halted: Tensor
 
-    @property
-    def repeatable(self) -> bool:
-        """Whether the step leaves alone what the guards look at."""
-        return self.specialization.reads_inputs_only
+    def __call__(self, steps: int = 1, stopped: Collection[Any] = ()) -> Tensor:
+        """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
 
-    def __call__(self) -> Tensor:
-        """Take it; the loss is a 0-d tensor. If it is NaN, ``halted`` is set, and nothing is written any more."""
-        loss: Tensor = self.run(*self.inputs)[0]
-        return loss
+        From a loss that is NaN on, ``halted`` is set, and nothing is written any more.
+        """
+        losses = [self.built(self.inputs, steps)]
+        taken = len(losses[0])
+        while taken < steps and not stopped:
+            losses.append(self.built(self.inputs, steps - taken))
+            taken += len(losses[-1])
+        return torch.cat(losses) if len(losses) > 1 else losses[0]
 
 
 @dataclass
@@ -97,22 +99,23 @@ class Stepper:
     _outside: set[str] = field(default_factory=set)
     _halted: dict[torch.device, Tensor] = field(default_factory=dict)
 
-    def ready(self, call: Call) -> Step | None:
+    def ready(self, call: Call, steps: int = 1) -> Step | None:
         """The compiled step for a call, or None where this one must be taken in Python.
 
+        :param steps: how many are to be taken with these arguments.
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         """
         loss_module = self.loss_module()
         if loss_module.eager_only:
             return None
         try:
-            return self._ready(loss_module, call)
+            return self._ready(loss_module, call, steps)
         except SgcError as error:
             if not loss_module.goes_on_after(error):
                 raise
             return None
 
-    def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
+    def _ready(self, loss_module: LossModule, call: Call, steps: int) -> Step | None:
         found, tensors = loss_module.select(call)
         if not self.started or found.backend(with_gradient=True) != "inductor":
             return None
@@ -125,8 +128,10 @@ class Stepper:
         bound = self._find(found, members, parameters) or self._bind(found, members, tensors, parameters)
         if bound is None:
             return None
+        # A step may change what the guards look at: then it is one step a call, and a look at the guards before each.
+        found.compile_step(bound.built, steps if found.reads_inputs_only else 1)
         halted = self._flag(parameters[0].device)
-        return Step(found, bound.run, [*tensors, *bound.state, halted], halted)
+        return Step(found, bound.built, [*tensors, *bound.state, halted], halted)
 
     def eagerly(self, call: Call) -> Tensor:
         """Take a step with the optimizer in Python; the loss is a 0-d tensor. If it is NaN, nothing is written."""
@@ -180,7 +185,7 @@ class Stepper:
             if any(spec is found and signature == update.signature for spec, signature in self._failed):
                 return None
             try:
-                run = self._compile(found, update, tensors)
+                built = self._build(found, update, tensors)
                 break
             except OwnSchedule as schedule:
                 schedule.keep_as_tensors(members)
@@ -199,22 +204,22 @@ class Stepper:
                 return None
         for member in members:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
-        made = _Bound(found, update, run, update.state)
+        made = _Bound(found, update, built, update.state)
         self._bound = [made, *(b for b in self._bound if b.specialization is not found)][: found.options.cache_size]
         return made
 
-    def _compile(self, found: Specialization, update: Update, tensors: list[Tensor]) -> Runner:
+    def _build(self, found: Specialization, update: Update, tensors: list[Tensor]) -> BuiltStep:
         for made in self._compiled:
             if made.specialization is found and made.signature == update.signature:
-                return made.run
+                return made.built
         try:
-            run = found.build_step(tensors, update.state, update)
+            built = found.build_step(tensors, update.state, update)
         except _UNTRACEABLE as error:
             if isinstance(error, SgcError) or not update.has_capturable:
                 raise
-            run = found.build_step(tensors, update.state, partial(update, capturable=True))
-        self._compiled = [_Compiled(found, update.signature, run), *self._compiled][: found.options.cache_size]
-        return run
+            built = found.build_step(tensors, update.state, partial(update, capturable=True))
+        self._compiled = [_Compiled(found, update.signature, built), *self._compiled][: found.options.cache_size]
+        return built
 
     def _flag(self, device: torch.device) -> Tensor:
         if device not in self._halted:

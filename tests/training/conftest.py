@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from sgc.emit.backends import Built
+from sgc.config import Rng
 from sgc.emit.optimize.pipeline import Report
+from sgc.emit.stepping import BuiltStep
 from sgc.run import specialization
 
 
@@ -18,8 +18,8 @@ from sgc.run import specialization
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whole-step graphs run as they are: the same tracing, binding and guards, without seconds of C++ compilation."""
 
-    def build(module: fx.GraphModule, *_: Any) -> Built:
-        return Built(torch.no_grad()(module.forward), module, Report())
+    def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
+        return BuiltStep(module, Report(), list(tensors), rng, torch.no_grad()(module.forward))
 
-    monkeypatch.setattr(specialization, "build", build)
+    monkeypatch.setattr(specialization, "build_step", build_step)
     yield

@@ -1,0 +1,163 @@
+"""Compiles an emitted module by Inductor, with the options that suit graphs of many small operators."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch._inductor
+import torch._inductor.config as inductor_config
+from torch import Tensor, fx
+
+from sgc.config import Rng
+from sgc.emit.ordering import RandomOrder
+from sgc.errors import BackendError
+
+_EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
+
+_LONGEST = 4000
+"""Characters of an error of Inductor's that are shown; that of a C++ compiler may have a million."""
+
+_FEW_ROWS, _FEW_ELEMENTS = 64, 4096
+"""Up to so many operands, and so many elements in all, a stack is cheaper to look up than to write and read."""
+
+
+def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Callable[..., Sequence[Tensor]]:
+    """A callable that computes what ``module`` computes on tensors like ``examples``.
+
+    :param module: a graph of aten operators, without in-place ones but copies into inputs, that returns a list.
+    :raises BackendError: if Inductor cannot work on this machine; the text says what to install.
+    """
+    options = _options(module, examples, rng)
+    module = _own_memory(module)
+    try:
+        try:
+            return _compile(module, examples, options)
+        except Exception as error:
+            if "CppCompileError" not in str(error) or options.pop("cpp.vec_isa_ok", None) is None:
+                raise
+            # The compiler may be too old for the widest vectors of this processor: let Inductor try each width.
+            _forget_vector_widths()
+            return _compile(module, examples, options)
+    except Exception as error:
+        raise _explained(error, examples) from error
+
+
+def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
+    with torch.no_grad(), inductor_config.patch(options), _without_advice():
+        # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
+        # takes a graph as it is, without tracing it anew and without guards of its own at each call.
+        compiled = torch._inductor.standalone_compile(module, examples, dynamic_shapes="from_example_inputs")
+    if compiled is None:
+        raise BackendError("Inductor returned nothing", remedy=_EAGER_REMEDY)
+    return compiled
+
+
+def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str, Any]:
+    on_cpu = not any(tensor.is_cuda for tensor in examples)
+    # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
+    options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
+    # The guards have seen the inputs; checks of every tensor at every call take a fifth of a small step.
+    options |= {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+    if rng == "torch":
+        options |= {"reorder_for_locality": False, "post_grad_custom_post_pass": RandomOrder()}
+    if on_cpu:
+        # A small model spends its time on calls of kernels and on memory, not in kernels: the calls are made from
+        # C++, the memory is laid out beforehand, and small stacks are never written.
+        options |= {"cpp_wrapper": True, "force_pointwise_cat": _has_small_stacks_only(module)}
+        # Inductor's plan (torch 2.13) takes no notice of the scope of a loop's memory, and does not compile.
+        options["memory_planning"] = not any(isinstance(part, fx.GraphModule) for part in module.children())
+        if inductor_config.cpp.vec_isa_ok is None:
+            # Inductor compiles and loads a program for each vector width to see whether that works, several seconds
+            # before the first compilation. What the processor has it knows without.
+            options["cpp.vec_isa_ok"] = True
+    return options
+
+
+def _has_small_stacks_only(module: fx.GraphModule) -> bool:
+    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
+    stacks = [node for graph in graphs for node in graph.nodes if node.target in _STACKS]
+    return all(len(node.args[0]) <= _FEW_ROWS and node.meta["val"].numel() <= _FEW_ELEMENTS for node in stacks)
+
+
+_STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
+
+
+_ADVICE = {
+    "torch._inductor.ir": "missing a c-shim",  # an operator that the C++ wrapper calls through Python
+    "torch._inductor.standalone_compile": "artifact generation failed",  # nobody saves it; loops are not cached
+}
+"""What Inductor logs, by logger, for its authors and not for those who use it."""
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    def wanted(record: logging.LogRecord) -> bool:
+        return _ADVICE[record.name] not in record.msg
+
+    for name in _ADVICE:
+        logging.getLogger(name).addFilter(wanted)
+    try:
+        yield
+    finally:
+        for name in _ADVICE:
+            logging.getLogger(name).removeFilter(wanted)
+
+
+def _forget_vector_widths() -> None:
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    valid_vec_isa_list.cache_clear()
+
+
+def _own_memory(module: fx.GraphModule) -> fx.GraphModule:
+    """A module in which operators that write into a copy of an operand get one without shared memory.
+
+    Inductor (torch 2.13) makes that copy with the strides of the operand: of an expanded one, whose elements share
+    memory, it makes a copy whose elements do, and a sum into one of them is a sum into all.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        name = getattr(node.target, "_overloadpacket", None)
+        if name in _WRITES_INTO_COPY and _shares_memory(node.args[0].meta["val"]):
+            with graph.inserting_before(node):
+                own = graph.call_function(
+                    torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+                )
+            own.meta["val"] = node.args[0].meta["val"].contiguous()
+            node.update_arg(0, own)
+    return fx.GraphModule(module, graph)
+
+
+_WRITES_INTO_COPY = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("index_put", "_unsafe_index_put", "index_add", "index_copy", "index_fill", "masked_scatter", "masked_fill"),
+        *("scatter", "scatter_add", "scatter_reduce", "select_scatter", "slice_scatter", "diagonal_scatter"),
+    )
+}
+
+
+def _shares_memory(tensor: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _explained(error: Exception, examples: list[Tensor]) -> BackendError:
+    text = f"{type(error).__name__}: {error}"[:_LONGEST]
+    on_cpu = not any(tensor.is_cuda for tensor in examples)
+    no_compiler = "InvalidCxxCompiler" in text or (
+        on_cpu and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
+    )
+    if no_compiler:
+        return BackendError(
+            "Inductor needs a C++ compiler and found none",
+            remedy=f"install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), {_EAGER_REMEDY}",
+        )
+    if "triton" in text.lower() and not on_cpu:
+        return BackendError(f"Inductor needs Triton for CUDA: {text}", remedy=f"pip install triton, {_EAGER_REMEDY}")
+    return BackendError(f"Inductor failed: {text}", remedy=f"please report it, {_EAGER_REMEDY}")
