@@ -21,8 +21,8 @@ class BuiltStep:
     """A step as it was rewritten, and what it was compiled to; one of the two, whichever was needed first.
 
     A loop inside the compiled graph spares each step the way through Python and back. It cannot be had where it would
-    have to ask a device whether it ends, nor where inputs share memory. Either takes steps of the other's kind as well, if more slowly:
-    a second compilation would cost more than it spares.
+    have to ask a device whether it ends, nor where inputs share memory. Either takes steps of the other's kind as
+    well, if more slowly: a second compilation would cost more than it spares.
     """
 
     module: fx.GraphModule
@@ -43,6 +43,7 @@ class BuiltStep:
                 self._many = compile_graph(repeat(self.module), examples, self.rng)
             else:
                 self._once = compile_graph(self.module, self.examples, self.rng)
+            self.examples = []  # they hold the memory of what may be long gone
 
     def __call__(self, inputs: Sequence[Tensor], steps: int) -> Tensor:
         """Take at least one step and at most so many; their losses, of shape ``[taken]``."""
