@@ -164,22 +164,22 @@ class TensorGuard(Guard):
         self._positions = [o.position if isinstance(o, ArgumentOwner) else None for o in self._owners]
         tensors = [owner.fetch() for owner in self._owners]
         self._expected = [meta(tensor) if tensor is not None else None for tensor in tensors]
-        # Fetched in this order: those in Pyro's store, then others; the call's own are there already.
+        self._in_store = [owner.name for owner in self._owners if isinstance(owner, StoreOwner)]
         in_store = [i for i, owner in enumerate(self._owners) if isinstance(owner, StoreOwner)]
         elsewhere = [i for i, p in enumerate(self._positions) if p is None and i not in in_store]
-        fetched = in_store + elsewhere
-        self._in_store = [owner.name for owner in self._owners if isinstance(owner, StoreOwner)]
+        self._fetched = in_store + elsewhere  # in this order; the call's own are there already
         self._elsewhere = [self._owners[i].fetch for i in elsewhere]
         constraints = pyro.get_param_store()._constraints
         self._constraints = [constraints[name] for name in self._in_store]
-        self._alike = Alike([tensor for i in fetched if (tensor := tensors[i]) is not None])
-        self._fetched = fetched
+        self._alike = Alike([tensor for i in self._fetched if (tensor := tensors[i]) is not None])
 
-    def quick(self, names: Names) -> Quick:
+    def quick(self, names: Names) -> Quick | None:
+        if any(self._expected[i] is None for i in self._fetched):
+            return None
         get_store = names.of(pyro.get_param_store, "get_param_store")
         before = [f"store = {get_store}()", "params, constraints = store._params, store._constraints"]
         before += [f"tensor_{i} = params.get({name!r})" for i, name in enumerate(self._in_store)]
-        for i, fetch in enumerate(self._elsewhere, len(before) - 2):
+        for i, fetch in enumerate(self._elsewhere, len(self._in_store)):
             before.append(f"tensor_{i} = {names.of(fetch, 'fetch')}()")
         local = [f"tensor_{i}" for i in range(len(self._fetched))]
         conditions = self._alike.conditions(local, names)
