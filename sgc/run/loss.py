@@ -270,7 +270,7 @@ class LossModule(nn.Module):
                 self.param_store.put(name, tensor, owner)
             elif isinstance(owner, FixedOwner) and tensor.requires_grad and tensor.is_leaf:
                 self.closed_over.put(name, tensor, owner)
-        for name, average in zip(made.kept.names(), made.averages(), strict=True):
+        for name, average in zip(made.baselines.names(), made.averages(), strict=True):
             short = name.removeprefix(BASELINE_PREFIX).replace(".", "_")
             self.baselines.put(short, average, StoreOwner(name), buffer=True)
 

@@ -91,14 +91,14 @@ class Specialization:
             yield from guard.describe()
 
     @cached_property
-    def kept(self) -> Averages:
+    def baselines(self) -> Averages:
         """The decaying-average baselines, in the order of the emitted module's inputs."""
         nodes = [self.graph.payload(key) for key in self.emitted.averages]
         return Averages([node for node in nodes if isinstance(node, BaselineNode)])
 
     def averages(self) -> list[Tensor]:
         """The running averages of these baselines, created as zeros where Pyro's store has none."""
-        return self.kept.tensors()
+        return self.baselines.tensors()
 
     def compiled(self, tensors: list[Tensor], *, with_gradient: bool, backend: Backend | None = None) -> Compiled:
         """The runnable for training, or for the loss alone, on its present backend or on another."""
