@@ -15,6 +15,7 @@ import pytest
 import torch
 from pyro.infer import TraceGraph_ELBO
 
+from benchmarks import overhead
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.outcome import Outcome, disagreements
 from benchmarks.report import aims, table
@@ -160,6 +161,13 @@ def test_aims_are_computed() -> None:
     shown = table(WORKLOADS["vae"], outcomes)
     assert f"| {PYRO} | 2000 | 2000 - 4000 | 1.0 | 1.0 |" in shown
     assert f"{NUMPYRO_RUN} fails: `no NumPyro`" in shown
+
+
+def test_the_overhead_is_measured_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgc.emit.backends._inductor", overhead.nothing)
+    assert set(overhead.NAMES) <= set(WORKLOADS)
+    for call in overhead.calls("beta_bernoulli").values():
+        assert 0 < overhead.microseconds(call, 1e-3) < 1e5
 
 
 def test_the_catalogue_names_what_exists() -> None:

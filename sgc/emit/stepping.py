@@ -32,18 +32,22 @@ class BuiltStep:
     _once: Runner | None = None
     _many: Runner | None = None
 
+    @property
+    def compiled(self) -> bool:
+        """Whether it can be called."""
+        return self._once is not None or self._many is not None
+
     def compile(self, steps: int) -> None:
-        """Compile it, if that has not been done, for so many steps in a row.
+        """Compile it for so many steps in a row.
 
         :raises sgc.errors.BackendError: if Inductor cannot work on this machine.
         """
-        if self._once is None and self._many is None:
-            if steps > 1 and self._can_loop:
-                examples = [*self.examples, torch.tensor(CAPACITY), self._losses]
-                self._many = compile_graph(repeat(self.module), examples, self.rng)
-            else:
-                self._once = compile_graph(self.module, self.examples, self.rng)
-            self.examples = []  # they hold the memory of what may be long gone
+        if steps > 1 and self._can_loop:
+            examples = [*self.examples, torch.tensor(CAPACITY), self._losses]
+            self._many = compile_graph(repeat(self.module), examples, self.rng)
+        else:
+            self._once = compile_graph(self.module, self.examples, self.rng)
+        self.examples = []  # they hold the memory of what may be long gone
 
     def __call__(self, inputs: Sequence[Tensor], steps: int) -> Tensor:
         """Take at least one step and at most so many; their losses, of shape ``[taken]``."""

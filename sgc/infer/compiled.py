@@ -52,7 +52,8 @@ class CompiledELBO(LossModule):
     def is_of(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> bool:
         """Whether this is the loss of these very callables, made with these settings."""
         own_model, own_guide = self._program
-        return _same(own_model, model) and _same(own_guide, guide) and self._settings == settings
+        same_settings = self._settings is settings or self._settings == settings
+        return same_settings and _same(own_model, model) and _same(own_guide, guide)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the ELBO, a 0-d tensor; its ``backward()`` gives the surrogate's gradient.
@@ -114,9 +115,11 @@ def _is_average(message: Any) -> bool:
 
 def _same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Whether two callables are one. ``obj.method`` is a new object each time it is written."""
+    if one is other:
+        return True
     if isinstance(one, types.MethodType) and isinstance(other, types.MethodType):
         return one.__self__ is other.__self__ and one.__func__ is other.__func__
-    return one is other
+    return False
 
 
 class _Value(torch.autograd.Function):

@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from sgc.run.notes import MISSING, PLAIN, contents, difference, holds_the_same, is_immutable, note
+from sgc.run.prologue import Names
 
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 _STANDARD = sysconfig.get_path("stdlib")
@@ -43,6 +44,15 @@ class Environment:
         for root in roots:
             self._visit(root, "", 0)
         self._seen.clear()
+
+    def conditions(self, names: Names) -> list[str]:
+        """Conditions in Python that are true only if :meth:`changed` says None: names hold the very same objects."""
+        found = [f"{_reading(h, key, value, names)} is {names.of(value, 'value')}" for h, key, value, _ in self._fixed]
+        quickly, exactly = names.of(holds_the_same, "holds_the_same"), names.of(difference, "difference")
+        for holder, key, noted in self._changing:
+            read, before = _reading(holder, key, None, names), names.of(noted, "noted")
+            found.append(f"({quickly}({read}, {before}) or {exactly}('', {read}, {before}) is None)")
+        return found
 
     def changed(self) -> str | None:
         """The name of a value that is not what it was, None if all are."""
@@ -176,6 +186,18 @@ def _is_of_a_run(value: Any) -> bool:
     """Whether a value is, or holds, what Pyro makes anew in each run and keeps in a guide: traces and plates."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else [value]
     return any(isinstance(part, (Trace, Messenger)) for part in parts)
+
+
+def _reading(holder: Any, key: Any, value: Any, names: Names) -> str:
+    """:func:`_get` as an expression, for what held ``value``; it raises ValueError where a cell is empty now."""
+    if key is None and value is not MISSING:
+        return f"{names.of(holder, 'cell')}.cell_contents"
+    if isinstance(holder, (dict, types.MappingProxyType)):
+        name = repr(key) if type(key) is str else names.of(key, "name")
+        return f"{names.of(holder, 'names')}.get({name}, {names.of(MISSING, 'missing')})"
+    if isinstance(holder, types.FunctionType):
+        return f"{names.of(holder, 'function')}.{key}"
+    return f"{names.of(_get, 'get')}({names.of(holder, 'holder')}, {names.of(key, 'key')})"
 
 
 def _get(holder: Any, key: Any) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyro
@@ -20,58 +20,49 @@ from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
 from sgc.run.environment import Environment
+from sgc.run.metadata import Alike, Meta, meta, meta_difference, meta_shown
 from sgc.run.notes import PLAIN, difference, note, shown
+from sgc.run.prologue import Names, Quick
+
+_LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex, str, bytes, type(None)))
+"""Kinds of arguments that have no parts."""
 
 
-@dataclass
 class Call:
     """The arguments of one call, flattened, and the input tensors that the last :class:`TensorGuard` fetched."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    leaves: list[Any] = field(init=False)
-    spec: TreeSpec | Structure | int = field(init=False)
-    tensors: list[Tensor] = field(init=False)
+    __slots__ = ("args", "kwargs", "leaves", "spec", "tensors")
+    tensors: list[Tensor]
 
-    def __post_init__(self) -> None:
-        if not self.kwargs and all(type(arg) is Tensor for arg in self.args):
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.leaves: list[Any]
+        self.spec: TreeSpec | Structure | tuple[Any, ...]
+        if _LEAVES.issuperset(map(type, args)) and (not kwargs or _LEAVES.issuperset(map(type, kwargs.values()))):
             # By far the most frequent call: no tree to take apart.
-            self.leaves, self.spec = list(self.args), len(self.args)
+            self.leaves, self.spec = [*args, *kwargs.values()], (len(args), *kwargs)
         else:
-            self.leaves, self.spec = flatten((self.args, self.kwargs))
+            self.leaves, self.spec = flatten((args, kwargs))
 
 
-class Guard(Protocol):
+class Guard(ABC):
     """A condition on a call."""
 
+    def quick(self, names: Names) -> Quick | None:
+        """The usual case in which it holds, for :mod:`sgc.run.prologue`; None if :meth:`miss` is always to be asked."""
+        return None
+
+    @abstractmethod
     def miss(self, call: Call) -> str | None:
         """None where the condition holds, else what differs."""
-        ...
 
+    @abstractmethod
     def describe(self) -> Iterator[str]:
         """The condition in words, a line each."""
-        ...
 
 
-_Meta = tuple[torch.Size, torch.dtype, torch.device, bool, tuple[int, ...]]
-
-
-def _meta(tensor: Tensor) -> _Meta:
-    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()
-
-
-def _difference(name: str, expected: _Meta, actual: _Meta) -> str:
-    for what, one, other in zip(("shape", "dtype", "device", "requires_grad", "stride"), expected, actual, strict=True):
-        if one != other:
-            return f"the {what} of {name} was {_show(one)}, is {_show(other)}"
-    raise AssertionError("no difference")
-
-
-def _show(value: Any) -> str:
-    return str(list(value)) if isinstance(value, (torch.Size, tuple)) else str(value)
-
-
-class ArgumentGuard:
+class ArgumentGuard(Guard):
     """The structure of the arguments, the metadata of their tensors, and the values of everything else.
 
     Of a partial with a record of its calls, their results.
@@ -81,26 +72,38 @@ class ArgumentGuard:
         self._records = {i: record for i, record in records.items() if record.complete}
         self._spec = call.spec
         self._names = tuple(names)
-        self._expected: list[_Meta | None] = []
+        self._expected: list[Meta | None] = []
         self._constants: list[Any] = []
         self._notes: list[Any] = []
         for name, leaf in zip(names, call.leaves, strict=True):
-            self._expected.append(_meta(leaf) if isinstance(leaf, Tensor) else None)
+            self._expected.append(meta(leaf) if isinstance(leaf, Tensor) else None)
             if not isinstance(leaf, Tensor):
                 _check(name, leaf)
             # What has become of the very same object is the environment guard's affair, of an array this one's.
             self._constants.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
             self._notes.append(None if isinstance(leaf, Tensor) else note(leaf))
+        self._alike = Alike([leaf for leaf in call.leaves if isinstance(leaf, Tensor)])
+
+    def quick(self, names: Names) -> Quick:
+        conditions = [f"call.spec == {names.of(self._spec, 'spec')}"]
+        tensors = [f"leaves[{i}]" for i, expected in enumerate(self._expected) if expected is not None]
+        conditions += self._alike.conditions(tensors, names)
+        compare = names.of(difference, "difference")
+        for i, (constant, noted) in enumerate(zip(self._constants, self._notes, strict=True)):
+            if self._expected[i] is None:
+                is_same = f"leaves[{i}] is {names.of(constant, 'argument')}"
+                conditions.append(f"({is_same} or {compare}('', leaves[{i}], {names.of(noted, 'noted')}) is None)")
+        return Quick(conditions, ["leaves = call.leaves"])
 
     def miss(self, call: Call) -> str | None:
         if call.spec != self._spec:
             return "the structure of the arguments changed"
-        for i, (leaf, meta) in enumerate(zip(call.leaves, self._expected, strict=True)):
-            if meta is not None:
+        for i, (leaf, expected) in enumerate(zip(call.leaves, self._expected, strict=True)):
+            if expected is not None:
                 if not isinstance(leaf, Tensor):
                     return f"{self._names[i]} was a tensor, is {type(leaf).__name__}"
-                if _meta(leaf) != meta:
-                    return _difference(self._names[i], meta, _meta(leaf))
+                if meta(leaf) != expected:
+                    return meta_difference(self._names[i], expected, meta(leaf))
             elif isinstance(leaf, Tensor):
                 return f"{self._names[i]} was {shown(self._constants[i])}, is a tensor"
             elif leaf is not self._constants[i]:
@@ -130,12 +133,13 @@ class ArgumentGuard:
         )
 
     def describe(self) -> Iterator[str]:
-        for name, meta, constant in zip(self._names, self._expected, self._constants, strict=True):
-            if meta is None:
+        for name, expected, constant in zip(self._names, self._expected, self._constants, strict=True):
+            if expected is None:
                 yield f"{name} == {constant!r}"
             else:
-                yield f"{name}: {meta[1]}{_show(meta[0])} on {meta[2]}, strides {_show(meta[4])}" + (
-                    ", requires grad" if meta[3] else ""
+                shape, dtype, device, requires_grad, strides = expected
+                yield f"{name}: {dtype}{meta_shown(shape)} on {device}, strides {meta_shown(strides)}" + (
+                    ", requires grad" if requires_grad else ""
                 )
 
 
@@ -149,7 +153,7 @@ def _check(name: str, leaf: Any) -> None:
         )
 
 
-class TensorGuard:
+class TensorGuard(Guard):
     """The metadata of parameters, buffers and constants; it also fetches them from their owners, for all guards
     after it and for the call itself.
     """
@@ -158,31 +162,53 @@ class TensorGuard:
         self._names = [declared.name for declared in inputs]
         self._owners = [owners[name] for name in self._names]
         self._positions = [o.position if isinstance(o, ArgumentOwner) else None for o in self._owners]
-        self._expected: list[_Meta | None] = []
-        self._constraints: list[tuple[str, Any]] = []
-        store = pyro.get_param_store()
-        for owner in self._owners:
-            tensor = owner.fetch()
-            self._expected.append(_meta(tensor) if tensor is not None else None)
-            if isinstance(owner, StoreOwner):
-                self._constraints.append((owner.name, store._constraints[owner.name]))
+        tensors = [owner.fetch() for owner in self._owners]
+        self._expected = [meta(tensor) if tensor is not None else None for tensor in tensors]
+        self._in_store = [owner.name for owner in self._owners if isinstance(owner, StoreOwner)]
+        in_store = [i for i, owner in enumerate(self._owners) if isinstance(owner, StoreOwner)]
+        elsewhere = [i for i, p in enumerate(self._positions) if p is None and i not in in_store]
+        self._fetched = in_store + elsewhere  # in this order; the call's own are there already
+        self._elsewhere = [self._owners[i].fetch for i in elsewhere]
+        constraints = pyro.get_param_store()._constraints
+        self._constraints = [constraints[name] for name in self._in_store]
+        self._alike = Alike([tensor for i in self._fetched if (tensor := tensors[i]) is not None])
+
+    def quick(self, names: Names) -> Quick | None:
+        if any(self._expected[i] is None for i in self._fetched):
+            return None
+        get_store = names.of(pyro.get_param_store, "get_param_store")
+        before = [f"store = {get_store}()", "params, constraints = store._params, store._constraints"]
+        before += [f"tensor_{i} = params.get({name!r})" for i, name in enumerate(self._in_store)]
+        for i, fetch in enumerate(self._elsewhere, len(self._in_store)):
+            before.append(f"tensor_{i} = {names.of(fetch, 'fetch')}()")
+        local = [f"tensor_{i}" for i in range(len(self._fetched))]
+        conditions = self._alike.conditions(local, names)
+        for name, constraint in zip(self._in_store, self._constraints, strict=True):
+            conditions.append(f"constraints.get({name!r}) is {names.of(constraint, 'constraint')}")
+        inputs = [
+            local[self._fetched.index(i)] if position is None else f"leaves[{position}]"
+            for i, position in enumerate(self._positions)
+        ]
+        return Quick(conditions, before, f"call.tensors = [{', '.join(inputs)}]")
 
     def miss(self, call: Call) -> str | None:
         """None where all tensors are as expected; then ``call.tensors`` holds them."""
         found: list[Tensor] = []
-        for name, owner, position, meta in zip(self._names, self._owners, self._positions, self._expected, strict=True):
+        for name, owner, position, expected in zip(
+            self._names, self._owners, self._positions, self._expected, strict=True
+        ):
             if position is not None:
                 found.append(call.leaves[position])
                 continue
             tensor = owner.fetch()
             if tensor is None:
                 return f"the parameter {name} is gone"
-            if (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()) != meta:
-                assert meta is not None
-                return _difference(name, meta, _meta(tensor))
+            if meta(tensor) != expected:
+                assert expected is not None
+                return meta_difference(name, expected, meta(tensor))
             found.append(tensor)
         store = pyro.get_param_store()._constraints
-        for name, constraint in self._constraints:
+        for name, constraint in zip(self._in_store, self._constraints, strict=True):
             current = store.get(name)
             if current is not constraint and repr(current) != repr(constraint):
                 return f"the constraint of parameter {name} was {constraint}, is {current}"
@@ -198,55 +224,21 @@ class TensorGuard:
         )
 
     def describe(self) -> Iterator[str]:
-        for name, position, meta in zip(self._names, self._positions, self._expected, strict=True):
-            if position is None and meta is not None:
-                yield f"{name}: {meta[1]}{_show(meta[0])} on {meta[2]}" + (", requires grad" if meta[3] else "")
+        for name, position, expected in zip(self._names, self._positions, self._expected, strict=True):
+            if position is None and expected is not None:
+                shape, dtype, device, requires_grad, _ = expected
+                yield f"{name}: {dtype}{meta_shown(shape)} on {device}" + (", requires grad" if requires_grad else "")
 
 
-class ModeGuard:
-    """Train or eval mode of each module, the default dtype, autocast."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = [inner for module in modules for inner in module.modules()]
-        self._training = [module.training for module in self._modules]
-        self._dtype = torch.get_default_dtype()
-        self._autocast = _autocast()
-
-    def miss(self, call: Call) -> str | None:
-        for module, training in zip(self._modules, self._training, strict=True):
-            if module.training is not training:
-                return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
-        if torch.get_default_dtype() is not self._dtype:
-            return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
-        if _autocast() != self._autocast:
-            return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
-        return None
-
-    def describe(self) -> Iterator[str]:
-        yield f"default dtype {self._dtype}"
-        for module, training in zip(self._modules, self._training, strict=True):
-            yield f"{type(module).__name__} in {_mode(training)} mode"
-
-
-def _autocast() -> dict[str, torch.dtype]:
-    """The devices on which autocast is on, and its dtype there."""
-    return {device: torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
-
-
-def _shown_autocast(state: dict[str, torch.dtype]) -> str:
-    return ", ".join(f"{dtype} on {device}" for device, dtype in state.items()) or "off"
-
-
-def _mode(training: bool) -> str:
-    return "train" if training else "eval"
-
-
-class EnvironmentGuard:
+class EnvironmentGuard(Guard):
     """The globals, closures and attributes that model and guide name, and those of objects among the arguments."""
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], call: Call) -> None:
         objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
         self._environment = Environment(model, guide, *objects)
+
+    def quick(self, names: Names) -> Quick:
+        return Quick(self._environment.conditions(names))
 
     def miss(self, call: Call) -> str | None:
         return self._environment.changed()
@@ -255,7 +247,7 @@ class EnvironmentGuard:
         yield from self._environment
 
 
-class ValuesGuard:
+class ValuesGuard(Guard):
     """The values that the program read from its inputs while it was captured (``int(lengths.max())``).
 
     Checks of observed data among them are made again only for other tensors or after a write.
@@ -266,9 +258,10 @@ class ValuesGuard:
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
         self._valid: dict[int, list[tuple[weakref.ref[Tensor], int]]] = {}
 
+    def quick(self, names: Names) -> Quick | None:
+        return None if self._guards else Quick()
+
     def miss(self, call: Call) -> str | None:
-        if not self._guards:
-            return None
         with torch.no_grad():
             for number, (guard, positions) in enumerate(self._guards):
                 inputs = [call.tensors[i] for i in positions]

@@ -9,7 +9,9 @@ from typing import Any
 from pyro.poutine import runtime
 from pyro.poutine.trace_messenger import TraceMessenger
 
-from sgc.run.guards import Call
+from sgc.run.guards import Call, Guard
+from sgc.run.identity import same
+from sgc.run.prologue import Names, Quick
 
 
 def acting() -> list[Any]:
@@ -29,17 +31,17 @@ def unobserved() -> Iterator[None]:
         stack[:] = kept
 
 
-class HandlerGuard:
+class HandlerGuard(Guard):
     """The handlers around the call, by identity: a program captured under ``poutine.scale`` is scaled."""
 
     def __init__(self) -> None:
         self._handlers = acting()
 
+    def quick(self, names: Names) -> Quick | None:
+        return None if self._handlers else Quick([f"not {names.of(runtime, 'runtime')}._PYRO_STACK"])
+
     def miss(self, call: Call) -> str | None:
-        current = acting() if runtime._PYRO_STACK else []
-        if len(current) != len(self._handlers) or any(a is not b for a, b in zip(current, self._handlers, strict=True)):
-            return "the effect handlers around the call changed"
-        return None
+        return None if same(acting(), self._handlers) else "the effect handlers around the call changed"
 
     def describe(self) -> Iterator[str]:
         for handler in self._handlers:

@@ -93,7 +93,7 @@ class LossModule(nn.Module):
         """The specialization for a call, captured if need be, and the tensors that its emitted module takes."""
         found = self._lookup(call)
         found.hits += 1
-        return found, [*call.tensors, *found.averages()] if found.emitted.averages else call.tensors
+        return found, call.tensors + found.averages() if found.emitted.averages else call.tensors
 
     def goes_on_after(self, error: SgcError) -> bool:
         """Whether calls will be answered in another way after an error."""
@@ -174,9 +174,10 @@ class LossModule(nn.Module):
 
     def _lookup(self, call: Call) -> Specialization:
         """The specialization for a call, made if need be; ``call.tensors`` holds its inputs then."""
-        found, reasons = self._match(call)
+        found = self._match(call)
         if found is not None:
             return found
+        reason = self._specializations[-1].miss(call) if self._specializations else None
         recreated = any(candidate.tensors.gone() for candidate in self._specializations)
         with self._undone_on_error(), unobserved():
             rehearsal = self._rehearse(call)
@@ -184,25 +185,23 @@ class LossModule(nn.Module):
                 # clear_param_store() was called: the rehearsal has created the parameters anew.
                 for candidate in self._specializations:
                     self._show_tensors(candidate)
-                found, reasons = self._match(call)
+                found = self._match(call)
                 if found is not None:
                     return found
-            if reasons:
-                self._note_miss(reasons[0])
+                reason = self._specializations[-1].miss(call)
+            if reason is not None:
+                self._note_miss(reason)
             return self._specialize(call, rehearsal)
 
-    def _match(self, call: Call) -> tuple[Specialization | None, list[str]]:
-        """The specialization whose guards hold, or why none does, the latest first."""
-        reasons = []
+    def _match(self, call: Call) -> Specialization | None:
+        """The specialization whose guards hold, the latest first."""
         for position in range(len(self._specializations) - 1, -1, -1):
             candidate = self._specializations[position]
-            reason = candidate.miss(call)
-            if reason is None:
+            if candidate.holds(call):
                 if position != len(self._specializations) - 1:
                     self._specializations.append(self._specializations.pop(position))
-                return candidate, []
-            reasons.append(reason)
-        return None, reasons
+                return candidate
+        return None
 
     def _rehearse(self, call: Call) -> Rehearsal:
         model, guide = self._program
@@ -271,7 +270,7 @@ class LossModule(nn.Module):
                 self.param_store.put(name, tensor, owner)
             elif isinstance(owner, FixedOwner) and tensor.requires_grad and tensor.is_leaf:
                 self.closed_over.put(name, tensor, owner)
-        for name, average in zip(made.average_names(), made.averages(), strict=True):
+        for name, average in zip(made.baselines.names(), made.averages(), strict=True):
             short = name.removeprefix(BASELINE_PREFIX).replace(".", "_")
             self.baselines.put(short, average, StoreOwner(name), buffer=True)
 
@@ -279,13 +278,13 @@ class LossModule(nn.Module):
 
     def warn_if_nan(self, loss: Tensor, call: Call) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
-        if loss.device.type == "cpu":
-            suspect: Tensor | None = loss.detach()
+        if loss.is_cpu:
+            suspect: Tensor | None = loss
         else:
             suspect, self._unchecked = self._unchecked, loss.detach()
-        if suspect is None or not math.isnan(suspect):
+        if suspect is None or not math.isnan(suspect.item()):
             return
-        pyro.util.warn_if_nan(suspect, "loss")
+        pyro.util.warn_if_nan(suspect.detach(), "loss")
         if not self._nan_explained:
             # Pyro checks values and parameters at every call, a compiled program at its capture only. A run of
             # Pyro says now what it would have said: which site is NaN, or which value is invalid.

@@ -88,7 +88,7 @@ def verify(
     wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
     leaves = [tensors[i] for i in wanted]
     averages = found.averages()
-    lent = {BASELINE_PREFIX + node.site: t.clone() for node, t in zip(found.average_nodes(), averages, strict=True)}
+    lent = {BASELINE_PREFIX + node.site: t.clone() for node, t in zip(found.baselines.nodes, averages, strict=True)}
     with _nothing_changed(modules, averages, lent):
         torch.manual_seed(_SEED)
         their_loss, their_gradients, traces = _pyro(model, guide, call, found, leaves)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import pyro
 import torch
-from pyro.distributions import constraints
 from torch import Tensor, fx
 
 from sgc.capturing.arguments import argument_names
@@ -17,7 +16,7 @@ from sgc.capturing.calls import CallRecord
 from sgc.capturing.capture import capture_program
 from sgc.capturing.declare import Capture
 from sgc.capturing.parameters import Owner
-from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
+from sgc.capturing.rehearsal import Rehearsal, random_state, restore_random_state
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
@@ -32,8 +31,11 @@ from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Input, InputKind
 from sgc.passes.pipeline import run_passes
-from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, ModeGuard, TensorGuard, ValuesGuard
+from sgc.run.averages import Averages
+from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
+from sgc.run.modes import ModeGuard
+from sgc.run.prologue import Prologue, write_prologue
 from sgc.run.sources import forget_with, known_sources
 
 
@@ -67,6 +69,15 @@ class Specialization:
     _compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     _backends: dict[bool, Backend] = field(default_factory=dict)
 
+    def holds(self, call: Call) -> bool:
+        """Whether every guard holds for this call; ``call.tensors`` holds its inputs then."""
+        return self.prologue.holds(call)
+
+    @cached_property
+    def prologue(self) -> Prologue:
+        """The guards as one function."""
+        return write_prologue(self.guards)
+
     def miss(self, call: Call) -> str | None:
         """None if every guard holds for this call, else what the first broken one says."""
         for guard in self.guards:
@@ -80,18 +91,15 @@ class Specialization:
         for guard in self.guards:
             yield from guard.describe()
 
-    def averages(self) -> list[Tensor]:
-        """The running averages of the decaying-average baselines, created as zeros where Pyro's store has none."""
-        return [_average(node)[1] for node in self.average_nodes()]
-
-    def average_names(self) -> list[str]:
-        """Their names in Pyro's param store."""
-        return [_average(node)[0] for node in self.average_nodes()]
-
-    def average_nodes(self) -> list[BaselineNode]:
-        """The baselines that keep a running average, in the order of the emitted module's inputs."""
+    @cached_property
+    def baselines(self) -> Averages:
+        """The decaying-average baselines, in the order of the emitted module's inputs."""
         nodes = [self.graph.payload(key) for key in self.emitted.averages]
-        return [node for node in nodes if isinstance(node, BaselineNode)]
+        return Averages([node for node in nodes if isinstance(node, BaselineNode)])
+
+    def averages(self) -> list[Tensor]:
+        """The running averages of these baselines, created as zeros where Pyro's store has none."""
+        return self.baselines.tensors()
 
     def compiled(self, tensors: list[Tensor], *, with_gradient: bool, backend: Backend | None = None) -> Compiled:
         """The runnable for training, or for the loss alone, on its present backend or on another."""
@@ -102,7 +110,7 @@ class Specialization:
         found.calls += 1
         return found
 
-    @property
+    @cached_property
     def repeats(self) -> int:
         """How often the emitted module runs in one call: once, unless there are many particles."""
         return _particles(self.options)[2]
@@ -155,7 +163,7 @@ class Specialization:
         return built
 
     def compile_step(self, built: BuiltStep, steps: int) -> None:
-        """Compile a whole step for so many in a row, if it has not been compiled."""
+        """Compile a whole step for so many in a row."""
         with self._compiling():
             built.compile(steps)
 
@@ -223,27 +231,6 @@ def _particles(options: Options) -> tuple[int, int, int]:
 
 
 _UNROLLED = 4
-
-
-def _average(node: BaselineNode) -> tuple[str, Tensor]:
-    """The running average of a baseline, and its name.
-
-    Pyro keeps the averages in its param store; so does sgc, so that either can go on where the other stopped. The
-    first shape met has Pyro's name, each other shape (of a ragged last batch) an average of its own.
-    """
-    store = pyro.get_param_store()
-    plain = BASELINE_PREFIX + node.site
-    for name in (plain, f"{plain}_{'x'.join(map(str, node.shape)) or 'scalar'}"):
-        found = store._params.get(name)
-        if found is None:
-            found = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
-            store._params[name] = found
-            store._param_to_name[found] = name
-            store._constraints[name] = constraints.real
-        if tuple(found.shape) == node.shape:
-            # Pyro marks its averages as requiring gradients; they are written in place here.
-            return name, found.requires_grad_(False)
-    raise AssertionError("an average of the second name has its own shape")
 
 
 def specialize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
+
+from sgc.run.identity import Pins
 
 Clip = Callable[[Tensor], None]
 
@@ -24,14 +28,41 @@ class Member:
     clip_options: Any = None
 
 
-def same(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    """Whether two sequences hold the same objects."""
-    return len(one) == len(other) and all(map(is_, one, other))
-
-
 def optimizers_of(members: Sequence[Member]) -> list[Optimizer]:
     """Their optimizers, in order."""
     return [member.optimizer for member in members]
+
+
+class Held:
+    """Every object that some optimizers hold: groups, parameters, their state, hooks and a ``step`` of their own."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+        attributes = [(o, name, getattr(o, name)) for o in optimizers for name in ("param_groups", "state", *hooks)]
+        self._pins = Pins(
+            [
+                *((partial(getattr, optimizer, name), value) for optimizer, name, value in attributes),
+                *((partial(vars(optimizer).get, "step"), vars(optimizer).get("step")) for optimizer in optimizers),
+                *((partial(group.get, "params"), group["params"]) for group in groups),
+            ]
+        )
+        # Lists, and views of dictionaries that show what is in them later.
+        self._holders: list[Any] = [value for _, name, value in attributes if name != "state"]
+        self._holders += [torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks]
+        self._holders += [group["params"] for group in groups]
+        states = [optimizer.state.values() for optimizer in optimizers]
+        self._holders += [*states, *(state.values() for state in chain.from_iterable(states))]
+        self._counts = list(map(len, self._holders))
+        self._objects = list(chain.from_iterable(self._holders))
+
+    def hold(self) -> bool:
+        """Whether they hold the same objects, and each holder as many as it held."""
+        return (
+            self._pins.hold()
+            and list(map(len, self._holders)) == self._counts
+            and all(map(is_, chain.from_iterable(self._holders), self._objects))
+        )
 
 
 def has_hooks(members: Sequence[Member]) -> bool:

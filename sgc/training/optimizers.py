@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sgc.errors import ArgumentError, SgcError
+from sgc.run.identity import same
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
-from sgc.training.members import Member, same
+from sgc.training.members import Member
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -61,6 +62,7 @@ class TorchOptimizing(Optimizing):
         self._optimizer = optimizer if isinstance(optimizer, Optimizer) else None
         self._known: dict[int, Tensor] = {}
         self._members: list[Member] = []
+        self._trained: list[Tensor] = []
 
     @property
     def optimizer(self) -> Optimizer:
@@ -87,8 +89,11 @@ class TorchOptimizing(Optimizing):
         return self._optimizer
 
     def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
-        known = all(id(parameter) in self._known for parameter in parameters)
-        optimizer = self._optimizer if known and self._optimizer is not None else self.optimizer
+        optimizer = self._optimizer
+        if optimizer is None or not same(parameters, self._trained):
+            known = all(id(parameter) in self._known for parameter in parameters)
+            optimizer = self._optimizer if known and self._optimizer is not None else self.optimizer
+            self._trained = parameters
         if not self._members or self._members[0].optimizer is not optimizer:
             self._members = [Member(optimizer)]
         return self._members

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -47,15 +48,15 @@ class _Compiled:
 
 @dataclass
 class _Bound:
-    """A compiled step with the tensors that it reads and writes."""
+    """A compiled step with the tensors that it reads and writes besides those of a call: state, and ``halted``."""
 
     specialization: Specialization
     update: Update
     built: BuiltStep
-    state: list[Tensor]
+    own: list[Tensor]
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes."""
 
@@ -128,10 +129,10 @@ class Stepper:
         bound = self._find(found, members, parameters) or self._bind(found, members, tensors, parameters)
         if bound is None:
             return None
-        # A step may change what the guards look at: then it is one step a call, and a look at the guards before each.
-        found.compile_step(bound.built, steps if found.reads_inputs_only else 1)
-        halted = self._flag(parameters[0].device)
-        return Step(found, bound.built, [*tensors, *bound.state, halted], halted)
+        if not bound.built.compiled:
+            # A step may change what the guards look at: then it is one a call, and a look at the guards before each.
+            found.compile_step(bound.built, steps if found.reads_inputs_only else 1)
+        return Step(found, bound.built, tensors + bound.own, bound.own[-1])
 
     def eagerly(self, call: Call) -> Tensor:
         """Take a step with the optimizer in Python; the loss is a 0-d tensor. If it is NaN, nothing is written."""
@@ -204,7 +205,7 @@ class Stepper:
                 return None
         for member in members:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
-        made = _Bound(found, update, built, update.state)
+        made = _Bound(found, update, built, [*update.state, self._flag(parameters[0].device)])
         self._bound = [made, *(b for b in self._bound if b.specialization is not found)][: found.options.cache_size]
         return made
 
@@ -238,9 +239,12 @@ def _hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
         return "no parameter receives a gradient"
     if found.repeats > 1:
         return f"{found.repeats} particles are run one after another (vectorize_particles=True runs them at once)"
-    if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+    if any(map(_hooks, parameters)) or any(map(_accumulation_hooks, parameters)):
         return "a parameter has hooks on its gradient"
     return None
+
+
+_hooks, _accumulation_hooks = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
 
 
 def _unheld(found: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sgc.run.identity import same
 from sgc.training.hyperparameters import Hyperparameters, indices, is_number, without_numbers
-from sgc.training.members import Clip, Member, has_hooks, optimizers_of, same
+from sgc.training.members import Clip, Held, Member, optimizers_of
 from sgc.training.numbers import numbers_as_tensors
 
 
@@ -70,7 +71,7 @@ class Update:
         self.signature += (self.hyperparameters.sharing,)
         self._expected = [self._fixed(group) for group in self._groups]
         self._options = [dict(group) for group in self._groups]
-        self._bound = self._objects()
+        self._held = Held(optimizers_of(members))
 
     @property
     def state(self) -> list[Tensor]:
@@ -80,13 +81,13 @@ class Update:
     def holds(self, members: Sequence[Member], parameters: Sequence[Tensor]) -> bool:
         """Whether it still binds these optimizers and parameters as they are now; hyperparameters are refreshed.
 
-        This runs at every step: objects are compared by identity, whole lists of them at once.
+        This runs at every step: objects are compared by identity, all of them at once.
         """
         if not same(parameters, self._parameters):
             return False
         if members is not self._members and not same(optimizers_of(members), optimizers_of(self._members)):
             return False
-        if has_hooks(members) or not same(self._objects(), self._bound):
+        if not self._held.hold():
             return False
         if self._groups == self._options:
             return True
@@ -95,18 +96,6 @@ class Update:
             return False
         self._options = [dict(group) for group in self._groups]
         return True
-
-    def _objects(self) -> list[Any]:
-        """Every object that the optimizers hold: groups, parameters, their state."""
-        found: list[Any] = []
-        for member in self._members:
-            for group in member.optimizer.param_groups:
-                found.append(group)
-                found += group["params"]
-            for holder in member.optimizer.state.values():
-                found.append(holder)
-                found += holder.values()
-        return found
 
     @property
     def has_capturable(self) -> bool:

@@ -1,0 +1,75 @@
+"""The running averages of decaying-average baselines, which Pyro keeps in its param store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from sgc.capturing.rehearsal import BASELINE_PREFIX
+from sgc.graph.nodes import BaselineNode
+from sgc.run.metadata import Alike
+
+
+class Averages:
+    """The averages of some baselines, created as zeros where Pyro's store has none.
+
+    sgc keeps them where Pyro does, so that either can go on where the other stopped. The first shape met has Pyro's
+    name, each other shape (of a ragged last batch) an average of its own.
+
+    :param nodes: the baselines, in the order of the emitted module's inputs.
+    """
+
+    def __init__(self, nodes: Sequence[BaselineNode]) -> None:
+        self.nodes = nodes
+        self._asked: list[str] = []
+        self._taken: list[int] = []
+        self._alike: Alike | None = None
+
+    def names(self) -> list[str]:
+        """Their names in Pyro's param store."""
+        self.tensors()
+        return [self._asked[i] for i in self._taken]
+
+    def tensors(self) -> list[Tensor]:
+        """The averages that are there now."""
+        # Which name an average has depends on what is found under the names before it: all are asked again.
+        found: list[Any] = list(map(pyro.get_param_store()._params.get, self._asked))
+        if self._alike is None or not self._alike.hold(found):
+            found = self._find()
+        return [found[i] for i in self._taken]
+
+    def _find(self) -> list[Tensor]:
+        found: list[Tensor] = []
+        self._asked, self._taken = [], []
+        for node in self.nodes:
+            plain = BASELINE_PREFIX + node.site
+            for name in (plain, f"{plain}_{'x'.join(map(str, node.shape)) or 'scalar'}"):
+                average = _kept(name, node)
+                self._asked.append(name)
+                found.append(average)
+                if tuple(average.shape) == node.shape:
+                    # Pyro marks its averages as requiring gradients; they are written in place here.
+                    average.requires_grad_(False)
+                    break
+            else:
+                raise AssertionError("an average of the second name has its own shape")
+            self._taken.append(len(found) - 1)
+        self._alike = Alike(found)
+        return found
+
+
+def _kept(name: str, node: BaselineNode) -> Tensor:
+    """What Pyro's store has under a name; zeros of the baseline's shape if it had nothing."""
+    store = pyro.get_param_store()
+    found: Tensor | None = store._params.get(name)
+    if found is None:
+        found = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
+        store._params[name] = found
+        store._param_to_name[found] = name
+        store._constraints[name] = constraints.real
+    return found

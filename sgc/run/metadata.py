@@ -1,0 +1,62 @@
+"""Shape, dtype, device, strides and ``requires_grad`` of tensors: in one call for many, and in words for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The check behind torch.compile's own tensor guards, private to torch: one call for all tensors, where five attributes
+# of each cost more than everything else that is guarded.
+from torch._C._dynamo.guards import TensorGuards
+
+from sgc.run.prologue import Names
+
+Meta = tuple[torch.Size, torch.dtype, torch.device, bool, tuple[int, ...]]
+
+
+class Alike:
+    """The metadata of some tensors, for later ones to be compared with; the tensors are not kept.
+
+    More is compared than the metadata (the type, what is in force around the call such as autocast), and one tensor in
+    two places is refused: a comparison that fails proves nothing.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._check = TensorGuards(
+            *tensors,
+            dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],  # type: ignore[misc]
+            dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],  # type: ignore[misc]
+        ).check
+
+    def hold(self, values: Sequence[Any]) -> bool:
+        """Whether these are alike, one by one; as many as there were."""
+        return not any(getattr(value, "is_nested", True) for value in values) and self._check(*values)
+
+    def conditions(self, expressions: Sequence[str], names: Names) -> list[str]:
+        """:meth:`hold` in Python, for the values of some expressions."""
+        if not expressions:
+            return []
+        # A nested tensor has no sizes; torch would end the process when asked for them.
+        nested = [f"not {expression}.is_nested" for expression in expressions]
+        return [*nested, f"{names.of(self._check, 'alike')}({', '.join(expressions)})"]
+
+
+def meta(tensor: Tensor) -> Meta:
+    """The metadata of a tensor."""
+    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()
+
+
+def meta_difference(name: str, expected: Meta, actual: Meta) -> str:
+    """How they differ, in words."""
+    for what, one, other in zip(("shape", "dtype", "device", "requires_grad", "stride"), expected, actual, strict=True):
+        if one != other:
+            return f"the {what} of {name} was {meta_shown(one)}, is {meta_shown(other)}"
+    raise AssertionError("no difference")
+
+
+def meta_shown(value: Any) -> str:
+    """A part of the metadata, in words."""
+    return str(list(value)) if isinstance(value, (torch.Size, tuple)) else str(value)

@@ -1,0 +1,64 @@
+"""Modes of torch and of modules that a program may ask for in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from sgc.run.guards import Call, Guard
+from sgc.run.prologue import Names, Quick
+
+
+class ModeGuard(Guard):
+    """Train or eval mode of each module, the default dtype, autocast."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = [inner for module in modules for inner in module.modules()]
+        self._training = [module.training for module in self._modules]
+        self._dtype = torch.get_default_dtype()
+        self._autocast = _autocast()
+
+    def quick(self, names: Names) -> Quick:
+        enabled, dtype_of = names.of(torch.is_autocast_enabled, "autocast"), names.of(torch.get_autocast_dtype, "dtype")
+        conditions = [
+            f"{names.of(module, type(module).__name__)}.training is {names.of(training, 'mode')}"
+            for module, training in zip(self._modules, self._training, strict=True)
+        ]
+        conditions.append(f"{names.of(torch.get_default_dtype, 'default')}() is {names.of(self._dtype, 'dtype')}")
+        conditions += [f"{enabled}({device!r}) is {device in self._autocast}" for device in _AUTOCAST]
+        for device, dtype in self._autocast.items():
+            conditions.append(f"{dtype_of}({device!r}) is {names.of(dtype, 'dtype')}")
+        return Quick(conditions)
+
+    def miss(self, call: Call) -> str | None:
+        for module, training in zip(self._modules, self._training, strict=True):
+            if module.training is not training:
+                return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
+        if torch.get_default_dtype() is not self._dtype:
+            return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
+        if _autocast() != self._autocast:
+            return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
+        return None
+
+    def describe(self) -> Iterator[str]:
+        yield f"default dtype {self._dtype}"
+        for module, training in zip(self._modules, self._training, strict=True):
+            yield f"{type(module).__name__} in {_mode(training)} mode"
+
+
+_AUTOCAST = ("cpu", "cuda")
+
+
+def _autocast() -> dict[str, torch.dtype]:
+    """The devices on which autocast is on, and its dtype there."""
+    return {device: torch.get_autocast_dtype(device) for device in _AUTOCAST if torch.is_autocast_enabled(device)}
+
+
+def _shown_autocast(state: dict[str, torch.dtype]) -> str:
+    return ", ".join(f"{dtype} on {device}" for device, dtype in state.items()) or "off"
+
+
+def _mode(training: bool) -> str:
+    return "train" if training else "eval"

@@ -1,0 +1,316 @@
+"""The generated function that stands for the guards answers as they do, whatever is changed between two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+import sgc
+from sgc.run.guards import Call
+from sgc.run.specialization import Specialization
+
+NUMBER, NOTHING, FLAG, ZERO, BIG = 1.0, None, True, 0.0, 10**6
+LIST, DICT, NESTED, SET, ARRAY = [1.0, 2.0], {"a": 1.0}, [[1.0], [2.0]], {1.0}, np.array([1.0])
+GLOBALS = {name: value for name, value in globals().items() if name.isupper()}
+
+
+class Settings:
+    scale = 1.0
+
+    def __init__(self) -> None:
+        self.own = 1.0
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.register_buffer("shift", torch.zeros(2))
+        self.beta = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.inner(x) + self.shift) * self.beta
+
+
+class Program:
+    """A model that depends on something of every kind, and what a test may change."""
+
+    def __init__(self) -> None:
+        self.net, self.settings, self.constant = Net(), Settings(), torch.zeros(2)
+        net, settings, constant, captured = self.net, self.settings, self.constant, 1.0
+
+        def helper(x: Any, factor: float = 1.0, *, offset: float = 0.0) -> Any:
+            return x * factor + offset
+
+        def model(x: Tensor, weight: float = 1.0, other: Any = None) -> None:
+            loc = net(x).sum() + constant.sum() + captured * settings.own * settings.scale * weight
+            loc = loc + NUMBER * float(FLAG) + ZERO + BIG + (0 if NOTHING is None else 1)
+            loc = helper(loc + sum(LIST) + sum(DICT.values()) + sum(map(sum, NESTED)) + len(SET) + float(ARRAY.sum()))
+            if isinstance(other, Tensor):
+                loc = loc + other.sum()
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + loc, 1e3), obs=torch.tensor(0.3))
+
+        def guide(*args: Any, **kwargs: Any) -> None:
+            scale = pyro.param("scale", torch.tensor([0.1, 0.1]), constraint=constraints.positive)
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor([0.5, 0.5])).sum(), scale.sum()))
+
+        def set_captured(value: Any) -> None:
+            nonlocal captured
+            captured = value
+
+        def delete_captured() -> None:
+            nonlocal captured
+            del captured
+
+        self.model, self.guide, self.helper = model, guide, helper
+        self.set_captured, self.delete_captured = set_captured, delete_captured
+        self.x = torch.ones(2)
+        self.arguments: tuple[Any, ...] = (self.x,)
+        self.module = sgc.compile(model, guide, backend="eager").initialize(self.x)
+
+    @property
+    def found(self) -> Specialization:
+        return self.module.specializations[0]
+
+    def answers(self) -> tuple[bool, bool]:
+        """What the function says, and what the guards say one by one."""
+        call = Call(self.arguments, {})
+        return self.found.prologue.holds(call), self.found.miss(call) is None
+
+
+def store(name: str) -> Tensor:
+    return pyro.get_param_store()._params[name]
+
+
+def replace_in_store(name: str, tensor: Tensor) -> None:
+    pyro.get_param_store()._params[name] = tensor
+
+
+def set_global(name: str, value: Any) -> Callable[[Program], None]:
+    return lambda _: globals().__setitem__(name, value)
+
+
+def data(tensor: Tensor, new: Tensor) -> None:
+    tensor.data = new
+
+
+BREAKING: dict[str, Callable[[Program], Any]] = {
+    # A tensor that stays the same object.
+    "argument resized": lambda p: p.x.resize_(3),
+    "argument grown by a dimension": lambda p: p.x.unsqueeze_(0),
+    "argument's memory replaced": lambda p: p.x.set_(torch.ones(4)),
+    "argument's data of another shape": lambda p: data(p.x, torch.ones(3)),
+    "argument's data of another dtype": lambda p: data(p.x, torch.ones(2, dtype=torch.float64)),
+    "argument's data strided": lambda p: data(p.x, torch.ones(2, 2)[:, 0]),
+    "argument requires a gradient": lambda p: p.x.requires_grad_(),
+    "parameter's data of another shape": lambda p: data(store("loc"), torch.ones(3)),
+    "parameter's data strided": lambda p: data(store("loc"), torch.ones(2, 2)[:, 0]),
+    "parameter frozen": lambda p: store("loc").requires_grad_(False),
+    "weight frozen": lambda p: p.net.inner.weight.requires_grad_(False),
+    "weight transposed in place": lambda p: data(p.net.inner.weight, torch.ones(2, 2).t()),
+    "buffer resized": lambda p: p.net.shift.resize_(3),
+    "constant requires a gradient": lambda p: p.constant.requires_grad_(),
+    # A tensor replaced by another.
+    "parameter of another shape": lambda p: replace_in_store("loc", torch.ones(3, requires_grad=True)),
+    "parameter of another dtype": lambda p: replace_in_store(
+        "loc", torch.ones(2, dtype=torch.float64).requires_grad_()
+    ),
+    "parameter gone": lambda p: pyro.get_param_store()._params.pop("loc"),
+    "store cleared": lambda p: pyro.clear_param_store(),
+    "constraint": lambda p: pyro.get_param_store()._constraints.update(scale=constraints.real),
+    "constraint gone": lambda p: pyro.get_param_store()._constraints.pop("scale"),
+    "weight of another shape": lambda p: setattr(p.net.inner, "bias", nn.Parameter(torch.zeros(1))),
+    "weight gone": lambda p: setattr(p.net.inner, "bias", None),
+    # Arguments.
+    "argument a number": lambda p: setattr(p, "arguments", (1.0,)),
+    "argument nothing": lambda p: setattr(p, "arguments", (None,)),
+    "argument a list": lambda p: setattr(p, "arguments", ([torch.ones(2)],)),
+    "one argument more": lambda p: setattr(p, "arguments", (p.x, 1.0)),
+    "argument sparse": lambda p: setattr(p, "arguments", (torch.ones(2).to_sparse(),)),
+    # Names.
+    "global": set_global("NUMBER", 2.0),
+    "global of another type": set_global("NUMBER", 1),
+    "global None": set_global("NUMBER", None),
+    "global that was None": set_global("NOTHING", 1.0),
+    "global that was True": set_global("FLAG", 1),
+    "global's sign of zero": set_global("ZERO", -0.0),
+    "global deleted": lambda p: globals().pop("NUMBER"),
+    "list": lambda p: LIST.__setitem__(0, 5.0),
+    "list's type of a number": lambda p: LIST.__setitem__(0, 1),
+    "list longer": lambda p: LIST.append(1.0),
+    "list rebound": set_global("LIST", [1.0, 3.0]),
+    "list now a tuple": set_global("LIST", (1.0, 2.0)),
+    "dict's value": lambda p: DICT.update(a=2.0),
+    "dict's keys": lambda p: DICT.update(b=0.0),
+    "nested list": lambda p: NESTED[0].append(1.0),
+    "set": lambda p: SET.add(7.0),
+    "array": lambda p: ARRAY.fill(3.0),
+    "closure": lambda p: p.set_captured(2.0),
+    "closure emptied": lambda p: p.delete_captured(),
+    "attribute": lambda p: setattr(p.settings, "own", 2.0),
+    "attribute deleted": lambda p: delattr(p.settings, "own"),
+    "class attribute": lambda p: setattr(Settings, "scale", 2.0),
+    "module's attribute": lambda p: setattr(p.net, "beta", 2.0),
+    "method": lambda p: setattr(Net, "forward", lambda self, x: self.inner(x)),
+    "code": lambda p: setattr(p.helper, "__code__", (lambda x, factor=1.0, *, offset=0.0: x).__code__),
+    "defaults": lambda p: setattr(p.helper, "__defaults__", (2.0,)),
+    "keyword defaults": lambda p: setattr(p.helper, "__kwdefaults__", {"offset": 1.0}),
+    "keyword default": lambda p: p.helper.__kwdefaults__.update(offset=1.0),
+    # Modes.
+    "inner mode": lambda p: p.net.inner.eval(),
+    "default dtype": lambda p: torch.set_default_dtype(torch.float64),
+    "autocast": lambda p: torch.set_autocast_enabled("cpu", True),
+}
+
+HARMLESS: dict[str, Callable[[Program], Any]] = {
+    "nothing": lambda p: None,
+    "argument written": lambda p: p.x.fill_(3.0),
+    "another argument": lambda p: setattr(p, "arguments", (torch.rand(2),)),
+    "an nn.Parameter as the argument": lambda p: setattr(p, "arguments", (nn.Parameter(torch.ones(2), False),)),
+    "parameter's data of the same kind": lambda p: data(store("loc"), torch.ones(2)),
+    "another parameter": lambda p: replace_in_store("loc", torch.ones(2, requires_grad=True)),
+    "a Parameter in the store": lambda p: replace_in_store("loc", nn.Parameter(torch.ones(2))),
+    "another weight": lambda p: setattr(p.net.inner, "bias", nn.Parameter(torch.ones(2))),
+    "an equal constraint": lambda p: pyro.get_param_store()._constraints.update(scale=constraints.greater_than(0.0)),
+    "an equal global": set_global("BIG", int("1000000")),
+    "an equal list": set_global("LIST", [1.0, 2.0]),
+    "an equal nested list": set_global("NESTED", [[1.0], [2.0]]),
+    "an equal closure": lambda p: p.set_captured(float("1.0")),
+    "an equal attribute": lambda p: setattr(p.settings, "own", float("1.0")),
+}
+
+
+@pytest.fixture
+def program() -> Any:
+    method, beta = Net.forward, Settings.scale
+    yield Program()
+    globals().update(GLOBALS)
+    LIST[:], NESTED[:] = [1.0, 2.0], [[1.0], [2.0]]
+    DICT.clear(), SET.clear(), ARRAY.fill(1.0)
+    DICT["a"] = 1.0
+    SET.add(1.0)
+    Net.forward, Settings.scale = method, beta  # type: ignore[method-assign]
+    torch.set_autocast_enabled("cpu", False)
+
+
+@pytest.mark.parametrize("change", BREAKING)
+def test_what_the_guards_notice_the_function_notices(program: Program, change: str) -> None:
+    assert program.answers() == (True, True)
+    BREAKING[change](program)
+    assert program.answers() == (False, False)
+
+
+@pytest.mark.parametrize("change", BREAKING)
+def test_also_if_it_is_first_asked_after_the_change(program: Program, change: str) -> None:
+    BREAKING[change](program)
+    assert program.answers() == (False, False)
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_what_the_guards_let_pass_passes(program: Program, change: str) -> None:
+    HARMLESS[change](program)
+    assert program.answers() == (True, True)
+    assert program.module(*program.arguments).isfinite()
+    assert len(program.module.specializations) == 1
+
+
+def test_the_tensors_of_a_call_are_those_of_now(program: Program) -> None:
+    replace_in_store("loc", new := torch.ones(2, requires_grad=True))
+    program.net.inner.bias = nn.Parameter(torch.ones(2))
+    x = torch.rand(2)
+    for call in (Call((x,), {}), Call((nn.Parameter(x, False),), {})):  # by the conditions, and by the guards
+        assert program.found.holds(call)
+        fetched = dict(zip((declared.name for declared in program.found.inputs), call.tensors, strict=True))
+        assert fetched["loc"] is new and fetched["args[0]"] is call.args[0]
+        assert any(tensor is program.net.inner.bias for tensor in call.tensors)
+
+
+def test_one_tensor_twice(program: Program) -> None:
+    x = torch.ones(2)
+    for _ in range(3):
+        program.module(x, other=x)
+        program.module(x, other=torch.ones(2))
+    assert len(program.module.specializations) == 2
+
+
+def test_keywords_in_any_order_and_by_position(program: Program) -> None:
+    losses = []
+    for args, kwargs in (
+        ((program.x, 3.0, torch.tensor(5.0)), {}),
+        ((program.x,), {"weight": 3.0, "other": torch.tensor(5.0)}),
+        ((program.x,), {"other": torch.tensor(5.0), "weight": 3.0}),
+        ((), {"other": torch.tensor(5.0), "weight": 3.0, "x": program.x}),
+    ):
+        for _ in range(2):
+            pyro.set_rng_seed(0)
+            losses.append(program.module(*args, **kwargs).item())
+    assert len(set(losses)) == 1
+
+
+def test_a_container_that_is_written_into_between_two_calls() -> None:
+    def model(batch: dict[str, Any]) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, batch["scale"]), obs=batch["x"].sum())
+
+    def guide(batch: dict[str, Any]) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.1))
+
+    module = sgc.compile(model, guide, backend="eager")
+    batch: dict[str, Any] = {"x": torch.ones(2), "scale": 1.0}
+
+    for change in ({}, {"x": torch.full((2,), 3.0)}, {"scale": 2.0}, {"x": torch.ones(3)}, {"scale": 1.0}):
+        batch.update(change)
+        for _ in range(2):
+            pyro.set_rng_seed(0)
+            expected = pyro.infer.TraceGraph_ELBO().loss(model, guide, batch)
+            pyro.set_rng_seed(0)
+            assert module(batch).item() == pytest.approx(expected)
+    assert len(module.specializations) == 4
+
+
+def test_a_nested_tensor_is_an_error_and_not_the_end_of_the_process(program: Program) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(RuntimeError):
+        program.module(nested)
+
+
+def test_odd_names() -> None:
+    odd = type("a net, of [odd] names", (Net,), {})()
+
+    def model(x: Tensor) -> None:
+        pyro.sample("x", dist.Normal(odd(x).sum(), pyro.param('a "b" \n', torch.tensor(1.0))), obs=torch.tensor(0.0))
+
+    module = sgc.compile(model, lambda x: None, backend="eager")
+    for _ in range(2):
+        module(torch.ones(2))
+    assert len(module.specializations) == 1
+
+
+def test_it_prints(program: Program) -> None:
+    code = program.found.prologue.code
+    compile(code, "code", "exec")
+    assert code.index("# ArgumentGuard") < code.index("# TensorGuard") < code.index("# EnvironmentGuard")
+    assert ".get('NUMBER', " in code and ".training is True" in code and "params.get('loc')" in code
+
+
+def test_a_rebound_global_between_two_identical_calls_changes_the_loss(program: Program) -> None:
+    def loss() -> float:
+        pyro.set_rng_seed(0)
+        return program.module(program.x).item()
+
+    first = loss()
+    assert loss() == first
+    globals()["NUMBER"] = 1e4
+    assert loss() != first
+    globals()["NUMBER"] = 1.0
+    assert loss() == first
+    assert len(program.module.specializations) == 2
