@@ -66,7 +66,9 @@ def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:
     :param tensors: examples of the inputs; their values are not used.
     """
     examples = [tensor.detach() for tensor in tensors]
-    traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    # Autograd runs an accelerator's backward in a thread of that device, fake tensors' too; a trace stays in its own.
+    with torch.autograd.set_multithreading_enabled(False):
+        traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     _tidy(traced)
     return traced
 

@@ -14,13 +14,8 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
-from sgc.capturing.rehearsal import (
-    BASELINE_PREFIX,
-    Rehearsal,
-    random_state,
-    rehearse,
-    restore_random_state,
-)
+from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, rehearse
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError

@@ -17,7 +17,8 @@ from sgc.capturing.calls import CallRecord
 from sgc.capturing.capture import capture_program
 from sgc.capturing.declare import Capture
 from sgc.capturing.parameters import Owner
-from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, random_state, restore_random_state
+from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
