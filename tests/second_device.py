@@ -13,10 +13,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _device
 from torch.utils._device import DeviceContext, _device_constructors
 
 import sgc
@@ -34,6 +36,18 @@ foreign_scalars: list[str] = []
 """The operators that took a 0-d CPU tensor, which CUDA allows too."""
 
 
+class _Event:
+    """What marks a point in the work of the device; there is none to wait for."""
+
+    waited = 0
+
+    def record(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        _Event.waited += 1
+
+
 class _Module:
     """What ``torch.other`` is."""
 
@@ -47,6 +61,11 @@ class _Module:
     def is_available(self) -> bool:
         """False, so that ``torch.tensor(0.5)`` among fake tensors does not run a kernel (in Python) for real."""
         return False
+
+    Event = _Event
+
+    def current_stream(self, device: Any = None) -> None:
+        return None
 
     def current_device(self) -> int:
         return 0
@@ -92,6 +111,9 @@ def setup() -> None:
 
     _setup_privateuseone_for_python_backend(NAME, backend_module=module)
     _LIBRARY.fallback(_kernel, _KEY)
+    _ATEN.impl("_to_copy", _to_copy, _KEY)
+    for operator in _STAND_INS:
+        _ATEN.impl(operator, partial(_kernel, operator), _KEY)  # torch has a kernel that raises
     clone = torch.UntypedStorage.clone
     torch.UntypedStorage.clone = lambda self: (  # type: ignore[method-assign]  # what deepcopy uses
         _storage_over(self.memory.clone()) if self.device.type == NAME else clone(self)
@@ -105,6 +127,7 @@ def device() -> torch.device:
 
 
 _LIBRARY = torch.library.Library("_", "IMPL")
+_ATEN = torch.library.Library("aten", "IMPL")
 
 
 def _memory(tensor: Tensor) -> torch.UntypedStorage:
@@ -195,11 +218,17 @@ def _kernel(operator: Any, *args: Any, **kwargs: Any) -> Any:
         options.setdefault("generator", None)
         if options["generator"] is None:
             options["generator"] = module.generator
-    results = _STAND_INS.get(name, operator)(*given, **options)
+    results = _STAND_INS.get(operator, operator)(*given, **options)
     for original, seen in operands:
         if seen.shape != original.shape or seen.stride() != original.stride():
             _lay_over(original, seen, [])  # an output that was resized, or an operand that was transposed in place
     return outward(results)
+
+
+def _to_copy(tensor: Tensor, *, non_blocking: bool = False, **kwargs: Any) -> Tensor:
+    """Torch's own, which would ask for pinned memory if it were not to block."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    return torch.ops.aten._to_copy.default.redispatch(keys, tensor, **kwargs)
 
 
 def _convolution(*args: Any) -> Any:
@@ -212,9 +241,9 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *options:
     return torch.ops.aten.convolution_backward.default(gradient, x, weight, bias_sizes, *options, mask)
 
 
-_STAND_INS: dict[str, Callable[..., Any]] = {
-    "aten::convolution_overrideable": _convolution,
-    "aten::convolution_backward_overrideable": _convolution_backward,
+_STAND_INS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+    torch.ops.aten.convolution_overrideable.default: _convolution,
+    torch.ops.aten.convolution_backward_overrideable.default: _convolution_backward,
 }
 """What the CPU runs for operators that exist for other devices only."""
 
@@ -235,6 +264,20 @@ class MadeOnDevice(DeviceContext):
     def __init__(self) -> None:
         setup()
         super().__init__(NAME)
+        self._depth = 0
+
+    def __enter__(self) -> Any:
+        # torch enters modes a second time within torch.func, and this class of torch's does not count.
+        if not self._depth:
+            self._outside = _device.CURRENT_DEVICE
+        self._depth += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._depth -= 1
+        if not self._depth:
+            _device.CURRENT_DEVICE = self._outside
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _device_constructors() and _caller().startswith(_SGC):

@@ -150,7 +150,7 @@ class Specialization:
         differentiated = self.differentiated(tensors)
         with self._compiling():
             module = emit_step(differentiated, tensors, state, update)
-            examples = [*tensors, *state, new_flag(tensors[0].device)]
+            examples = [*tensors, *state, new_flag(differentiated.device)]
             built = build(module, examples, "inductor", self.options.rng)
         self._steps.append(built.report)
         return built.run
@@ -237,6 +237,10 @@ def _average(node: BaselineNode) -> tuple[str, Tensor]:
             store._param_to_name[found] = name
             store._constraints[name] = constraints.real
         if tuple(found.shape) == node.shape:
+            if found.device != node.device:  # The program has moved, or the store was loaded onto another device.
+                del store._param_to_name[found]
+                found = store._params[name] = found.detach().to(node.device)
+                store._param_to_name[found] = name
             # Pyro marks its averages as requiring gradients; they are written in place here.
             return name, found.requires_grad_(False)
     raise AssertionError("an average of the second name has its own shape")

@@ -125,7 +125,7 @@ class Stepper:
         bound = self._find(found, members, parameters) or self._bind(found, members, tensors, parameters)
         if bound is None:
             return None
-        halted = self._flag(parameters[0].device)
+        halted = self._flag(found.differentiated(tensors).device)
         return Step(found, bound.run, [*tensors, *bound.state, halted], halted)
 
     def eagerly(self, call: Call) -> Tensor:
