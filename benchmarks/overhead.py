@@ -80,7 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    with mock.patch("sgc.emit.backends._inductor", nothing):
+    with mock.patch("sgc.emit.backends.compile_graph", nothing), mock.patch("sgc.emit.stepping.compile_graph", nothing):
         if options.profile:
             step = calls(options.profile)["svi.step"]
             with cProfile.Profile() as profiler:

@@ -32,6 +32,26 @@ def local_switches(infer: dict[str, Any] | None = None) -> Pair:
     return model, guide
 
 
+def switches_on(where: torch.device | None = None) -> Pair:
+    """A switch for each datum, with a decaying-average baseline, on a device or on that of the data."""
+
+    def model(x: Tensor) -> None:
+        on = where or x.device
+        loc = pyro.sample("loc", dist.Normal(torch.zeros((), device=on), 1.0))
+        with pyro.plate("data", x.shape[0], device=on):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4, device=on)))
+            pyro.sample("x", dist.Normal(loc + z, 0.5), obs=x.to(on))
+
+    def guide(x: Tensor) -> None:
+        on = where or x.device
+        pyro.sample("loc", dist.Normal(pyro.param("loc_loc", torch.tensor(0.1, device=on)), 0.3))
+        q = pyro.param("q", torch.full((3,), 0.3, device=on), constraint=constraints.unit_interval)
+        with pyro.plate("data", x.shape[0], device=on):
+            pyro.sample("z", dist.Bernoulli(q), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+    return model, guide
+
+
 def discrete_chain(length: int) -> Pair:
     """A chain of Bernoulli sites in model and guide, each with an observation."""
 

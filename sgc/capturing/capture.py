@@ -22,9 +22,10 @@ from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.handlers import DATA_DEPENDENT
 from sgc.capturing.opaque import rejection_as_leaves
 from sgc.capturing.plates import subsamples_as_tensors
+from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.reads import Reads
 from sgc.capturing.recording import Recording
-from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo, random_state, restore_random_state
+from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo
 from sgc.capturing.source import current_line, line_of
 from sgc.capturing.validation import guard_observed_data
 from sgc.config import Options

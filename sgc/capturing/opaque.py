@@ -125,7 +125,7 @@ def _opaque(tensors: list[Tensor], number: int, shape: list[int], dtype: torch.d
 
 @_opaque.register_fake
 def _(tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=tensors[0].device if tensors else None)
+    return torch.empty(shape, dtype=dtype, device=_device(tensors))
 
 
 @torch.library.custom_op("sgc::opaque_taped", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -140,13 +140,21 @@ def _opaque_taped(tensors: list[Tensor], number: int, shape: list[int], dtype: t
     _TAPES[token] = (value, leaves)
     while len(_TAPES) > 256:
         _TAPES.popitem(last=False)
-    return value.detach().clone(), torch.tensor(token)
+    return value.detach().clone(), torch.tensor(token, device="cpu")
 
 
 @_opaque_taped.register_fake
 def _(tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    device = tensors[0].device if tensors else None
-    return torch.empty(shape, dtype=dtype, device=device), torch.empty((), dtype=torch.int64)
+    return (
+        torch.empty(shape, dtype=dtype, device=_device(tensors)),
+        torch.empty((), dtype=torch.int64, device="cpu"),
+    )
+
+
+def _device(tensors: list[Tensor]) -> torch.device | None:
+    """Where the result of some tensors is: 0-d tensors on the CPU may be among those of an accelerator."""
+    devices = [tensor.device for tensor in tensors]
+    return next((device for device in devices if device.type != "cpu"), devices[0] if devices else None)
 
 
 @torch.library.custom_op("sgc::opaque_vjp", mutates_args=())

@@ -88,7 +88,9 @@ class Reads(TorchFunctionMode):
             return tuple(tensor if tensor.shape == shape else tensor.expand(shape) for tensor in tensors)
         if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], (list, tuple)):
             if any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0])):
-                return _stacked(args[0]).detach().to(kwargs.get("device"), kwargs.get("dtype"))
+                # The numbers are read one by one, so the result is on no device but the default one, unless asked for.
+                device = kwargs.get("device") or torch.get_default_device()
+                return _stacked(args[0], device).detach().to(device, kwargs.get("dtype"))
         if name == "__getitem__" and isinstance(args[0], Tensor):
             return self._get(func, *args)
         if name == "__setitem__" and isinstance(args[0], Tensor):
@@ -238,11 +240,11 @@ class MaskedSelection:
     __pow__ = __rpow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __matmul__ = __rmatmul__ = _refuse
 
 
-def _stacked(parts: Any) -> Tensor:
+def _stacked(parts: Any, device: torch.device | str) -> Tensor:
     """What ``torch.tensor`` makes of a nested list with tensors in it, which it reads one number at a time."""
     if not isinstance(parts, (list, tuple)):
-        return parts if isinstance(parts, Tensor) else torch.tensor(parts)
-    tensors = [_stacked(part) for part in parts]
+        return parts.to(device) if isinstance(parts, Tensor) else torch.tensor(parts, device=device)
+    tensors = [_stacked(part, device) for part in parts]
     dtype = tensors[0].dtype
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)

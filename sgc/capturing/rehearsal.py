@@ -17,10 +17,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
 from sgc.capturing.parameters import ModuleWatch
+from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
 from sgc.config import Options
 
 BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
@@ -80,12 +80,12 @@ def rehearse(
     end = random_state()
     created = set(_parameter_ids([*callables, *roots])) - before
     restore_random_state(start)
-    if created and not _same_random_state(start, end):
+    if created and not same_random_state(start, end):
         # Does the creation itself draw random numbers? A second run, now without creation, tells.
         with preserved_state(roots), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _run(elbo, model, guide, args, kwargs)
-        drew = not _same_random_state(random_state(), end)
+        drew = not same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
     return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params)
@@ -112,32 +112,6 @@ def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:
     for module in modules:
         for tensor in module.parameters():
             yield id(tensor)
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every generator that a Pyro program may draw from."""
-    state = get_rng_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`random_state` returned."""
-    set_rng_state(state)
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    devices = zip(one.get("cuda", []), other.get("cuda", []), strict=False)
-    return (
-        torch.equal(one["torch"], other["torch"])
-        and one["random"] == other["random"]
-        and all(torch.equal(a, b) for a, b in devices)
-        and bool((one["numpy"][1] == other["numpy"][1]).all())
-        and one["numpy"][2:] == other["numpy"][2:]
-    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,13 @@ class Differentiated:
 
     module: fx.GraphModule
     gradient_of: tuple[int, ...]
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the loss is: an input may be elsewhere, on the CPU for the program to move."""
+        output = next(node for node in reversed(self.module.graph.nodes) if node.op == "output")
+        device: torch.device = output.args[0][0].meta["val"].device
+        return device
 
 
 def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[int]) -> Differentiated:
@@ -66,7 +74,9 @@ def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:
     :param tensors: examples of the inputs; their values are not used.
     """
     examples = [tensor.detach() for tensor in tensors]
-    traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    # Autograd runs an accelerator's backward in a thread of that device, fake tensors' too; a trace stays in its own.
+    with torch.autograd.set_multithreading_enabled(False):
+        traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     _tidy(traced)
     return traced
 

@@ -58,7 +58,7 @@ def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any
 
 
 def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str, Any]:
-    on_cpu = not any(tensor.is_cuda for tensor in examples)
+    on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
     # The guards have seen the inputs; checks of every tensor at every call take a fifth of a small step.
@@ -149,7 +149,7 @@ def _shares_memory(tensor: Tensor) -> bool:
 
 def _explained(error: Exception, examples: list[Tensor]) -> BackendError:
     text = f"{type(error).__name__}: {error}"[:_LONGEST]
-    on_cpu = not any(tensor.is_cuda for tensor in examples)
+    on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     no_compiler = "InvalidCxxCompiler" in text or (
         on_cpu and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
     )

@@ -46,7 +46,7 @@ def emit_step(
             halted.copy_(halt)
         return [loss]
 
-    return trace(step, [*tensors, *state, new_flag(tensors[0].device)])
+    return trace(step, [*tensors, *state, new_flag(differentiated.device)])
 
 
 def new_flag(device: torch.device) -> Tensor:

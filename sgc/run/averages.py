@@ -50,6 +50,8 @@ class Averages:
             plain = BASELINE_PREFIX + node.site
             for name in (plain, f"{plain}_{'x'.join(map(str, node.shape)) or 'scalar'}"):
                 average = _kept(name, node)
+                if tuple(average.shape) == node.shape and average.device != node.device:
+                    average = _moved(name, average, node.device)
                 self._asked.append(name)
                 found.append(average)
                 if tuple(average.shape) == node.shape:
@@ -73,3 +75,13 @@ def _kept(name: str, node: BaselineNode) -> Tensor:
         store._param_to_name[found] = name
         store._constraints[name] = constraints.real
     return found
+
+
+def _moved(name: str, average: Tensor, device: torch.device) -> Tensor:
+    """The average on another device: the program has moved, or the store was loaded there."""
+    store = pyro.get_param_store()
+    del store._param_to_name[average]
+    moved: Tensor = average.detach().to(device)
+    store._params[name] = moved
+    store._param_to_name[moved] = name
+    return moved

@@ -14,19 +14,15 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
-from sgc.capturing.rehearsal import (
-    BASELINE_PREFIX,
-    Rehearsal,
-    random_state,
-    rehearse,
-    restore_random_state,
-)
+from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, rehearse
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
+from sgc.run.late import LateNumber
 from sgc.run.specialization import Compiled, Specialization, specialize
 from sgc.run.tensors import TensorTree, inside
 
@@ -63,7 +59,7 @@ class LossModule(nn.Module):
         self.baselines = TensorTree()
         self._specializations: list[Specialization] = []
         self._misses: list[str] = []
-        self._unchecked: Tensor | None = None
+        self._unchecked: LateNumber | float | None = None
         self._nan_explained = False
         self.eager_only = False
 
@@ -279,12 +275,12 @@ class LossModule(nn.Module):
     def warn_if_nan(self, loss: Tensor, call: Call) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.is_cpu:
-            suspect: Tensor | None = loss
+            suspect: Tensor | LateNumber | float | None = loss
         else:
-            suspect, self._unchecked = self._unchecked, loss.detach()
-        if suspect is None or not math.isnan(suspect.item()):
+            suspect, self._unchecked = self._unchecked, LateNumber(loss)
+        if suspect is None or not math.isnan(float(suspect)):
             return
-        pyro.util.warn_if_nan(suspect.detach(), "loss")
+        pyro.util.warn_if_nan(torch.tensor(float(suspect)), "loss")
         if not self._nan_explained:
             # Pyro checks values and parameters at every call, a compiled program at its capture only. A run of
             # Pyro says now what it would have said: which site is NaN, or which value is invalid.
@@ -320,4 +316,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(list(ctx.saved_tensors), gradient)
+        kept = list(ctx.saved_tensors)
+        if all(tensor.device == gradient.device for tensor in kept):
+            return None, None, *torch._foreach_mul(kept, gradient)
+        return None, None, *(tensor * gradient.to(tensor.device) for tensor in kept)  # parameters on several devices

@@ -12,12 +12,13 @@ from sgc.run.prologue import Names, Quick
 
 
 class ModeGuard(Guard):
-    """Train or eval mode of each module, the default dtype, autocast."""
+    """Train or eval mode of each module, the default dtype and device, autocast."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = [inner for module in modules for inner in module.modules()]
         self._training = [module.training for module in self._modules]
         self._dtype = torch.get_default_dtype()
+        self._device = _default_device()
         self._autocast = _autocast()
 
     def quick(self, names: Names) -> Quick:
@@ -27,6 +28,7 @@ class ModeGuard(Guard):
             for module, training in zip(self._modules, self._training, strict=True)
         ]
         conditions.append(f"{names.of(torch.get_default_dtype, 'default')}() is {names.of(self._dtype, 'dtype')}")
+        conditions.append(f"{names.of(_default_device, 'device')}() == {names.of(self._device, 'device')}")
         conditions += [f"{enabled}({device!r}) is {device in self._autocast}" for device in _AUTOCAST]
         for device, dtype in self._autocast.items():
             conditions.append(f"{dtype_of}({device!r}) is {names.of(dtype, 'dtype')}")
@@ -38,6 +40,8 @@ class ModeGuard(Guard):
                 return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
         if torch.get_default_dtype() is not self._dtype:
             return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
+        if _default_device() != self._device:
+            return f"the default device was {self._device or 'cpu'}, is {torch.get_default_device()}"
         if _autocast() != self._autocast:
             return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
         return None
@@ -46,6 +50,11 @@ class ModeGuard(Guard):
         yield f"default dtype {self._dtype}"
         for module, training in zip(self._modules, self._training, strict=True):
             yield f"{type(module).__name__} in {_mode(training)} mode"
+
+
+def _default_device() -> torch.device | None:
+    """The default device where one is set. To ask takes 6 us; torch sets it by a mode, so that mostly there is none."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
 
 
 _AUTOCAST = ("cpu", "cuda")

@@ -12,7 +12,8 @@ from pyro.ops.provenance import get_provenance
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from sgc.capturing.rehearsal import BASELINE_PREFIX, preserved_state, pyro_elbo, random_state, restore_random_state
+from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capturing.rehearsal import BASELINE_PREFIX, preserved_state, pyro_elbo
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode, Estimator
 from sgc.graph.program import SiteKind

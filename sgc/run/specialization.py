@@ -16,7 +16,8 @@ from sgc.capturing.calls import CallRecord
 from sgc.capturing.capture import capture_program
 from sgc.capturing.declare import Capture
 from sgc.capturing.parameters import Owner
-from sgc.capturing.rehearsal import Rehearsal, random_state, restore_random_state
+from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capturing.rehearsal import Rehearsal
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
@@ -158,7 +159,7 @@ class Specialization:
         differentiated = self.differentiated(tensors)
         with self._compiling():
             module = emit_step(differentiated, tensors, state, update)
-            built = build_step(module, [*tensors, *state, new_flag(tensors[0].device)], self.options.rng)
+            built = build_step(module, [*tensors, *state, new_flag(differentiated.device)], self.options.rng)
         self._steps.append(built.report)
         return built
 

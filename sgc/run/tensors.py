@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from sgc.capturing.parameters import Owner, StoreOwner
+from sgc.capturing.parameters import FixedOwner, Owner, StoreOwner
 
 
 class TensorTree(nn.Module):
@@ -54,13 +54,16 @@ class TensorTree(nn.Module):
                     moved = fn(tensor)
                 if moved is tensor:
                     continue
-                if moved.device == tensor.device:
+                # As nn.Module does: between the CPU and a GPU too, the object stays that optimizers hold.
+                if torch._has_compatible_shallow_copy_type(tensor, moved):
                     gradient, tensor.grad = tensor.grad, None
                     tensor.data = moved
                     tensor.grad = None if gradient is None else fn(gradient)
                     continue
                 moved = moved.detach().requires_grad_(tensor.requires_grad)
                 owner = self._owners[name]
+                if isinstance(owner, FixedOwner):
+                    continue  # the program itself holds that very object, which cannot be moved
                 if isinstance(owner, StoreOwner):
                     store._param_to_name.pop(store._params[owner.name])
                     store._params[owner.name] = moved

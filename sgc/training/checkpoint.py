@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sgc.capturing.rehearsal import random_state, restore_random_state
+from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.errors import SgcError
 from sgc.run.loss import LossModule
 from sgc.training.step import Stepper

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sgc.capturing.randomness import device_random_state, set_device_random_state
 from sgc.errors import ArgumentError, NanLossError
 from sgc.run.guards import Call
 from sgc.training.nan import nan_loss_error
@@ -122,7 +123,7 @@ class Loop:
             self._count += 1
             return 1
         device = step.halted.device
-        before = _random_state(device)
+        before = device_random_state(device)
         losses = step(steps if step.specialization.reads_inputs_only else 1, interrupted)
         if not step.halted:
             self._losses.append(losses)
@@ -133,25 +134,14 @@ class Loop:
         self._count += valid
         try:
             # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
-            _set_random_state(before, device)
+            set_device_random_state(before, device)
             if valid:
                 step(valid)
-            before = _random_state(device)
+            before = device_random_state(device)
             raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
         finally:
-            _set_random_state(before, device)
+            set_device_random_state(before, device)
             step.halted.zero_()
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgc.capturing.rehearsal import random_state, restore_random_state
+from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.errors import NanLossError
 from sgc.graph.nodes import CostNode
 from sgc.run.specialization import Specialization

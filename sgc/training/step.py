@@ -205,7 +205,7 @@ class Stepper:
                 return None
         for member in members:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
-        made = _Bound(found, update, built, [*update.state, self._flag(parameters[0].device)])
+        made = _Bound(found, update, built, [*update.state, self._flag(found.differentiated(tensors).device)])
         self._bound = [made, *(b for b in self._bound if b.specialization is not found)][: found.options.cache_size]
         return made
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from sgc.config import Rng
 from sgc.emit.batching.batch import batch_small_operators
-from sgc.emit.optimize.check import check
+from sgc.emit.optimize.check import check, devices
 from sgc.emit.optimize.constants import merge_constants
 from sgc.emit.optimize.cse import merge_common_subexpressions
 from sgc.emit.optimize.dead import drop_dead_nodes
@@ -99,16 +100,19 @@ def optimize(
     if any(node.users and "val" not in node.meta for node in module.graph.nodes):
         FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*examples)
     check(module, functional=False)
+    allowed = devices(module)
     records: list[Record] = []
     for name in PASSES:
-        records.append(_run(name, module, rng, skip))
+        records.append(_run(name, module, rng, skip, allowed))
     if records[-1].changed:
         for name in _AFTER_BATCHING:
-            records.append(_run(name, module, rng, skip))
+            records.append(_run(name, module, rng, skip, allowed))
     return Optimized(copy_of(module), Report(tuple(records)))
 
 
-def _run(name: str, module: fx.GraphModule, rng: Rng, skip: Collection[str]) -> Record:
+def _run(
+    name: str, module: fx.GraphModule, rng: Rng, skip: Collection[str], allowed: Collection[torch.device]
+) -> Record:
     before = len(module.graph.nodes)
     functional = is_functional(module.graph)
     skipped = ""
@@ -118,7 +122,7 @@ def _run(name: str, module: fx.GraphModule, rng: Rng, skip: Collection[str]) -> 
         skipped = "skipped: the graph writes into tensors"
     changed = not skipped and PASSES[name](module, rng)
     if changed:
-        check(module, functional=functional or name == "functionalise")
+        check(module, functional=functional or name == "functionalise", allowed=allowed)
     return Record(name, changed, before, len(module.graph.nodes), skipped)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pyro
 import pytest
@@ -177,6 +178,28 @@ def test_broken_modules_are_named() -> None:
     exp, add = (node for node in module.graph.nodes if node.op == "call_function")
     add.append(exp)
     with pytest.raises(ModuleError, match="fx: "):
+        check(module)
+
+
+def test_a_pass_that_leaves_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stray(module: fx.GraphModule, rng: Any) -> bool:
+        (exp,) = module.graph.find_nodes(op="call_function", target=torch.ops.aten.exp.default)
+        with module.graph.inserting_after(exp):
+            zeros = module.graph.call_function(torch.ops.aten.zeros.default, ([],), {"device": torch.device("meta")})
+        zeros.meta.update(val=torch.zeros((), device="meta"), sgc="log p(z)")
+        return True
+
+    module = traced(lambda x: [x.exp() + 1], X)
+    monkeypatch.setitem(PASSES, "fold_constants", stray)
+    with pytest.raises(ModuleError, match=r"zeros_default \(log p\(z\)\) is on meta, where the module had nothing"):
+        optimize(module, [X])
+
+
+def test_a_literal_on_another_device_than_its_node_says_is_named() -> None:
+    module = traced(lambda x: [x + torch.tensor([1.0, 2.0, 3.0])], torch.zeros(3))
+    (node,) = module.graph.find_nodes(op="get_attr")
+    setattr(module, node.target, torch.zeros(3, device="meta"))
+    with pytest.raises(ModuleError, match="holds a tensor on meta and stands for one on cpu"):
         check(module)
 
 

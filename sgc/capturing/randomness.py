@@ -1,0 +1,91 @@
+"""The state of the random generators: torch's on the CPU and on the accelerator, Python's and numpy's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that a Pyro program may draw from.
+
+    Under the name of the accelerator's type (``"cuda"``) is a state for each such device, unless the accelerator was
+    not used yet: asking would make it start up, for nothing where the program is on the CPU.
+    """
+    state = get_rng_state()
+    accelerator = _accelerator()
+    if accelerator is not None:
+        state[accelerator.type] = [device_random_state(device) for device in _devices(accelerator)]
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`random_state` returned; a checkpoint may bring one from a machine with other devices."""
+    set_rng_state(state | {"torch": state["torch"].cpu()})
+    accelerator = _accelerator()
+    if accelerator is None:
+        return
+    devices = _devices(accelerator)
+    if accelerator.type in state:
+        for device, known in zip(devices, state[accelerator.type], strict=False):
+            set_device_random_state(known, device)
+    else:
+        # The accelerator has started up since, so nothing had been drawn on it before.
+        for generator in _generators(accelerator):
+            generator.manual_seed(generator.initial_seed())
+
+
+def same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether nothing was drawn between two states."""
+    kinds = (one.keys() | other.keys()) - {"torch", "random", "numpy"}
+    return (
+        torch.equal(one["torch"], other["torch"])
+        and one["random"] == other["random"]
+        and bool((one["numpy"][1] == other["numpy"][1]).all())
+        and one["numpy"][2:] == other["numpy"][2:]
+        and all(
+            len(one.get(kind, ())) == len(other.get(kind, ()))
+            and all(torch.equal(a, b) for a, b in zip(one[kind], other[kind], strict=True))
+            for kind in kinds
+        )
+    )
+
+
+def device_random_state(device: torch.device) -> Tensor:
+    """The state of torch's generator on one device."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    module: Any = torch.get_device_module(device)
+    return module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+
+
+def set_device_random_state(state: Tensor, device: torch.device) -> None:
+    """Put back what :func:`device_random_state` returned."""
+    if device.type == "cpu":
+        torch.set_rng_state(state.cpu())
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state.cpu())
+    else:
+        module: Any = torch.get_device_module(device)
+        module.set_rng_state(state.cpu(), device)
+
+
+def _accelerator() -> torch.device | None:
+    """The accelerator of this process, if there is one and it has started up."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return None
+    module: Any = torch.get_device_module(accelerator)
+    started = getattr(module, "is_initialized", None) or getattr(module, "is_available", None)
+    return accelerator if started is None or started() else None
+
+
+def _devices(accelerator: torch.device) -> list[torch.device]:
+    return [torch.device(accelerator.type, index) for index in range(torch.accelerator.device_count())]
+
+
+def _generators(accelerator: torch.device) -> tuple[torch.Generator, ...]:
+    return getattr(torch.get_device_module(accelerator), "default_generators", ())
