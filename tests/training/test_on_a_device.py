@@ -19,8 +19,8 @@ from torch import Tensor, fx
 import sgc
 import sgc.errors
 import sgc.infer
-from sgc.emit.backends import Built
 from sgc.emit.optimize.pipeline import Report, optimize
+from sgc.emit.stepping import BuiltStep
 from sgc.run import specialization
 from tests.programs import switches_on
 from tests.second_device import device, unavailable
@@ -79,7 +79,7 @@ def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.G
     """Let graphs run on the device instead of compiling them; the graphs that were built."""
     built: list[fx.GraphModule] = []
 
-    def build(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> Built:
+    def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> BuiltStep:
         examples = [tensor.detach() for tensor in tensors]
         made = optimize(module, examples, rng="torch").module if rewritten else module
         built.append(made)
@@ -89,9 +89,9 @@ def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.G
             assert [t.device for t in arguments] == [t.device for t in examples]
             return made(*arguments)
 
-        return Built(run, made, Report())
+        return BuiltStep(made, Report(), examples, "torch", run)
 
-    monkeypatch.setattr(specialization, "build", build)
+    monkeypatch.setattr(specialization, "build_step", build_step)
     return built
 
 
