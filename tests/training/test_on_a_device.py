@@ -19,6 +19,7 @@ from torch import Tensor, fx
 import sgc
 import sgc.errors
 import sgc.infer
+from sgc.emit.backends import Built
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.stepping import BuiltStep
 from sgc.run import specialization
@@ -79,8 +80,7 @@ def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.G
     """Let graphs run on the device instead of compiling them; the graphs that were built."""
     built: list[fx.GraphModule] = []
 
-    def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> BuiltStep:
-        examples = [tensor.detach() for tensor in tensors]
+    def prepared(module: fx.GraphModule, examples: list[Tensor]) -> tuple[fx.GraphModule, Any]:
         made = optimize(module, examples, rng="torch").module if rewritten else module
         built.append(made)
 
@@ -89,9 +89,19 @@ def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.G
             assert [t.device for t in arguments] == [t.device for t in examples]
             return made(*arguments)
 
+        return made, run
+
+    def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> BuiltStep:
+        examples = [tensor.detach() for tensor in tensors]
+        made, run = prepared(module, examples)
         return BuiltStep(made, Report(), examples, "torch", run)
 
+    def build(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> Built:
+        made, run = prepared(module, [tensor.detach() for tensor in tensors])
+        return Built(run, made, Report())
+
     monkeypatch.setattr(specialization, "build_step", build_step)
+    monkeypatch.setattr(specialization, "build", build)
     return built
 
 
