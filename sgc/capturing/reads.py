@@ -7,12 +7,15 @@ anew. Where it depends on a sample, no one structure is right, and the capture e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,6 +30,14 @@ _READS = frozenset(
         *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"),
     )
 )
+DATA_DEPENDENT = (
+    DataDependenceError,
+    GuardOnDataDependentSymNode,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+"""What code raises during a capture that needs a value which is not known then."""
+
 _REMEDY = (
     "a compiled program has one structure: write the choice with tensors (torch.where, indexing, poutine.mask), "
     "or marginalise the site"
@@ -41,7 +52,6 @@ class ReadGuard:
     sources: tuple[fx.Node, ...]
     value: Any
     source: SourceLine | None
-    validates: bool = False
 
 
 @dataclass
@@ -57,6 +67,7 @@ class Reads(TorchFunctionMode):
     buffers: Mapping[int, Tensor] = field(default_factory=dict)
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
+    _refusing: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -135,6 +146,8 @@ class Reads(TorchFunctionMode):
 
         :raises DataDependenceError: if it depends on a sample.
         """
+        if self._refusing:
+            raise DataDependenceError(f"{reader} reads a value that is to stay out of the guards")
         node = tracer.node_of(tensor)
         graph = tracer.current_tracer().graph
         depends = dependencies(graph)
@@ -162,6 +175,15 @@ class Reads(TorchFunctionMode):
         if sources:
             self.guards.append(ReadGuard(module, sources, value, current_line()))
         return value
+
+    @contextmanager
+    def refused(self) -> Iterator[None]:
+        """Let every read be an error, so that none becomes a guard."""
+        self._refusing = True
+        try:
+            yield
+        finally:
+            self._refusing = False
 
     def _concrete(self, node: fx.Node) -> Tensor:
         if node.op == "placeholder":

@@ -27,8 +27,8 @@ from sgc.graph.program import Program
 class Emitted:
     """An fx module, and the names of its placeholders beyond the program's inputs.
 
-    ``module(*inputs, *averages, *forced)`` returns ``(loss, surrogate_loss)``, or ``(loss,)`` alone;
-    ``averages`` are the running averages of the baselines, written in place.
+    ``module(*inputs, *averages, *forced)`` returns ``(loss, surrogate_loss)``, or ``(loss,)`` alone, and last, if the
+    program has checks, whether they hold; ``averages`` are the running averages of the baselines, written in place.
     """
 
     module: fx.GraphModule
@@ -76,6 +76,7 @@ class _Builder:
         self._forced: dict[fx.Node, fx.Node] = {}
         self._values: dict[str, fx.Node] = {}
         self._copies: dict[fx.Node, fx.Node] = {}
+        self._checks: dict[tuple[int, ...], list[fx.Node]] = {}
 
     def declare(self, forced: tuple[str, ...]) -> None:
         for node in self._program.module.graph.nodes:
@@ -106,6 +107,9 @@ class _Builder:
             if node in self._forced:
                 # The draw may be written into later; so may its stand-in.
                 self._copies[node] = self._call(torch.clone, self._forced[node], name="forced")
+        for check in self._program.checks:
+            same_shape = self._checks.setdefault(self._program.shape(check.node), [])
+            same_shape.append(self._copies[self._program.node(check.node)])
         for payload in self._graph.of_type(CostNode):
             self._values[payload.key] = self._copies[self._program.node(payload.fx)]
         total = self._graph.payload("elbo")
@@ -133,6 +137,10 @@ class _Builder:
         if not self._loss_only:
             mean = self._mean([node for node in surrogates if node is not None], particles)
             results.append(self._call(torch.neg, mean, name="surrogate_loss"))
+        if self._checks:
+            # First by shape: one reduction then serves many checks.
+            shaped = [self._call(torch.all, self._all(checks), name="valid") for checks in self._checks.values()]
+            results.append(self._all(shaped))
         self._out.output(tuple(results))
         self._out.lint()
         root = self._program.module
@@ -236,6 +244,12 @@ class _Builder:
         for value in values[1:]:
             total = self._call(torch.add, total, value, name="particles")
         return self._call(torch.div, total, particles, name="particles") if particles > 1 else total
+
+    def _all(self, conditions: list[fx.Node]) -> fx.Node:
+        total = conditions[0]
+        for condition in conditions[1:]:
+            total = self._call(torch.logical_and, total, condition, name="valid")
+        return total
 
     def _call(self, function: Callable[..., Any], *args: Any, name: str, about: str = "") -> fx.Node:
         node = self._out.create_node("call_function", function, args, {}, name=_identifier(name))

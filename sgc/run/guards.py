@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils._pytree import TreeSpec
 
 from sgc.capturing.arguments import Structure, flatten
@@ -204,9 +204,11 @@ class TensorGuard:
 
 
 class ModeGuard:
-    """Train or eval mode of each module, the default dtype, autocast."""
+    """Train or eval mode of each module, the default dtype, autocast, and Pyro's switch of validation if it counts."""
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], *, follows_validation: bool) -> None:
+        self._validation = Distribution._validate_args
+        self._follows_validation = follows_validation
         self._modules = [inner for module in modules for inner in module.modules()]
         self._training = [module.training for module in self._modules]
         self._dtype = torch.get_default_dtype()
@@ -218,12 +220,16 @@ class ModeGuard:
                 return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
         if torch.get_default_dtype() is not self._dtype:
             return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
+        if Distribution._validate_args is not self._validation and self._follows_validation:
+            return f"Pyro's validation was {_switched(self._validation)}, is {_switched(not self._validation)}"
         if _autocast() != self._autocast:
             return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
         return None
 
     def describe(self) -> Iterator[str]:
         yield f"default dtype {self._dtype}"
+        if self._follows_validation:
+            yield f"Pyro's validation {_switched(self._validation)}"
         for module, training in zip(self._modules, self._training, strict=True):
             yield f"{type(module).__name__} in {_mode(training)} mode"
 
@@ -235,6 +241,10 @@ def _autocast() -> dict[str, torch.dtype]:
 
 def _shown_autocast(state: dict[str, torch.dtype]) -> str:
     return ", ".join(f"{dtype} on {device}" for device, dtype in state.items()) or "off"
+
+
+def _switched(on: bool) -> str:
+    return "on" if on else "off"
 
 
 def _mode(training: bool) -> str:
@@ -256,43 +266,23 @@ class EnvironmentGuard:
 
 
 class ValuesGuard:
-    """The values that the program read from its inputs while it was captured (``int(lengths.max())``).
-
-    Checks of observed data among them are made again only for other tensors or after a write.
-    """
+    """The values that the program read from its inputs while it was captured (``int(lengths.max())``)."""
 
     def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input]) -> None:
         position = {declared.name: i for i, declared in enumerate(inputs)}
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
-        self._valid: dict[int, list[tuple[weakref.ref[Tensor], int]]] = {}
 
     def miss(self, call: Call) -> str | None:
         if not self._guards:
             return None
         with torch.no_grad():
-            for number, (guard, positions) in enumerate(self._guards):
-                inputs = [call.tensors[i] for i in positions]
-                if guard.validates and self._is_known(number, inputs):
-                    continue
-                value = guard.module(*(tensor.detach().clone() for tensor in inputs))
+            for guard, positions in self._guards:
+                value = guard.module(*(call.tensors[i].detach().clone() for i in positions))
                 if value.shape != guard.value.shape or not torch.equal(value, guard.value):
-                    if guard.validates:
-                        return f"what is observed at {guard.source} is outside of its support"
                     where = f" (read at {guard.source})" if guard.source else ""
                     return f"a value computed from {', '.join(guard.inputs)} changed{where}"
-                if guard.validates:
-                    self._valid[number] = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
         return None
-
-    def _is_known(self, number: int, inputs: list[Tensor]) -> bool:
-        known = self._valid.get(number)
-        return known is not None and all(
-            of() is tensor and version == tensor._version for (of, version), tensor in zip(known, inputs, strict=True)
-        )
 
     def describe(self) -> Iterator[str]:
         for guard, _ in self._guards:
-            if guard.validates:
-                yield f"observed data in their support, {guard.source}"
-            else:
-                yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"
+            yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"

@@ -29,6 +29,7 @@ from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
 from sgc.run.specialization import Compiled, Specialization, specialize
 from sgc.run.tensors import TensorTree, inside
+from sgc.run.validity import RandomState, Trial, judge, late_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ class LossModule(nn.Module):
         self._specializations: list[Specialization] = []
         self._misses: list[str] = []
         self._unchecked: Tensor | None = None
-        self._nan_explained = False
+        self._unjudged: Trial | None = None
         self.eager_only = False
 
     # -- what a user sees
@@ -79,14 +80,26 @@ class LossModule(nn.Module):
     def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
         found, tensors = self.select(call)
-        if torch.is_grad_enabled():
-            compiled = found.compiled(tensors, with_gradient=True, backend=backend)
-            wanted = [tensors[i] for i in compiled.gradient_of]
-            loss: Tensor = _Loss.apply(compiled, tensors, *wanted)
-        else:
-            compiled = found.compiled(call.tensors, with_gradient=False, backend=backend)
-            loss = compiled.run(*call.tensors)[0]
-        self.warn_if_nan(loss, call)
+        with_gradient = torch.is_grad_enabled()
+        tensors = tensors if with_gradient else call.tensors
+        compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
+        trial = Trial.of(call, found, backend or found.backend(with_gradient=with_gradient))
+        try:
+            if with_gradient:
+                wanted = [tensors[i] for i in compiled.gradient_of]
+                loss: Tensor = _Loss.apply(compiled, tensors, trial, *wanted)
+            else:
+                results = compiled.run(*tensors)
+                loss = results[0]
+                if trial is not None:
+                    trial.valid = results[-1]
+        except RuntimeError:
+            if trial is not None:
+                self.judge(trial)  # an operator may refuse what Pyro would have refused before
+            raise
+        if trial is not None:
+            self._heed(trial)
+        self.warn_if_nan(loss)
         return loss
 
     def select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
@@ -123,7 +136,10 @@ class LossModule(nn.Module):
 
     @property
     def module(self) -> fx.GraphModule:
-        """The emitted fx module of the latest specialization: inputs to ``(loss, surrogate_loss)``."""
+        """The emitted fx module of the latest specialization: inputs to ``(loss, surrogate_loss)``.
+
+        Where calls are checked, a third result says whether this one was valid.
+        """
         return self._latest().emitted.module
 
     @property
@@ -275,28 +291,41 @@ class LossModule(nn.Module):
             short = name.removeprefix(BASELINE_PREFIX).replace(".", "_")
             self.baselines.put(short, average, StoreOwner(name), buffer=True)
 
+    # -- validity
+
+    def judge(self, trial: Trial) -> None:
+        """Let Pyro raise its error for a call that was not valid, and put the random state back to before that call.
+
+        :raises ValueError: unless Pyro, given the same numbers, finds nothing wrong.
+        """
+        after = RandomState.now(trial.before.device)
+        trial.before.restore()
+        with self._undone_on_error(), unobserved():
+            judge(trial, *self._program, self.options)
+        after.restore()
+
+    def _heed(self, trial: Trial) -> None:
+        """Look whether a call was valid; on a GPU one call late, so that no step waits for the device."""
+        if trial.before.device.type == "cpu":
+            if not trial.valid:
+                self.judge(trial)
+            return
+        late, self._unjudged = self._unjudged, trial
+        if late is not None and not late.valid:
+            self._unjudged = None
+            self.judge(late)
+            raise late_error()
+
     # -- NaN
 
-    def warn_if_nan(self, loss: Tensor, call: Call) -> None:
+    def warn_if_nan(self, loss: Tensor) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.device.type == "cpu":
             suspect: Tensor | None = loss.detach()
         else:
             suspect, self._unchecked = self._unchecked, loss.detach()
-        if suspect is None or not math.isnan(suspect):
-            return
-        pyro.util.warn_if_nan(suspect, "loss")
-        if not self._nan_explained:
-            # Pyro checks values and parameters at every call, a compiled program at its capture only. A run of
-            # Pyro says now what it would have said: which site is NaN, or which value is invalid.
-            self._nan_explained = True
-            state = random_state()
-            try:
-                with self._undone_on_error(), unobserved():
-                    self._rehearse(call)
-            except ValueError as error:
-                warn(f"Pyro says of the NaN: {error}", UserWarning)
-            restore_random_state(state)
+        if suspect is not None and math.isnan(suspect):
+            pyro.util.warn_if_nan(suspect, "loss")
 
 
 def _network_name(module: nn.Module) -> str:
@@ -313,12 +342,14 @@ class _Loss(torch.autograd.Function):
     """One compiled call gives loss and gradients; ``backward`` only scales what was computed."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], *wanted: Tensor) -> Tensor:
+    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], trial: Trial | None, *wanted: Tensor) -> Tensor:
         loss, *gradients = compiled.run(*tensors)
+        if trial is not None:
+            trial.valid = gradients.pop()
         ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, *torch._foreach_mul(list(ctx.saved_tensors), gradient)
+        return None, None, None, *torch._foreach_mul(list(ctx.saved_tensors), gradient)

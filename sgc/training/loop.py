@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sgc.errors import ArgumentError, NanLossError
 from sgc.run.guards import Call
+from sgc.run.validity import Trial
 from sgc.training.nan import nan_loss_error
 from sgc.training.step import Step
 
@@ -49,6 +50,10 @@ class Steps(Protocol):
 
     def eagerly(self, call: Call) -> Tensor:
         """Take a step in Python; the loss, a 0-d tensor."""
+        ...
+
+    def judged(self, step: Step, trial: Trial | None) -> Tensor | None:
+        """Pyro's error for a step that halted because it was not valid; None if it was because of a NaN."""
         ...
 
     def nan_error(self, number: int, call: Call) -> NanLossError:
@@ -139,7 +144,16 @@ class Loop:
             for _ in range(valid):
                 step()
             before = _random_state(device)
-            raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
+            trial = Trial.of(call, step.specialization, "inductor")
+            step()
+            resumed = self.steps.judged(step, trial)
+            if resumed is None:
+                _set_random_state(before, device)
+                raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
+            before = _random_state(device)
+            self._losses.append(resumed.reshape(1))
+            self._count += 1
+            return valid + 1
         finally:
             _set_random_state(before, device)
             step.halted.zero_()

@@ -20,6 +20,7 @@ from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
+from sgc.run.validity import Trial
 from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
 from sgc.training.optimizers import Optimizing
@@ -63,6 +64,7 @@ class Step:
     run: Runner
     inputs: list[Tensor]
     halted: Tensor
+    valid: Tensor | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -70,8 +72,14 @@ class Step:
         return self.specialization.reads_inputs_only
 
     def __call__(self) -> Tensor:
-        """Take it; the loss is a 0-d tensor. If it is NaN, ``halted`` is set, and nothing is written any more."""
-        loss: Tensor = self.run(*self.inputs)[0]
+        """Take it; the loss is a 0-d tensor. If it is NaN, ``halted`` is set, and nothing is written any more.
+
+        So it is for a step that is not valid, whose loss is given as NaN.
+        """
+        loss: Tensor
+        loss, *valid = self.run(*self.inputs)
+        if valid:
+            self.valid = valid[0]
         return loss
 
 
@@ -147,6 +155,21 @@ class Stepper:
                     tensor.copy_(before)
         self.started = True
         return loss
+
+    def judged(self, step: Step, trial: Trial | None) -> Tensor | None:
+        """What follows from a step that has halted: Pyro's error if it was not valid, None if its loss is NaN.
+
+        Where Pyro finds nothing wrong, the step is taken in Python, from the random state before it, and its loss
+        returned.
+
+        :raises ValueError: Pyro's own; the random state is the one before the step then.
+        """
+        step.halted.zero_()
+        if trial is None or step.valid:
+            return None
+        self.loss_module().judge(trial)
+        trial.before.restore()
+        return self.eagerly(trial.call)
 
     def nan_error(self, number: int, call: Call) -> NanLossError:
         """The error for a step in Python whose loss was NaN."""
