@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sgc.capturing import tracer
-from sgc.capturing.source import current_line, is_assertion, is_formatting
+from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
@@ -60,13 +60,14 @@ class Reads(TorchFunctionMode):
 
     ``buffers`` holds copies of the modules' buffers, by the identity of the originals, which the tracer may write into
     (an increment of a count, say). ``names`` holds the tensors that stand for a text in the name of a site (see
-    :mod:`sgc.capturing.plates`).
+    :mod:`sgc.capturing.plates`). ``require`` takes the conditions under which a library does not raise.
     """
 
     concrete_inputs: Mapping[str, Tensor]
     buffers: Mapping[int, Tensor] = field(default_factory=dict)
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
+    require: Callable[[Tensor], None] | None = None
     _refusing: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +89,12 @@ class Reads(TorchFunctionMode):
                 return int(self.names[id(args[0])][1])
         if name == "__bool__" and is_assertion():
             return self._assert(args[0])
+        if name == "__bool__" and self.require is not None and not self._refusing:
+            refusal = library_refusal()
+            if refusal is not None:
+                if refusal.raises:
+                    self.require(args[0] if refusal.passes else args[0].logical_not())
+                return refusal.passes
         if name in _READS and not _concrete_call(args, kwargs):
             return self._read(func, args, kwargs)
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:

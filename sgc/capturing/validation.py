@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from pyro import poutine
 from torch import Tensor, fx
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
@@ -81,8 +82,14 @@ class Requirements:
         except DATA_DEPENDENT:
             tracer.erase_after(start)
             valid, opaque = opaque_check(constraint, value), True
+        self._require(valid, f"{what} ({type(constraint).__name__.strip('_')})", opaque)
+
+    def condition(self, holds: Tensor) -> None:
+        """Record what a distribution or a handler checks by itself, and would raise an error for."""
+        self._require(holds, "a condition of the library", opaque=False)
+
+    def _require(self, valid: Tensor, what: str, opaque: bool) -> None:
         valid = valid if valid.dtype is torch.bool else valid.bool()
-        what = f"{what} ({type(constraint).__name__.strip('_')})"
         self.found.append(Requirement(tracer.node_of(valid), what, current_line(), opaque=opaque))
 
 
@@ -93,6 +100,7 @@ def checks_as_nodes(reads: Reads, default: bool | None) -> Iterator[Requirements
     :param default: whether a distribution is checked that does not say so itself; None to check nothing at all.
     """
     requirements = Requirements(reads)
+    reads.require = None if default is None else requirements.condition
 
     def init(
         self: Distribution, batch_shape: Any = _NO_SHAPE, event_shape: Any = _NO_SHAPE, validate_args: Any = None
@@ -112,6 +120,7 @@ def checks_as_nodes(reads: Reads, default: bool | None) -> Iterator[Requirements
         (Distribution, "__init__", init),
         (Distribution, "_validate_sample", validate_sample),
         (Distribution, "_validate_args", bool(default)),
+        (poutine.util, "_VALIDATION_ENABLED", bool(default)),  # poutine.scale checks its scale
         *((type(constraint), "check", check) for constraint, check in _WITHOUT_BRANCHES),
     ]
     with ExitStack() as stack:

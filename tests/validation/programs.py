@@ -122,6 +122,12 @@ def _plain(x: Tensor) -> None:
     pyro.sample("z", dist.Normal(0.0, 1.0))
 
 
+def _scaled(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with poutine.scale(scale=x + 0 * z):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+
 def _own_switch(x: Tensor) -> None:
     pyro.sample("z", dist.Normal(0.0, 1.0))
     pyro.sample("loose", dist.Bernoulli(torch.tensor(0.5), validate_args=False), obs=x)
@@ -150,6 +156,7 @@ CASES: dict[str, Case] = {
     "Poisson rate": Case(site_of(lambda r: dist.Poisson(r), 3.0), (t(0.5),), (t(-0.5),)),
     "Binomial value": Case(observing(lambda z: dist.Binomial(5, logits=z)), (t(3.0),), (t(6.0),)),
     "Geometric probs": Case(site_of(lambda p: dist.Geometric(p), 3.0), (t(0.5),), (t(0.0),)),
+    "poutine.scale": Case(_scaled, (t(1.0),), (t(-1.0),)),
     "Gamma concentration": Case(site_of(lambda a: dist.Gamma(a, 1.0), 3.0), (t(0.5),), (t(-0.5),)),
     "Gamma value": Case(observing(lambda z: dist.Gamma(z.exp(), 1.0)), (t(0.5),), (t(-0.5),)),
     "Beta concentration": Case(site_of(lambda a: dist.Beta(a, 1.0), 0.3), (t(0.5),), (t(-0.5),)),
