@@ -53,7 +53,10 @@ class Compiled:
 
 @dataclass
 class Specialization:
-    """Graph, modules and guards of one version, and the runnables, each built when first needed."""
+    """Graph, modules and guards of one version, and the runnables, each built when first needed.
+
+    ``checks`` are those of parameters and values that are made at each call.
+    """
 
     graph: StochasticGraph
     emitted: Emitted
@@ -64,6 +67,7 @@ class Specialization:
     guards: tuple[Guard, ...]
     max_plate_nesting: float
     params: tuple[str, ...]
+    checks: tuple[Check, ...]
     hits: int = 0
     _differentiated: Differentiated | None = None
     _steps: list[Report] = field(default_factory=list)
@@ -104,12 +108,6 @@ class Specialization:
         found = self._compiled[key]
         found.calls += 1
         return found
-
-    @property
-    def checks(self) -> tuple[Check, ...]:
-        """The checks of parameters and values that are made at each call."""
-        assert self.graph.program is not None
-        return self.graph.program.checks
 
     @property
     def repeats(self) -> int:
@@ -320,6 +318,7 @@ def specialize(
         guards,
         rehearsal.max_plate_nesting,
         rehearsal.params,
+        program.checks,
     )
     forget_with(made, known)
     return made

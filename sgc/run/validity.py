@@ -16,7 +16,7 @@ from sgc.run.guards import Call
 from sgc.run.specialization import Specialization
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RandomState:
     """Torch's random state, which is all that a compiled program draws from; cheap enough to note at each call."""
 
@@ -27,16 +27,20 @@ class RandomState:
     @classmethod
     def now(cls, device: torch.device) -> RandomState:
         """The present state."""
-        return cls(torch.get_rng_state(), device, torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
+        return cls(
+            torch.default_generator.get_state(),
+            device,
+            torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        )
 
     def restore(self) -> None:
         """Make it the present state again."""
-        torch.set_rng_state(self.cpu)
+        torch.default_generator.set_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, self.device)
 
 
-@dataclass
+@dataclass(slots=True)
 class Trial:
     """A call of a compiled program that checks parameters and values.
 
