@@ -44,7 +44,7 @@ class Requirements:
 
     reads: Reads
     found: list[Requirement] = field(default_factory=list)
-    _known: dict[Hashable, Any] = field(default_factory=dict)
+    _known: dict[Hashable, tuple[Requirement, Any]] = field(default_factory=dict)
 
     def parameters(self, distribution: Distribution) -> None:
         """What ``Distribution.__init__`` checks."""
@@ -72,9 +72,9 @@ class Requirements:
         """Record that ``value`` satisfies ``constraint``."""
         version = 0 if value.is_inference() else value._version
         key = _identity(constraint), tracer.node_of(value), version
-        if key in self._known:
+        known = self._known.get(key)
+        if known is not None and not tracer.is_erased(known[0].node):
             return
-        self._known[key] = constraint, value  # kept, so that the identities in the key stay theirs
         start, opaque = tracer.last_node(), False
         try:
             with self.reads.refused():
@@ -82,15 +82,18 @@ class Requirements:
         except DATA_DEPENDENT:
             tracer.erase_after(start)
             valid, opaque = opaque_check(constraint, value), True
-        self._require(valid, f"{what} ({type(constraint).__name__.strip('_')})", opaque)
+        made = self._require(valid, f"{what} ({type(constraint).__name__.strip('_')})", opaque)
+        self._known[key] = made, (constraint, value)  # kept, so that the identities in the key stay theirs
 
     def condition(self, holds: Tensor) -> None:
         """Record what a distribution or a handler checks by itself, and would raise an error for."""
         self._require(holds, "a condition of the library", opaque=False)
 
-    def _require(self, valid: Tensor, what: str, opaque: bool) -> None:
+    def _require(self, valid: Tensor, what: str, opaque: bool) -> Requirement:
         valid = valid if valid.dtype is torch.bool else valid.bool()
-        self.found.append(Requirement(tracer.node_of(valid), what, current_line(), opaque=opaque))
+        made = Requirement(tracer.node_of(valid), what, current_line(), opaque=opaque)
+        self.found.append(made)
+        return made
 
 
 @contextmanager

@@ -85,14 +85,7 @@ class LossModule(nn.Module):
         compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
         trial = Trial.of(call, found, backend or found.backend(with_gradient=with_gradient))
         try:
-            if with_gradient:
-                wanted = [tensors[i] for i in compiled.gradient_of]
-                loss: Tensor = _Loss.apply(compiled, tensors, trial, *wanted)
-            else:
-                results = compiled.run(*tensors)
-                loss = results[0]
-                if trial is not None:
-                    trial.valid = results[-1]
+            loss: Tensor = _Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
         except RuntimeError:
             if trial is not None:
                 self.judge(trial)  # an operator may refuse what Pyro would have refused before

@@ -168,6 +168,7 @@ class Stepper:
         if trial is None or step.valid:
             return None
         self.loss_module().judge(trial)
+        warn("a compiled step is not valid and Pyro's is, by rounding: this one is taken in Python", StandInWarning)
         trial.before.restore()
         return self.eagerly(trial.call)
 

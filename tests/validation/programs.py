@@ -229,3 +229,12 @@ class Refuser(dist.Normal):
     """A Normal with an odd support."""
 
     support = Refusing()
+
+
+class Branching(dist.Exponential):
+    """An Exponential whose density branches on its rate."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return super().log_prob(value) if self.rate.sum() < 1e9 else value

@@ -13,7 +13,9 @@ from torch import Tensor
 
 import sgc
 import sgc.infer
-from tests.validation.programs import CASES, Case, Refuser, latent, observing, pyros_error, t
+from sgc.errors import InvalidValueError
+from sgc.run import validity
+from tests.validation.programs import CASES, Branching, Case, Refuser, latent, observing, pyros_error, t
 
 SEED = 3
 CHEAP = sorted(CASES)
@@ -169,6 +171,20 @@ def test_a_check_in_python_is_one_opaque_node() -> None:
     assert "read at" not in module.guards()
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_an_opaque_density_scores(wrapped: bool) -> None:
+    def branching(z: Tensor) -> Any:
+        plain = Branching(z.exp().expand(2))
+        return plain.mask(t(True, False)).to_event(1) if wrapped else plain.to_event(1)
+
+    case = Case(observing(branching), (t(1.0, 2.0),), (t(1.0, -2.0),))
+    module = sgc.compile(case.model, case.guide, backend="eager")
+    module(*case.good)
+    assert any("OpaqueFunction" in str(node.target) for node in module.module.graph.nodes) or "opaque" in module.code
+    raises_as_pyro(module, case)
+    module(*case.good)
+
+
 def test_a_write_into_known_data_is_noticed() -> None:
     case, x = CASES["Poisson value"], torch.tensor(1.0)
     module = sgc.compile(case.model, case.guide, backend="eager")
@@ -211,3 +227,40 @@ def test_numbers_that_pyro_does_not_draw() -> None:
             raised.append(error)
             assert torch.equal(torch.get_rng_state(), before)
     assert 0 < len(raised) < 20
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that is looked at as late as a GPU."""
+    monkeypatch.setattr(
+        validity.RandomState,
+        "now",
+        classmethod(lambda cls, device: cls(torch.default_generator.get_state(), torch.device("cuda"), None)),
+    )
+
+
+def test_on_a_gpu_one_call_late(late: None) -> None:
+    case = CASES["Poisson value"]
+    module = sgc.compile(case.model, case.guide, backend="eager")
+    module(*case.good)
+    module(*case.bad)
+    with pytest.raises(ValueError, match="at site 'x'"):
+        module(*case.good)
+    for _ in range(3):
+        module(*case.good)
+
+
+def test_one_call_late_and_the_parameters_are_others(late: None) -> None:
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Bernoulli(pyro.param("p", torch.tensor(0.5))), obs=torch.tensor(1.0))
+
+    module = sgc.compile(model, latent, backend="eager")
+    module()
+    probability = pyro.param("p").data
+    probability.fill_(1.5)
+    module()
+    probability.fill_(0.5)
+    with pytest.raises(InvalidValueError, match="the call before this one"):
+        module()
+    module()
