@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,10 @@ def emit_surrogate(
         elbos.append(elbo)
         surrogates.append(surrogate)
     return builder.finish(elbos, surrogates, particles)
+
+
+_SMALL = 256
+"""Up to how many elements a check may have to be copied into a stack of checks."""
 
 
 class _Builder:
@@ -139,8 +144,7 @@ class _Builder:
             results.append(self._call(torch.neg, mean, name="surrogate_loss"))
         if self._checks:
             # First by shape: one reduction then serves many checks.
-            shaped = [self._call(torch.all, self._all(checks), name="valid") for checks in self._checks.values()]
-            results.append(self._all(shaped))
+            results.append(self._all([self._reduced(*shaped) for shaped in self._checks.items()]))
         self._out.output(tuple(results))
         self._out.lint()
         root = self._program.module
@@ -244,6 +248,12 @@ class _Builder:
         for value in values[1:]:
             total = self._call(torch.add, total, value, name="particles")
         return self._call(torch.div, total, particles, name="particles") if particles > 1 else total
+
+    def _reduced(self, shape: tuple[int, ...], conditions: list[fx.Node]) -> fx.Node:
+        if len(conditions) > 2 and math.prod(shape) <= _SMALL:
+            # Batching takes a stack for what it is; a chain of conjunctions stays as long as an unrolled program.
+            return self._call(torch.all, self._call(torch.stack, conditions, name="valid"), name="valid")
+        return self._call(torch.all, self._all(conditions), name="valid")
 
     def _all(self, conditions: list[fx.Node]) -> fx.Node:
         total = conditions[0]

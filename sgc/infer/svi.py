@@ -116,8 +116,7 @@ class SVI(pyro.infer.SVI):
         try:
             loss = step()
         except RuntimeError:
-            if trial is not None:
-                self.loss_module.judge(trial)  # an operator may refuse what Pyro would have refused before
+            self.loss_module.explain(trial)
             raise
         if step.halted:
             taken = self._stepper.judged(step, trial)

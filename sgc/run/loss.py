@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -28,7 +28,7 @@ from sgc.graph.graph import StochasticGraph
 from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
 from sgc.run.specialization import Compiled, Specialization, specialize
-from sgc.run.tensors import TensorTree, inside
+from sgc.run.tensors import TensorTree, inside, network_name
 from sgc.run.validity import RandomState, Trial, judge, late_error
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ class LossModule(nn.Module):
         try:
             loss: Tensor = _Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
         except RuntimeError:
-            if trial is not None:
-                self.judge(trial)  # an operator may refuse what Pyro would have refused before
+            self.explain(trial)
             raise
         if trial is not None:
             self._heed(trial)
@@ -264,10 +263,10 @@ class LossModule(nn.Module):
         known = {id(module) for module in self._modules_of()}
         for module in rehearsal.modules:
             if id(module) not in known:
-                name = _network_name(module)
+                name = network_name(module)
                 number = 1
                 while name in self.networks:
-                    name, number = f"{_network_name(module)}_{number}", number + 1
+                    name, number = f"{network_name(module)}_{number}", number + 1
                 self.networks[name] = module
 
     def _show_tensors(self, made: Specialization) -> None:
@@ -297,6 +296,15 @@ class LossModule(nn.Module):
             judge(trial, *self._program, self.options)
         after.restore()
 
+    def explain(self, trial: Trial | None) -> None:
+        """An operator has refused its input in the midst of a call; Pyro may have refused it before.
+
+        :raises ValueError: Pyro's own. If Pyro fails as the operator did, the operator's error will do.
+        """
+        if trial is not None:
+            with suppress(RuntimeError, AssertionError):
+                self.judge(trial)
+
     def _heed(self, trial: Trial) -> None:
         """Look whether a call was valid; on a GPU one call late, so that no step waits for the device."""
         if trial.before.device.type == "cpu":
@@ -319,16 +327,6 @@ class LossModule(nn.Module):
             suspect, self._unchecked = self._unchecked, loss.detach()
         if suspect is not None and math.isnan(suspect):
             pyro.util.warn_if_nan(suspect, "loss")
-
-
-def _network_name(module: nn.Module) -> str:
-    """The name under which ``pyro.module`` registered it, else that of its class."""
-    store = pyro.get_param_store()
-    for path, parameter in module.named_parameters():
-        name = store.param_name(parameter)
-        if name is not None and name.endswith(f"$$${path}"):
-            return name.removesuffix(f"$$${path}").replace(".", "_")
-    return type(module).__name__.lower()
 
 
 class _Loss(torch.autograd.Function):

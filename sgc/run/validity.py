@@ -46,7 +46,7 @@ class Trial:
 
     :param before: the random state before it.
     :param same_numbers: whether it draws the random numbers that Pyro draws.
-    :param valid: whether the checks hold, a 0-d tensor; known after the call.
+    :param valid: whether the checks hold, a 0-d tensor; known after the call, unless that has failed.
     """
 
     call: Call
@@ -75,7 +75,7 @@ def judge(trial: Trial, model: Callable[..., Any], guide: Callable[..., Any], op
     nesting = trial.found.max_plate_nesting
     run_validated(model, guide, trial.call.args, trial.call.kwargs, options, nesting)
     drawn = [str(check) for check in trial.found.checks if check.random]
-    if drawn and not trial.same_numbers:
+    if drawn and not trial.same_numbers and trial.valid is not None:
         raise InvalidValueError(
             "a random number has led to a parameter or value that is not valid, while those that Pyro draws are. "
             f"What depends on random numbers: {'; '.join(drawn)}",

@@ -167,6 +167,7 @@ class Stepper:
         step.halted.zero_()
         if trial is None or step.valid:
             return None
+        trial.valid = step.valid
         self.loss_module().judge(trial)
         warn("a compiled step is not valid and Pyro's is, by rounding: this one is taken in Python", StandInWarning)
         trial.before.restore()
