@@ -22,7 +22,7 @@ class Options:
     backend: Backend = "inductor"
     rng: Rng = "fast"
     cache_size: int = 16
-    validate_data: bool = False
+    validate: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -37,5 +37,7 @@ class Options:
             raise BackendError(f"unknown backend {self.backend!r}", remedy=f"use one of {get_args(Backend)}")
         if self.rng not in get_args(Rng):
             raise ArgumentError(f"rng must be one of {get_args(Rng)}, not {self.rng!r}")
+        if self.validate not in (None, True, False):
+            raise ArgumentError(f"validate must be True, False or None, not {self.validate!r}")
         if self.cache_size < 1:
             raise ArgumentError(f"cache_size must be at least 1, not {self.cache_size!r}")

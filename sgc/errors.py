@@ -89,6 +89,10 @@ class NanLossError(SgcError, ArithmeticError):
     """The loss of a training step is NaN; the text gives the step's number and the costs that are not finite."""
 
 
+class InvalidValueError(SgcError, ValueError):
+    """A parameter or a value is not what its distribution allows, at random numbers that Pyro does not draw."""
+
+
 class RespecializationWarning(UserWarning):
     """The same loss module keeps compiling anew; the text says which guard keeps missing."""
 

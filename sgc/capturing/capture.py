@@ -19,15 +19,14 @@ from sgc.capturing.attributes import preserved_attributes, rebound_buffers
 from sgc.capturing.calls import CallRecord, recorded
 from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
-from sgc.capturing.handlers import DATA_DEPENDENT
 from sgc.capturing.opaque import rejection_as_leaves
 from sgc.capturing.plates import subsamples_as_tensors
 from sgc.capturing.randomness import random_state, restore_random_state
-from sgc.capturing.reads import Reads
+from sgc.capturing.reads import DATA_DEPENDENT, Reads
 from sgc.capturing.recording import Recording
 from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo
 from sgc.capturing.source import current_line, line_of
-from sgc.capturing.validation import guard_observed_data
+from sgc.capturing.validation import checks_as_nodes
 from sgc.config import Options
 from sgc.errors import CaptureError, DataDependenceError, SgcError
 
@@ -51,6 +50,7 @@ def capture_program(
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in positions]
     elbo = pyro_elbo(options, rehearsal.max_plate_nesting)
+    checked = None if options.validate is False else options.validate or Distribution._validate_args
     recording = Recording()
 
     def run(*traced: Tensor) -> list[Tensor]:
@@ -68,10 +68,10 @@ def capture_program(
             rejection_as_leaves(),
             subsamples_as_tensors(reads.names),
             rebound_buffers(rehearsal.modules),
+            checks_as_nodes(reads, checked) as requirements,
         ):
+            recording.requirements = requirements.found
             recording.run(elbo, model, guide, traced_args, traced_kwargs)
-            if options.validate_data:
-                guard_observed_data(recording, reads)
         recording.reads = reads.guards
         return recording.outputs
 
@@ -92,13 +92,7 @@ def capture_program(
 
 @contextmanager
 def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
-    """Pyro's checks branch on data and are made in the rehearsal; here they are off, even where asked for."""
-    init, validate = Distribution.__init__, Distribution._validate_sample
-
-    def unvalidated(
-        self: Distribution, batch_shape: Any = torch.Size(), event_shape: Any = torch.Size(), validate_args: Any = None
-    ) -> None:
-        init(self, batch_shape, event_shape, validate_args=False)
+    """Pyro's own checks of traces and warnings are the rehearsal's; those of distributions become nodes."""
 
     def read_only(self: ParamStoreDict, name: str, value: Tensor) -> None:
         raise CaptureError(
@@ -115,13 +109,10 @@ def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
         warnings.simplefilter("ignore")  # the rehearsal has given every warning
         store_set = ParamStoreDict.__setitem__
         ParamStoreDict.__setitem__ = read_only  # type: ignore[method-assign]
-        Distribution.__init__ = unvalidated  # type: ignore[method-assign]
-        Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
         try:
             yield
         finally:
             ParamStoreDict.__setitem__ = store_set  # type: ignore[method-assign]
-            Distribution.__init__, Distribution._validate_sample = init, validate  # type: ignore[method-assign]
 
 
 def _check_python_randomness(before: dict[str, Any]) -> None:

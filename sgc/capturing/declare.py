@@ -16,9 +16,12 @@ from sgc.capturing.handlers import Statement
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capturing.recording import Recording, samples
 from sgc.capturing.rehearsal import Rehearsal
+from sgc.capturing.validation import Requirement
 from sgc.errors import CaptureError
-from sgc.graph.effects import drop_dead
-from sgc.graph.program import Baseline, Density, Input, InputKind, Plate, Program, Site, SiteKind, ValueGuard
+from sgc.graph.effects import dependencies, drop_dead, is_random
+from sgc.graph.program import Baseline, Check, Density, Input, InputKind, Plate, Program, Site, SiteKind, ValueGuard
+
+_LITERAL = torch.ops.aten.lift_fresh_copy.default
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ def declare(
     nodes = set(graph.nodes)
     reads = [read for read in recording.reads if nodes.issuperset(read.sources)]
     guarded = {node for read in reads for node in read.sources}
+    checks = list(_checks(recording, graph))
+    slots |= {("", node.name): node for node, _, _ in checks}
+    output.args = (tuple(dict.fromkeys(slots.values())),)
     drop_dead(graph, keep=guarded)
     inputs, owners, lifted = _lift(module, positions, rehearsal, args, kwargs, guarded)
     slots = {key: lifted.get(node, node) for key, node in slots.items()}
@@ -64,7 +70,6 @@ def declare(
             tuple(by_node[lifted.get(node, node).name] for node in read.sources),
             read.value,
             read.source,
-            read.validates,
         )
         for read in reads
     )
@@ -75,8 +80,41 @@ def declare(
         model_order=tuple(site["name"] for site in samples(recording.model_trace)),
         guide_order=tuple(site["name"] for site in samples(recording.guide_trace)),
         value_guards=guards,
+        checks=tuple(
+            Check(
+                slots["", node.name].name,
+                requirement.what,
+                requirement.site,
+                requirement.source,
+                random,
+                requirement.opaque,
+            )
+            for node, requirement, random in checks
+        ),
     )
     return Capture(program, owners)
+
+
+def _checks(recording: Recording, graph: fx.Graph) -> Iterator[tuple[fx.Node, Requirement, bool]]:
+    """The conditions of validity, and whether each depends on a draw.
+
+    What follows from literals alone has held in the rehearsal, and will.
+    """
+    required = {requirement.node: requirement for requirement in recording.requirements}
+    varying: set[fx.Node] = set()
+    drawn: set[fx.Node] = set()
+    for node, parents in dependencies(graph).items():
+        if is_random(node) or not drawn.isdisjoint(parents):
+            drawn.add(node)
+        if node in drawn or node.op == "placeholder" or _is_owned(node) or not varying.isdisjoint(parents):
+            varying.add(node)
+        if node in required and node in varying:
+            yield node, required[node], node in drawn
+
+
+def _is_owned(node: fx.Node) -> bool:
+    """Whether a node reads a tensor of the user's, and not a literal of the program."""
+    return node.op == "get_attr" and not (node.users and all(user.target is _LITERAL for user in node.users))
 
 
 def _normalise(graph: fx.Graph) -> None:
@@ -122,9 +160,8 @@ def _lift(
         owners[paths[position]] = ArgumentOwner(position)
     fakes = detect_fake_mode([node.meta["val"] for node in graph.nodes if "val" in node.meta])
     last = placeholders[-1] if placeholders else None
-    literal = torch.ops.aten.lift_fresh_copy.default
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        if node.users and all(user.target is literal for user in node.users) and node not in guarded:
+        if not _is_owned(node) and node not in guarded:
             continue
         tensor = getattr(module, node.target)
         if tracer.is_fake(tensor):

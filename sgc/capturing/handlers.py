@@ -7,26 +7,18 @@ from typing import Any
 
 from pyro.distributions import Independent
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution, TorchDistributionMixin
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.distributions import Distribution
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.capturing import tracer
 from sgc.capturing.opaque import Attempt, opaque_log_prob, opaque_sample
+from sgc.capturing.reads import DATA_DEPENDENT
 from sgc.capturing.source import current_line
-from sgc.errors import DataDependenceError, SourceLine
-
-DATA_DEPENDENT = (
-    DataDependenceError,
-    GuardOnDataDependentSymNode,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
+from sgc.errors import SourceLine
 
 
 @dataclass(frozen=True)
@@ -102,9 +94,19 @@ def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
     except DATA_DEPENDENT:
         if in_guide and type(fn).score_parts is not TorchDistributionMixin.score_parts:
             raise
-        log_prob = opaque_log_prob(*attempt.undo())
+        fn, value, args, kwargs = attempt.undo()
+        _require_support(fn, value)
+        log_prob = opaque_log_prob(fn, value, args, kwargs)
         parts = _parts(log_prob, 0, log_prob) if fn.has_rsample else _parts(log_prob, log_prob, 0)
     return parts.scale_and_mask(site["scale"], site["mask"])
+
+
+def _require_support(fn: Any, value: Tensor) -> None:
+    """Record the check of a value that an opaque density will not make."""
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
+        fn = fn.base_dist
+    if getattr(fn, "_validate_args", False):
+        fn._validate_sample(value)
 
 
 def _density_only(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ScoreParts:

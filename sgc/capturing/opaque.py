@@ -19,6 +19,7 @@ import torch
 from pyro.distributions import Rejector
 from torch import Tensor
 from torch.autograd import Function
+from torch.distributions import Distribution
 
 from sgc.capturing import tracer
 
@@ -30,7 +31,12 @@ class OpaqueCall:
 
     def __init__(self, call: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.tensors: list[Tensor] = []
-        self._template = _substitute(call, self._hole, {})
+        memo: dict[int, Any] = {}
+        self._template = _substitute(call, self._hole, memo)
+        for part in memo.values():
+            # The checks of what the call reaches are nodes of the program, and are not made within the call.
+            if isinstance(part, Distribution) and not isinstance(type(part)._validate_args, property):
+                part._validate_args = False
         self.shape = shape
         self.dtype = dtype
         self.number = next(self._numbers)
@@ -239,6 +245,30 @@ def opaque_log_prob(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[
 
 def _differentiable(call: OpaqueCall) -> Tensor:
     return OpaqueFunction.apply(call, *call.tensors)
+
+
+@torch.library.custom_op("sgc::opaque_check", mutates_args=())
+def _opaque_check(tensors: list[Tensor], number: int) -> Tensor:
+    """Whether a constraint holds; one that fails to say so does not. Pyro, asked then, shows its error."""
+    try:
+        with torch.no_grad():
+            holds = bool(_CALLS[number](tensors).all())
+    except Exception:
+        holds = False
+    return torch.tensor(holds, device=tensors[0].device)
+
+
+@_opaque_check.register_fake
+def _(tensors: list[Tensor], number: int) -> Tensor:
+    return torch.empty((), dtype=torch.bool, device=tensors[0].device)
+
+
+def opaque_check(constraint: Any, value: Tensor) -> Tensor:
+    """Record ``constraint.check(value)``, which branches on data, as one node."""
+    call = OpaqueCall((constraint.check, (value,), {}), (), torch.bool)
+    valid: Tensor = torch.ops.sgc.opaque_check([t.detach() for t in call.tensors], call.number)
+    tracer.node_of(valid).meta["sgc_keeps"] = call
+    return valid
 
 
 class Attempt:

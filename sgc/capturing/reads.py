@@ -7,17 +7,20 @@ anew. Where it depends on a sample, no one structure is right, and the capture e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sgc.capturing import tracer
-from sgc.capturing.source import current_line, is_assertion, is_formatting
+from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
@@ -27,6 +30,14 @@ _READS = frozenset(
         *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"),
     )
 )
+DATA_DEPENDENT = (
+    DataDependenceError,
+    GuardOnDataDependentSymNode,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+"""What code raises during a capture that needs a value which is not known then."""
+
 _REMEDY = (
     "a compiled program has one structure: write the choice with tensors (torch.where, indexing, poutine.mask), "
     "or marginalise the site"
@@ -41,7 +52,6 @@ class ReadGuard:
     sources: tuple[fx.Node, ...]
     value: Any
     source: SourceLine | None
-    validates: bool = False
 
 
 @dataclass
@@ -50,13 +60,15 @@ class Reads(TorchFunctionMode):
 
     ``buffers`` holds copies of the modules' buffers, by the identity of the originals, which the tracer may write into
     (an increment of a count, say). ``names`` holds the tensors that stand for a text in the name of a site (see
-    :mod:`sgc.capturing.plates`).
+    :mod:`sgc.capturing.plates`). ``require`` takes the conditions under which a library does not raise.
     """
 
     concrete_inputs: Mapping[str, Tensor]
     buffers: Mapping[int, Tensor] = field(default_factory=dict)
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
+    require: Callable[[Tensor], None] | None = None
+    _refusing: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -77,6 +89,12 @@ class Reads(TorchFunctionMode):
                 return int(self.names[id(args[0])][1])
         if name == "__bool__" and is_assertion():
             return self._assert(args[0])
+        if name == "__bool__" and self.require is not None and not self._refusing:
+            refusal = library_refusal()
+            if refusal is not None:
+                if refusal.raises:
+                    self.require(args[0] if refusal.passes else args[0].logical_not())
+                return refusal.passes
         if name in _READS and not _concrete_call(args, kwargs):
             return self._read(func, args, kwargs)
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
@@ -137,6 +155,8 @@ class Reads(TorchFunctionMode):
 
         :raises DataDependenceError: if it depends on a sample.
         """
+        if self._refusing:
+            raise DataDependenceError(f"{reader} reads a value that is to stay out of the guards")
         node = tracer.node_of(tensor)
         graph = tracer.current_tracer().graph
         depends = dependencies(graph)
@@ -164,6 +184,15 @@ class Reads(TorchFunctionMode):
         if sources:
             self.guards.append(ReadGuard(module, sources, value, current_line()))
         return value
+
+    @contextmanager
+    def refused(self) -> Iterator[None]:
+        """Let every read be an error, so that none becomes a guard."""
+        self._refusing = True
+        try:
+            yield
+        finally:
+            self._refusing = False
 
     def _concrete(self, node: fx.Node) -> Tensor:
         if node.op == "placeholder":

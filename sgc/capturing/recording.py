@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import detach, is_identically_zero
 from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from sgc.capturing.handlers import SiteRecorder, score_parts
 from sgc.capturing.reads import ReadGuard
+from sgc.capturing.validation import Requirement
 from sgc.errors import BaselineError
 from sgc.graph.program import Baseline
 
@@ -26,6 +28,7 @@ class Recording:
     def __init__(self) -> None:
         self.recorder = SiteRecorder()
         self.reads: list[ReadGuard] = []
+        self.requirements: list[Requirement] = []
         self.outputs: list[Tensor] = []
         self.model_trace: Trace
         self.guide_trace: Trace
@@ -46,9 +49,9 @@ class Recording:
         with self.recorder:
             self.model_trace, self.guide_trace = _traces(model, guide, args, kwargs)
         for site in samples(self.model_trace):
-            self._output(site["name"], "model.log_prob", score_parts(site, in_guide=False).log_prob)
+            self._output(site["name"], "model.log_prob", self._score_parts(site, in_guide=False).log_prob)
         for site in samples(self.guide_trace):
-            name, parts = site["name"], score_parts(site, in_guide=True)
+            name, parts = site["name"], self._score_parts(site, in_guide=True)
             self._output(name, "guide.log_prob", parts.log_prob)
             for role in ("score_function", "entropy_term"):
                 term = getattr(parts, role)
@@ -57,6 +60,13 @@ class Recording:
         for site in samples(self.guide_trace):
             if "baseline" in site["infer"] and not site["is_observed"]:
                 self._baseline(site)
+
+    def _score_parts(self, site: Any, *, in_guide: bool) -> ScoreParts:
+        known = len(self.requirements)
+        parts = score_parts(site, in_guide=in_guide)
+        for requirement in self.requirements[known:]:
+            requirement.site, requirement.source = site["name"], self.recorder.statements[site["name"]].source
+        return parts
 
     def _output(self, name: str, role: str, value: Any) -> None:
         self.slots[name, role] = len(self.outputs)

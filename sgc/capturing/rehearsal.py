@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from sgc.capturing.parameters import ModuleWatch
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
@@ -70,7 +71,7 @@ def rehearse(
     before = set(_parameter_ids(callables))
     elbo = pyro_elbo(options)
     elbo.num_particles = 1 if not options.vectorize_particles else options.num_particles
-    with ModuleWatch() as watch, preserved_state(), poutine.trace(param_only=True) as asked:
+    with ModuleWatch() as watch, preserved_state(), poutine.trace(param_only=True) as asked, _switched(options):
         try:
             failure = _run(elbo, model, guide, args, kwargs)
         except BaseException:
@@ -82,13 +83,40 @@ def rehearse(
     restore_random_state(start)
     if created and not same_random_state(start, end):
         # Does the creation itself draw random numbers? A second run, now without creation, tells.
-        with preserved_state(roots), warnings.catch_warnings():
+        with preserved_state(roots), warnings.catch_warnings(), _switched(options):
             warnings.simplefilter("ignore")
             _run(elbo, model, guide, args, kwargs)
         drew = not same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
     return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params)
+
+
+def run_validated(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    max_plate_nesting: float,
+) -> None:
+    """Run Pyro once, with every particle, for the errors of its validation; buffers and averages are put back."""
+    with preserved_state(), warnings.catch_warnings(), _switched(options):
+        warnings.simplefilter("ignore")
+        failure = _run(pyro_elbo(options, max_plate_nesting), model, guide, args, kwargs)
+    if isinstance(failure, ValueError):
+        raise failure
+
+
+@contextmanager
+def _switched(options: Options) -> Iterator[None]:
+    """Pyro's validation of distributions on, where the options ask for it whatever Pyro's switch says."""
+    switch = Distribution._validate_args
+    Distribution.set_default_validate_args(bool(options.validate) or switch)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(switch)
 
 
 def _run(

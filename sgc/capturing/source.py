@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import dis
+import functools
+import inspect
 import itertools
 import os
 import sys
+import textwrap
 import warnings
-from types import FrameType, TracebackType
+from dataclasses import dataclass
+from types import CodeType, FrameType, TracebackType
 
 import networkx
 import pyro
@@ -70,6 +75,48 @@ def is_assertion() -> bool:
     # The compiler writes "assert x" as: jump over the raise if x is true, else load AssertionError.
     jump = next((i for i, name in enumerate(names) if name.startswith("POP_JUMP")), None)
     return jump is not None and "IF_TRUE" in names[jump] and names[jump + 1 : jump + 2] == ["LOAD_ASSERTION_ERROR"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A branch that only raises or only warns: the answer that passes it, and whether the other one raises."""
+
+    passes: bool
+    raises: bool
+
+
+def library_refusal() -> Refusal | None:
+    """The branch that the nearest frame outside of sgc and torch's tracing is at, if it is one of torch's or Pyro's."""
+    frame = _program_frame()
+    if frame is None or not frame.f_code.co_filename.startswith(_LIBRARIES):
+        return None
+    return _refusals(frame.f_code).get(frame.f_lineno)
+
+
+@functools.cache
+def _refusals(code: CodeType) -> dict[int, Refusal]:
+    """The branches of a function that are a :class:`Refusal`, by the lines of their conditions."""
+    lines, first = inspect.getsourcelines(code)
+    tree = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), first - 1)
+    found: dict[int, Refusal] = {}
+    for branch in ast.walk(tree):
+        if not isinstance(branch, ast.If) or branch.orelse:
+            continue
+        raises = isinstance(branch.body[-1], ast.Raise)
+        if raises or all(ast.unparse(statement).startswith("warnings.warn(") for statement in branch.body):
+            last, passes = branch.test, False
+            while isinstance(last, (ast.BoolOp, ast.UnaryOp)):
+                if isinstance(last, ast.UnaryOp):
+                    last, passes = last.operand, not passes
+                elif isinstance(last.op, ast.And):
+                    last = last.values[-1]
+                else:
+                    break
+            if not isinstance(last, ast.BoolOp):
+                found |= dict.fromkeys(
+                    range(last.lineno, (last.end_lineno or last.lineno) + 1), Refusal(passes, raises)
+                )
+    return found
 
 
 def is_formatting() -> bool:

@@ -149,6 +149,11 @@ def erase_after(node: fx.Node) -> None:
         graph.erase_node(later)
 
 
+def is_erased(node: fx.Node) -> bool:
+    """Whether a node was taken back."""
+    return bool(node._erased)
+
+
 def _identifier(hint: str) -> str:
     text = "".join(char if char.isalnum() else "_" for char in hint)
     return text if text and not text[0].isdigit() else f"site_{text}"

@@ -19,11 +19,14 @@ from sgc.graph.effects import drop_dead, storages, written_arguments
 class Differentiated:
     """``module(*tensors)`` returns ``(loss, *gradients)``; ``gradient_of`` says for which inputs, in order.
 
+    If it ``validates``, one more result says, as a 0-d bool tensor, whether all of the program's checks hold.
+
     An input that needs a gradient and is not in ``gradient_of`` has none: Pyro would leave its ``.grad`` None.
     """
 
     module: fx.GraphModule
     gradient_of: tuple[int, ...]
+    validates: bool = False
 
     @cached_property
     def device(self) -> torch.device:
@@ -36,36 +39,39 @@ class Differentiated:
 def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[int]) -> Differentiated:
     """Trace the gradient of the surrogate in the inputs at the positions ``wanted``.
 
-    :param module: returns ``(loss, surrogate_loss)``.
+    :param module: returns ``(loss, surrogate_loss)``, and ``valid`` if the program has checks.
     :param tensors: examples of the inputs; their values are not used.
     """
     found: list[int] = []
+    checked: list[Tensor] = []
 
     def step(*inputs: Tensor) -> list[Tensor]:
         leaves = list(inputs)
         for position in wanted:
             leaves[position] = leaves[position].detach().requires_grad_()
         with torch.enable_grad():
-            loss, surrogate = module(*leaves)
+            loss, surrogate, *checked[:] = module(*leaves)
             gradients: Any = [None] * len(wanted)
             if surrogate.requires_grad:
                 gradients = torch.autograd.grad(surrogate, [leaves[i] for i in wanted], allow_unused=True)
         found[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
-        return [loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+        return [loss.detach(), *(gradient for gradient in gradients if gradient is not None), *checked]
 
     traced = trace(step, tensors)
-    return Differentiated(traced, tuple(found))
+    return Differentiated(traced, tuple(found), bool(checked))
 
 
 def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Differentiated:
-    """The module that computes ``(loss,)`` alone."""
+    """The module that computes ``(loss,)`` alone, and ``valid`` if the program has checks."""
+    results: list[Tensor] = []
 
     def step(*inputs: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            (loss,) = module(*inputs)
-        return [loss]
+            results[:] = module(*inputs)
+        return results
 
-    return Differentiated(trace(step, tensors), ())
+    traced = trace(step, tensors)
+    return Differentiated(traced, (), len(results) > 1)
 
 
 def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:

@@ -36,10 +36,11 @@ class _Carried:
 
 
 def repeat(step: fx.GraphModule) -> fx.GraphModule:
-    """The module ``(*inputs, count, losses) -> [losses]`` that runs ``step(*inputs) -> [loss]`` so often.
+    """The module ``(*inputs, count, losses) -> [losses, *others]`` that runs ``step(*inputs) -> [loss, *others]``.
 
-    ``count`` is a 0-d int64 tensor on the CPU, at most the length of ``losses``, a tensor of one dimension that is
-    not read; the random numbers are those of as many calls of ``step``.
+    ``count`` says how often: a 0-d int64 tensor on the CPU, at most the length of ``losses``, a tensor of one dimension
+    that is not read. ``others`` are those of the last step, zeros if there was none. The random numbers are those of as
+    many calls of ``step``.
 
     :param step: functional, but for copies into inputs at its end, as the optimisation passes leave it.
     """
@@ -48,42 +49,46 @@ def repeat(step: fx.GraphModule) -> fx.GraphModule:
     carried = _carried(results)
     owned = {str(node.target): node for node in step.graph.nodes if node.op == "get_attr"}
     fixed = [*(node for node in inputs if node not in results), *owned.values()]
+    _, *others = _results(step)
 
     root = torch.nn.Module()
     for position, node in enumerate(owned.values()):
         root.register_buffer(f"owned_{position}", attribute(node), persistent=False)
-    root.more = _condition(len(carried), len(fixed))
+    root.more = _condition(len(others) + len(carried), len(fixed))
     root.body = _body(step, carried, fixed)
 
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in inputs}
     count, losses = graph.placeholder("count"), graph.placeholder("losses")
     copies |= {node: graph.get_attr(f"owned_{position}") for position, node in enumerate(owned.values())}
-    start = []
+    start = [_zeros(graph, torch.empty((), dtype=torch.int64)), losses]
+    start += [_zeros(graph, node.meta["val"]) for node in others]
     for unit in carried:
         values = [copies[node] for node in unit.inputs]
         if unit.rows:
             values = [graph.call_function(_aten.stack.default, (values,))]
             values[0].meta["val"] = unit.result.meta["val"]
         start += values
-    first = graph.call_function(_aten.full.default, ([], 0), {"dtype": torch.int64, "device": torch.device("cpu")})
-    loop = graph.call_function(
-        torch.ops.higher_order.while_loop,
-        (
-            graph.get_attr("more"),
-            graph.get_attr("body"),
-            (first, losses, *start),
-            (count, *(copies[node] for node in fixed)),
-        ),
-    )
-    written = graph.call_function(operator.getitem, (loop, 1))
-    for position, unit in enumerate(carried):
-        last = graph.call_function(operator.getitem, (loop, position + 2))
+    turns = (graph.get_attr("more"), graph.get_attr("body"), tuple(start), (count, *(copies[node] for node in fixed)))
+    loop = graph.call_function(torch.ops.higher_order.while_loop, turns)
+    ends = [graph.call_function(operator.getitem, (loop, position)) for position in range(1, len(start))]
+    returned, finals = ends[: 1 + len(others)], ends[1 + len(others) :]
+    for unit, last in zip(carried, finals, strict=True):
         for row, node in enumerate(unit.inputs):
             value = graph.call_function(_aten.select.int, (last, 0, row)) if unit.rows else last
             graph.call_function(_aten.copy_.default, (copies[node], value))
-    graph.output([written])
+    graph.output(returned)
     return fx.GraphModule(root, graph)
+
+
+def _zeros(graph: fx.Graph, like: torch.Tensor) -> fx.Node:
+    return graph.call_function(_aten.full.default, (list(like.shape), 0), {"dtype": like.dtype, "device": like.device})
+
+
+def _results(step: fx.GraphModule) -> list[fx.Node]:
+    """What a step returns."""
+    returned: Any = next(node for node in step.graph.nodes if node.op == "output").args[0]
+    return list(returned)
 
 
 def _carried(results: dict[fx.Node, fx.Node]) -> list[_Carried]:
@@ -106,7 +111,7 @@ def _carried(results: dict[fx.Node, fx.Node]) -> list[_Carried]:
 
 
 def _condition(carried: int, fixed: int) -> fx.GraphModule:
-    """``(turn, losses, *carried, count, *fixed) -> turn < count``."""
+    """``(turn, losses, *carried, count, *fixed) -> turn < count``; the others of the last step count as carried."""
     graph = fx.Graph()
     turn, _losses, *_carried = (graph.placeholder(f"carried_{i}") for i in range(carried + 2))
     count, *_fixed = (graph.placeholder(f"fixed_{i}") for i in range(fixed + 1))
@@ -115,9 +120,10 @@ def _condition(carried: int, fixed: int) -> fx.GraphModule:
 
 
 def _body(step: fx.GraphModule, carried: list[_Carried], fixed: list[fx.Node]) -> fx.GraphModule:
-    """``(turn, losses, *carried, count, *fixed) -> (turn + 1, losses, *carried)`` after one step."""
+    """``(turn, losses, *others, *carried, count, *fixed) -> (turn + 1, losses, *others, *carried)`` after one step."""
     graph = fx.Graph()
-    turn, losses = graph.placeholder("turn"), graph.placeholder("losses")
+    loss, *others = _results(step)
+    turn, losses, *_others = (graph.placeholder(f"turn_{i}") for i in range(2 + len(others)))
     before = [graph.placeholder(unit.inputs[0].name) for unit in carried]
     graph.placeholder("count")
     copies = {node: graph.placeholder(node.name) for node in fixed}
@@ -128,9 +134,8 @@ def _body(step: fx.GraphModule, carried: list[_Carried], fixed: list[fx.Node]) -
     place = {
         n: (value, row) for u, value in zip(carried, before, strict=True) for row, n in enumerate(u.inputs) if u.rows
     }
-    output = next(node for node in step.graph.nodes if node.op == "output")
     for node in step.graph.nodes:
-        if node in copies or node is output or is_final_copy(node):
+        if node in copies or node.op == "output" or is_final_copy(node):
             continue
         if node.op == "get_attr":
             copies[node] = shared[str(node.target)]
@@ -142,9 +147,15 @@ def _body(step: fx.GraphModule, carried: list[_Carried], fixed: list[fx.Node]) -
         else:
             copies[node] = graph.node_copy(node, lambda argument: copies[argument])
         copies[node].meta.update(node.meta)
-    written = graph.call_function(_aten.index_put.default, (losses, [turn], copies[output.args[0][0]]))
+    written = graph.call_function(_aten.index_put.default, (losses, [turn], copies[loss]))
     following = graph.call_function(_aten.add.Tensor, (turn, 1))
-    graph.output((following, written, *_with_own_memory(graph, copies, carried, before, turn)))
+    finals = [(node, copies[node]) for node in others]
+    for unit, old in zip(carried, before, strict=True):
+        value = copies[unit.result]
+        if not unit.rows and not same_kind(unit.result.meta["val"], unit.inputs[0].meta["val"]):
+            value = graph.call_function(_aten.copy.default, (old, value))
+        finals.append((unit.result, value))
+    graph.output((following, written, *_with_own_memory(graph, finals, copies, turn)))
     drop_dead(graph)
     return fx.GraphModule(step, graph)
 
@@ -169,13 +180,9 @@ def _arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _with_own_memory(
-    graph: fx.Graph,
-    copies: dict[fx.Node, fx.Node],
-    carried: Sequence[_Carried],
-    before: Sequence[fx.Node],
-    turn: fx.Node,
+    graph: fx.Graph, results: Sequence[tuple[fx.Node, fx.Node]], copies: dict[fx.Node, fx.Node], turn: fx.Node
 ) -> list[fx.Node]:
-    """The results as the loop may carry them: alike to what they follow, and no two in the same memory.
+    """The results, of which each node of the step comes with its value in the body, no two in the same memory.
 
     Inductor (torch 2.13) drops a plain copy of a view, and adds the offset of a view that is carried twice. A choice
     between the view and itself is a kernel of its own, or part of one.
@@ -183,12 +190,9 @@ def _with_own_memory(
     always = graph.call_function(_aten.ge.Scalar, (turn, 0))
     taken = {storage for node in copies for storage in storages(node) if node.op in ("placeholder", "get_attr")}
     owned = []
-    for unit, old in zip(carried, before, strict=True):
-        value = copies[unit.result]
-        if not unit.rows and not same_kind(unit.result.meta["val"], unit.inputs[0].meta["val"]):
-            value = graph.call_function(_aten.copy.default, (old, value))
-        if is_view(unit.result) or storages(unit.result) & taken:
+    for node, value in results:
+        if is_view(node) or storages(node) & taken:
             value = graph.call_function(_aten.where.self, (always, value, value))
-        taken |= storages(unit.result)
+        taken |= storages(node)
         owned.append(value)
     return owned

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.differentiate import Differentiated, trace
-from sgc.emit.optimize.nodes import writes
-from sgc.graph.effects import storages
+from sgc.emit.guarded import Writes, written_inputs
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 """``update(parameters, gradients, state)`` writes into the parameters and into the optimizer's state."""
@@ -18,33 +17,34 @@ Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 def emit_step(
     differentiated: Differentiated, tensors: Sequence[Tensor], state: Sequence[Tensor], update: Update
 ) -> fx.GraphModule:
-    """The module ``(*tensors, *state, halted) -> [loss]`` of one step.
+    """The module ``(*tensors, *state, halted) -> [loss, valid]`` of one step.
 
-    A step whose loss is NaN writes nothing but ``halted``, a 0-d bool tensor, and after it no step writes anything:
-    so parameters, state and buffers stay as they were before it, however late the host looks at the loss.
+    A step whose loss is NaN or that is not valid writes nothing but ``halted``, a 0-d bool tensor, and after it no step
+    writes anything: so parameters, state and buffers stay as they were before it, however late the host looks at the
+    loss. The loss of a step that is not valid is given as NaN: the first NaN among losses is where a run halted.
 
-    :param differentiated: computes ``[loss, *gradients]`` of ``tensors``.
+    :param differentiated: computes ``[loss, *gradients]`` of ``tensors``, and ``valid`` if it ``validates``.
     :param tensors: examples of its inputs.
     :param state: examples of what the update reads and writes besides the parameters.
     :param update: the optimizer.
     """
     count = len(tensors)
-    hidden = _written_inputs(differentiated.module)
+    hidden = written_inputs(differentiated.module)
 
     def step(*inputs: Tensor) -> list[Tensor]:
         *written, halted = inputs
-        versions = [tensor._version for tensor in written]
-        before = [tensor.clone() for tensor in written]
+        done = Writes(written, hidden)
         loss, *gradients = differentiated.module(*inputs[:count])
+        valid = [gradients.pop()] if differentiated.validates else []
         parameters = [inputs[i].detach() for i in differentiated.gradient_of]
         with torch.no_grad():
             update(parameters, gradients, list(inputs[count:-1]))
+            for holds in valid:
+                loss = torch.where(holds, loss, torch.nan)
             halt = halted | loss.isnan()
-            for position, (tensor, version, old) in enumerate(zip(written, versions, before, strict=True)):
-                if tensor._version != version or position in hidden:
-                    tensor.copy_(torch.where(halt, old, tensor))
+            done.undo_where(halt)
             halted.copy_(halt)
-        return [loss]
+        return [loss, *valid]
 
     return trace(step, [*tensors, *state, new_flag(differentiated.device)])
 
@@ -52,10 +52,3 @@ def emit_step(
 def new_flag(device: torch.device) -> Tensor:
     """A ``halted`` that is not set."""
     return torch.zeros((), dtype=torch.bool, device=device)
-
-
-def _written_inputs(module: fx.GraphModule) -> set[int]:
-    """The positions of the inputs that a module writes into; batch norm's statistics show no new version."""
-    touched = {storage for node in module.graph.nodes for argument in writes(node) for storage in storages(argument)}
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return {position for position, node in enumerate(placeholders) if storages(node) & touched}

@@ -49,15 +49,18 @@ class BuiltStep:
             self._once = compile_graph(self.module, self.examples, self.rng)
         self.examples = []  # they hold the memory of what may be long gone
 
-    def __call__(self, inputs: Sequence[Tensor], steps: int) -> Tensor:
-        """Take at least one step and at most so many; their losses, of shape ``[taken]``."""
+    def __call__(self, inputs: Sequence[Tensor], steps: int) -> list[Tensor]:
+        """Take at least one step and at most so many.
+
+        :return: the losses, of shape ``[taken]``; and what else the last step returns.
+        """
         if self._once is not None:
-            loss: Tensor = self._once(*inputs)[0]
-            return loss.reshape(1)
+            loss, *others = self._once(*inputs)
+            return [loss.reshape(1), *others]
         assert self._many is not None
         taken = min(steps, CAPACITY)
-        losses: Tensor = self._many(*inputs, torch.tensor(taken), self._losses)[0]
-        return losses[:taken]
+        losses, *others = self._many(*inputs, torch.tensor(taken), self._losses)
+        return [losses[:taken], *others]
 
     @property
     def _can_loop(self) -> bool:
@@ -67,8 +70,8 @@ class BuiltStep:
     @cached_property
     def _losses(self) -> Tensor:
         """Where the losses of a loop would go, were they written in place; only its shape and dtype matter."""
-        (loss,) = next(node for node in self.module.graph.nodes if node.op == "output").args[0]
-        return torch.zeros(CAPACITY, dtype=loss.meta["val"].dtype)
+        results = next(node for node in self.module.graph.nodes if node.op == "output").args[0]
+        return torch.zeros(CAPACITY, dtype=results[0].meta["val"].dtype)
 
 
 def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,8 @@ from sgc.graph.program import Program
 class Emitted:
     """An fx module, and the names of its placeholders beyond the program's inputs.
 
-    ``module(*inputs, *averages, *forced)`` returns ``(loss, surrogate_loss)``, or ``(loss,)`` alone;
-    ``averages`` are the running averages of the baselines, written in place.
+    ``module(*inputs, *averages, *forced)`` returns ``(loss, surrogate_loss)``, or ``(loss,)`` alone, and last, if the
+    program has checks, whether they hold; ``averages`` are the running averages of the baselines, written in place.
     """
 
     module: fx.GraphModule
@@ -63,6 +64,10 @@ def emit_surrogate(
     return builder.finish(elbos, surrogates, particles)
 
 
+_SMALL = 256
+"""Up to how many elements a check may have to be copied into a stack of checks."""
+
+
 class _Builder:
     """Copies the program and appends the arithmetic of the graph's nodes, a method for each type of node."""
 
@@ -76,6 +81,7 @@ class _Builder:
         self._forced: dict[fx.Node, fx.Node] = {}
         self._values: dict[str, fx.Node] = {}
         self._copies: dict[fx.Node, fx.Node] = {}
+        self._checks: dict[tuple[int, ...], list[fx.Node]] = {}
 
     def declare(self, forced: tuple[str, ...]) -> None:
         for node in self._program.module.graph.nodes:
@@ -106,6 +112,9 @@ class _Builder:
             if node in self._forced:
                 # The draw may be written into later; so may its stand-in.
                 self._copies[node] = self._call(torch.clone, self._forced[node], name="forced")
+        for check in self._program.checks:
+            same_shape = self._checks.setdefault(self._program.shape(check.node), [])
+            same_shape.append(self._copies[self._program.node(check.node)])
         for payload in self._graph.of_type(CostNode):
             self._values[payload.key] = self._copies[self._program.node(payload.fx)]
         total = self._graph.payload("elbo")
@@ -133,6 +142,9 @@ class _Builder:
         if not self._loss_only:
             mean = self._mean([node for node in surrogates if node is not None], particles)
             results.append(self._call(torch.neg, mean, name="surrogate_loss"))
+        if self._checks:
+            # First by shape: one reduction then serves many checks.
+            results.append(self._all([self._reduced(*shaped) for shaped in self._checks.items()]))
         self._out.output(tuple(results))
         self._out.lint()
         root = self._program.module
@@ -236,6 +248,18 @@ class _Builder:
         for value in values[1:]:
             total = self._call(torch.add, total, value, name="particles")
         return self._call(torch.div, total, particles, name="particles") if particles > 1 else total
+
+    def _reduced(self, shape: tuple[int, ...], conditions: list[fx.Node]) -> fx.Node:
+        if len(conditions) > 2 and math.prod(shape) <= _SMALL:
+            # Batching takes a stack for what it is; a chain of conjunctions stays as long as an unrolled program.
+            return self._call(torch.all, self._call(torch.stack, conditions, name="valid"), name="valid")
+        return self._call(torch.all, self._all(conditions), name="valid")
+
+    def _all(self, conditions: list[fx.Node]) -> fx.Node:
+        total = conditions[0]
+        for condition in conditions[1:]:
+            total = self._call(torch.logical_and, total, condition, name="valid")
+        return total
 
     def _call(self, function: Callable[..., Any], *args: Any, name: str, about: str = "") -> fx.Node:
         node = self._out.create_node("call_function", function, args, {}, name=_identifier(name))

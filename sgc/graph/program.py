@@ -125,16 +125,31 @@ class Site:
 
 @dataclass(frozen=True)
 class ValueGuard:
-    """A value that the program read from its inputs while it was captured, and that its structure relies on.
-
-    One that ``validates`` is no read of the program: it says that observed data are in the support of their site.
-    """
+    """A value that the program read from its inputs while it was captured, and that its structure relies on."""
 
     module: fx.GraphModule
     inputs: tuple[str, ...]
     value: Any
     source: SourceLine | None
-    validates: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition that Pyro's validation makes: all elements of the fx node's value are true.
+
+    ``what`` says of what, ``random`` whether it depends on a draw, ``opaque`` that it is a call of Python.
+    """
+
+    node: str
+    what: str
+    site: str | None
+    source: SourceLine | None
+    random: bool
+    opaque: bool
+
+    def __str__(self) -> str:
+        where = f" at site '{self.site}'" if self.site else f" at {self.source}" if self.source else ""
+        return f"{self.what}{where}{', by a call of Python' if self.opaque else ''}"
 
 
 @dataclass
@@ -147,6 +162,7 @@ class Program:
     model_order: tuple[str, ...]
     guide_order: tuple[str, ...]
     value_guards: tuple[ValueGuard, ...] = ()
+    checks: tuple[Check, ...] = ()
 
     def node(self, name: str) -> fx.Node:
         """The fx node of that name."""

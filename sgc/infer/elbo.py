@@ -38,9 +38,8 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         leaves the choice to Inductor.
     :param dynamic: what becomes of a program that cannot be captured, because its structure depends on a sample,
         say: ``"error"`` (default) raises, ``"eager"`` runs it by eager Pyro and warns once.
-    :param validate_data: check at each call that observed data are in the support of their distribution, once for each
-        tensor, and let Pyro raise its ``ValueError`` where they are not. Where a value or its support depends on a
-        sample, or a mask is involved, nothing is checked after the first call.
+    :param validate: whether the compiled program checks parameters and values as Pyro's validation does: ``None``
+        (default) as Pyro's switch says, ``True`` and ``False`` whatever it says.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
 
@@ -63,7 +62,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         backend: Backend | None = None,
         rng: Rng = "torch",
         dynamic: Dynamic = "error",
-        validate_data: bool = False,
+        validate: bool | None = None,
     ) -> None:
         super().__init__(
             num_particles,
@@ -81,7 +80,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         self.backend = backend
         self.rng = rng
         self.dynamic = dynamic
-        self.validate_data = validate_data
+        self.validate = validate
         self._compiled: list[CompiledELBO] = []
         self._given: tuple[Any, ...] = ()
         self._current: Settings
@@ -146,7 +145,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         """What the attributes say now: a user may change them between two calls."""
         given = (
             *(self.num_particles, self.vectorize_particles, self.max_plate_nesting),
-            *(self.backend, self.rng, self.dynamic, self.validate_data),
+            *(self.backend, self.rng, self.dynamic, self.validate),
         )
         if given != self._given:
             self._current, self._given = self._read_settings(), given
@@ -162,7 +161,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             max_plate_nesting=nesting,
             backend="eager" if self.backend is None else self.backend,
             rng=self.rng,
-            validate_data=self.validate_data,
+            validate=self.validate,
         )
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
 

@@ -17,10 +17,11 @@ from sgc.errors import ArgumentError, NanLossError, SgcError
 from sgc.infer.compiled import CompiledELBO
 from sgc.infer.elbo import TraceGraph_ELBO
 from sgc.run.guards import Call
+from sgc.run.validity import Trial
 from sgc.training import checkpoint
 from sgc.training.loop import Loop, RunResult, Steps
 from sgc.training.optimizers import Factory, optimizing
-from sgc.training.step import Stepper
+from sgc.training.step import Step, Stepper
 
 
 class SVI(pyro.infer.SVI):
@@ -29,7 +30,8 @@ class SVI(pyro.infer.SVI):
     The call computes the loss, the surrogate's gradient and the optimizer's update, and writes parameters, baseline
     averages and the optimizer's state in place, in the tensors that Pyro's store, the user's modules and the optimizer
     hold. The first step runs the optimizer in Python, where it makes its state. Optimizers that cannot be traced (a
-    user's own, ``LBFGS``) go on doing so, after one warning. A step whose loss is NaN changes nothing.
+    user's own, ``LBFGS``) go on doing so, after one warning. A step whose loss is NaN changes nothing, nor does one
+    with an invalid parameter or value, which raises Pyro's ``ValueError`` for it.
 
     :param model: a callable of Pyro statements.
     :param guide: likewise, with the same arguments.
@@ -102,6 +104,7 @@ class SVI(pyro.infer.SVI):
         """Take one step; the loss (minus the ELBO, in nats) before it. Warns if it is NaN, and changes nothing then.
 
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
+        :raises ValueError: Pyro's own, if a parameter or value is not valid; nothing has changed then.
         """
         if self._stepper is None:
             return super().step(*args, **kwargs)
@@ -109,10 +112,17 @@ class SVI(pyro.infer.SVI):
         step = self._stepper.ready(call)
         if step is None:
             return self._stepper.eagerly(call).item()
-        loss = step()
+        trial = Trial.of(call, step.specialization, "inductor")
+        try:
+            loss = step()
+        except RuntimeError:
+            self.loss_module.explain(trial)
+            raise
         if step.halted:
-            step.halted.zero_()
-            self.loss_module.warn_if_nan(loss, call)
+            taken = self._stepper.judged(step, trial)
+            if taken is not None:
+                return taken.item()
+            self.loss_module.warn_if_nan(loss)
         return loss.item()
 
     def run(
@@ -131,6 +141,7 @@ class SVI(pyro.infer.SVI):
         :param progress_bar: draw a bar with the running ELBO; needs tqdm.
         :return: the losses, a float tensor of one entry a step, and the time taken.
         :raises sgc.errors.NanLossError: if a loss is NaN; parameters and optimizer are as they were before that step.
+        :raises ValueError: Pyro's own, if a parameter or value is not valid; likewise.
         :raises sgc.errors.SgcError: if the program cannot be compiled.
         """
         if isinstance(steps, int):
@@ -214,6 +225,9 @@ class _PyroSteps:
 
     def eagerly(self, call: Call) -> Tensor:
         return torch.tensor(self._step(*call.args, **call.kwargs))
+
+    def judged(self, step: Step, trial: Trial | None) -> None:
+        return None
 
     def nan_error(self, number: int, call: Call) -> NanLossError:
         return NanLossError(f"the loss of step {number} is NaN")

@@ -21,6 +21,7 @@ def compile(
     backend: Backend = "inductor",
     rng: Rng = "fast",
     cache_size: int = 16,
+    validate: bool | None = None,
 ) -> LossModule:
     """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
 
@@ -39,10 +40,13 @@ def compile(
     :param rng: ``"torch"`` lets Inductor draw the same random numbers as eager torch under one seed; ``"fast"``
         may draw others of the same law.
     :param cache_size: how many specializations are kept.
+    :param validate: whether the compiled program checks, at every call, the parameters of distributions and the values
+        that they score, as Pyro's validation does; a call that fails raises Pyro's own error and changes nothing.
+        ``None`` follows Pyro's switch (``pyro.enable_validation``), ``True`` and ``False`` do not.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """
-    options = Options(num_particles, vectorize_particles, max_plate_nesting, backend, rng, cache_size)
+    options = Options(num_particles, vectorize_particles, max_plate_nesting, backend, rng, cache_size, validate)
     return LossModule(model, guide, options)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -248,44 +247,24 @@ class EnvironmentGuard(Guard):
 
 
 class ValuesGuard(Guard):
-    """The values that the program read from its inputs while it was captured (``int(lengths.max())``).
-
-    Checks of observed data among them are made again only for other tensors or after a write.
-    """
+    """The values that the program read from its inputs while it was captured (``int(lengths.max())``)."""
 
     def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input]) -> None:
         position = {declared.name: i for i, declared in enumerate(inputs)}
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
-        self._valid: dict[int, list[tuple[weakref.ref[Tensor], int]]] = {}
 
     def quick(self, names: Names) -> Quick | None:
         return None if self._guards else Quick()
 
     def miss(self, call: Call) -> str | None:
         with torch.no_grad():
-            for number, (guard, positions) in enumerate(self._guards):
-                inputs = [call.tensors[i] for i in positions]
-                if guard.validates and self._is_known(number, inputs):
-                    continue
-                value = guard.module(*(tensor.detach().clone() for tensor in inputs))
+            for guard, positions in self._guards:
+                value = guard.module(*(call.tensors[i].detach().clone() for i in positions))
                 if value.shape != guard.value.shape or not torch.equal(value, guard.value):
-                    if guard.validates:
-                        return f"what is observed at {guard.source} is outside of its support"
                     where = f" (read at {guard.source})" if guard.source else ""
                     return f"a value computed from {', '.join(guard.inputs)} changed{where}"
-                if guard.validates:
-                    self._valid[number] = [(weakref.ref(tensor), tensor._version) for tensor in inputs]
         return None
-
-    def _is_known(self, number: int, inputs: list[Tensor]) -> bool:
-        known = self._valid.get(number)
-        return known is not None and all(
-            of() is tensor and version == tensor._version for (of, version), tensor in zip(known, inputs, strict=True)
-        )
 
     def describe(self) -> Iterator[str]:
         for guard, _ in self._guards:
-            if guard.validates:
-                yield f"observed data in their support, {guard.source}"
-            else:
-                yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"
+            yield f"{guard.value.tolist()} from {', '.join(guard.inputs)}, read at {guard.source}"

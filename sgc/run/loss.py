@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -24,7 +24,8 @@ from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
 from sgc.run.late import LateNumber
 from sgc.run.specialization import Compiled, Specialization, specialize
-from sgc.run.tensors import TensorTree, inside
+from sgc.run.tensors import TensorTree, inside, network_name
+from sgc.run.validity import RandomState, Trial, judge, late_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,7 @@ class LossModule(nn.Module):
         self._specializations: list[Specialization] = []
         self._misses: list[str] = []
         self._unchecked: LateNumber | float | None = None
-        self._nan_explained = False
+        self._unjudged: Trial | None = None
         self.eager_only = False
 
     # -- what a user sees
@@ -75,14 +76,18 @@ class LossModule(nn.Module):
     def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
         found, tensors = self.select(call)
-        if torch.is_grad_enabled():
-            compiled = found.compiled(tensors, with_gradient=True, backend=backend)
-            wanted = [tensors[i] for i in compiled.gradient_of]
-            loss: Tensor = _Loss.apply(compiled, tensors, *wanted)
-        else:
-            compiled = found.compiled(call.tensors, with_gradient=False, backend=backend)
-            loss = compiled.run(*call.tensors)[0]
-        self.warn_if_nan(loss, call)
+        with_gradient = torch.is_grad_enabled()
+        tensors = tensors if with_gradient else call.tensors
+        compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
+        trial = Trial.of(call, found, backend or found.backend(with_gradient=with_gradient))
+        try:
+            loss: Tensor = _Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
+        except RuntimeError:
+            self.explain(trial)
+            raise
+        if trial is not None:
+            self._heed(trial)
+        self.warn_if_nan(loss)
         return loss
 
     def select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
@@ -119,7 +124,10 @@ class LossModule(nn.Module):
 
     @property
     def module(self) -> fx.GraphModule:
-        """The emitted fx module of the latest specialization: inputs to ``(loss, surrogate_loss)``."""
+        """The emitted fx module of the latest specialization: inputs to ``(loss, surrogate_loss)``.
+
+        Where calls are checked, a third result says whether this one was valid.
+        """
         return self._latest().emitted.module
 
     @property
@@ -250,10 +258,10 @@ class LossModule(nn.Module):
         known = {id(module) for module in self._modules_of()}
         for module in rehearsal.modules:
             if id(module) not in known:
-                name = _network_name(module)
+                name = network_name(module)
                 number = 1
                 while name in self.networks:
-                    name, number = f"{_network_name(module)}_{number}", number + 1
+                    name, number = f"{network_name(module)}_{number}", number + 1
                 self.networks[name] = module
 
     def _show_tensors(self, made: Specialization) -> None:
@@ -270,46 +278,60 @@ class LossModule(nn.Module):
             short = name.removeprefix(BASELINE_PREFIX).replace(".", "_")
             self.baselines.put(short, average, StoreOwner(name), buffer=True)
 
+    # -- validity
+
+    def judge(self, trial: Trial) -> None:
+        """Let Pyro raise its error for a call that was not valid, and put the random state back to before that call.
+
+        :raises ValueError: unless Pyro, given the same numbers, finds nothing wrong.
+        """
+        after = RandomState.now(trial.before.device)
+        trial.before.restore()
+        with self._undone_on_error(), unobserved():
+            judge(trial, *self._program, self.options)
+        after.restore()
+
+    def explain(self, trial: Trial | None) -> None:
+        """An operator has refused its input in the midst of a call; Pyro may have refused it before.
+
+        :raises ValueError: Pyro's own. If Pyro fails as the operator did, the operator's error will do.
+        """
+        if trial is not None:
+            with suppress(RuntimeError, AssertionError):
+                self.judge(trial)
+
+    def _heed(self, trial: Trial) -> None:
+        """Look whether a call was valid; on a GPU one call late, so that no step waits for the device."""
+        if trial.before.device.type == "cpu":
+            if not trial.valid:
+                self.judge(trial)
+            return
+        late, self._unjudged = self._unjudged, trial
+        if late is not None and not late.valid:
+            self._unjudged = None
+            self.judge(late)
+            raise late_error()
+
     # -- NaN
 
-    def warn_if_nan(self, loss: Tensor, call: Call) -> None:
+    def warn_if_nan(self, loss: Tensor) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.is_cpu:
             suspect: Tensor | LateNumber | float | None = loss
         else:
             suspect, self._unchecked = self._unchecked, LateNumber(loss)
-        if suspect is None or not math.isnan(float(suspect)):
-            return
-        pyro.util.warn_if_nan(torch.tensor(float(suspect)), "loss")
-        if not self._nan_explained:
-            # Pyro checks values and parameters at every call, a compiled program at its capture only. A run of
-            # Pyro says now what it would have said: which site is NaN, or which value is invalid.
-            self._nan_explained = True
-            state = random_state()
-            try:
-                with self._undone_on_error(), unobserved():
-                    self._rehearse(call)
-            except ValueError as error:
-                warn(f"Pyro says of the NaN: {error}", UserWarning)
-            restore_random_state(state)
-
-
-def _network_name(module: nn.Module) -> str:
-    """The name under which ``pyro.module`` registered it, else that of its class."""
-    store = pyro.get_param_store()
-    for path, parameter in module.named_parameters():
-        name = store.param_name(parameter)
-        if name is not None and name.endswith(f"$$${path}"):
-            return name.removesuffix(f"$$${path}").replace(".", "_")
-    return type(module).__name__.lower()
+        if suspect is not None and math.isnan(float(suspect)):
+            pyro.util.warn_if_nan(torch.tensor(float(suspect)), "loss")
 
 
 class _Loss(torch.autograd.Function):
     """One compiled call gives loss and gradients; ``backward`` only scales what was computed."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], *wanted: Tensor) -> Tensor:
+    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], trial: Trial | None, *wanted: Tensor) -> Tensor:
         loss, *gradients = compiled.run(*tensors)
+        if trial is not None:
+            trial.valid = gradients.pop()
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -318,5 +340,6 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         kept = list(ctx.saved_tensors)
         if all(tensor.device == gradient.device for tensor in kept):
-            return None, None, *torch._foreach_mul(kept, gradient)
-        return None, None, *(tensor * gradient.to(tensor.device) for tensor in kept)  # parameters on several devices
+            return None, None, None, *torch._foreach_mul(kept, gradient)
+        scaled = (tensor * gradient.to(tensor.device) for tensor in kept)  # parameters on several devices
+        return None, None, None, *scaled

@@ -6,15 +6,18 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 
 from sgc.run.guards import Call, Guard
 from sgc.run.prologue import Names, Quick
 
 
 class ModeGuard(Guard):
-    """Train or eval mode of each module, the default dtype and device, autocast."""
+    """Modes of each module and of torch: training, the default dtype and device, autocast, validation if it counts."""
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], *, follows_validation: bool) -> None:
+        self._validation = Distribution._validate_args
+        self._follows_validation = follows_validation
         self._modules = [inner for module in modules for inner in module.modules()]
         self._training = [module.training for module in self._modules]
         self._dtype = torch.get_default_dtype()
@@ -29,6 +32,8 @@ class ModeGuard(Guard):
         ]
         conditions.append(f"{names.of(torch.get_default_dtype, 'default')}() is {names.of(self._dtype, 'dtype')}")
         conditions.append(f"{names.of(_default_device, 'device')}() == {names.of(self._device, 'device')}")
+        if self._follows_validation:
+            conditions.append(f"{names.of(Distribution, 'Distribution')}._validate_args is {self._validation}")
         conditions += [f"{enabled}({device!r}) is {device in self._autocast}" for device in _AUTOCAST]
         for device, dtype in self._autocast.items():
             conditions.append(f"{dtype_of}({device!r}) is {names.of(dtype, 'dtype')}")
@@ -42,12 +47,16 @@ class ModeGuard(Guard):
             return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
         if _default_device() != self._device:
             return f"the default device was {self._device or 'cpu'}, is {torch.get_default_device()}"
+        if Distribution._validate_args is not self._validation and self._follows_validation:
+            return f"Pyro's validation was {_switched(self._validation)}, is {_switched(not self._validation)}"
         if _autocast() != self._autocast:
             return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
         return None
 
     def describe(self) -> Iterator[str]:
         yield f"default dtype {self._dtype}"
+        if self._follows_validation:
+            yield f"Pyro's validation {_switched(self._validation)}"
         for module, training in zip(self._modules, self._training, strict=True):
             yield f"{type(module).__name__} in {_mode(training)} mode"
 
@@ -67,6 +76,10 @@ def _autocast() -> dict[str, torch.dtype]:
 
 def _shown_autocast(state: dict[str, torch.dtype]) -> str:
     return ", ".join(f"{dtype} on {device}" for device, dtype in state.items()) or "off"
+
+
+def _switched(on: bool) -> str:
+    return "on" if on else "off"
 
 
 def _mode(training: bool) -> str:

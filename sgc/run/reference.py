@@ -143,10 +143,10 @@ def _ours(
         runnable = found.compiled(everything, with_gradient=True)
         with torch.no_grad():
             loss, *gradients = runnable.run(*everything)
-        by_position = dict(zip(runnable.gradient_of, gradients, strict=True))
+        by_position = dict(zip(runnable.gradient_of, gradients, strict=False))
         return loss, [by_position.get(i) for i in wanted]
     with torch.enable_grad():
-        runs = [found.emitted.module(*everything) for _ in range(found.repeats)]
+        runs = [found.emitted.module(*everything)[:2] for _ in range(found.repeats)]
         loss, surrogate = (torch.stack(parts).mean() for parts in zip(*runs, strict=True))
         leaves = [tensors[i] for i in wanted]
         if not surrogate.requires_grad:

@@ -22,6 +22,7 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
+from sgc.emit.guarded import undone_if_invalid
 from sgc.emit.optimize.pipeline import Report
 from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.stepping import BuiltStep, build_step
@@ -30,7 +31,7 @@ from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
-from sgc.graph.program import Input, InputKind
+from sgc.graph.program import Check, Input, InputKind
 from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
@@ -42,7 +43,10 @@ from sgc.run.sources import forget_with, known_sources
 
 @dataclass
 class Compiled:
-    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten."""
+    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten.
+
+    If the specialization validates, its last result says whether the call was valid; if not, it has written nothing.
+    """
 
     run: Runner
     gradient_of: tuple[int, ...]
@@ -53,7 +57,10 @@ class Compiled:
 
 @dataclass
 class Specialization:
-    """Graph, modules and guards of one version, and the runnables, each built when first needed."""
+    """Graph, modules and guards of one version, and the runnables, each built when first needed.
+
+    ``checks`` are those of parameters and values that are made at each call.
+    """
 
     graph: StochasticGraph
     emitted: Emitted
@@ -64,6 +71,7 @@ class Specialization:
     guards: tuple[Guard, ...]
     max_plate_nesting: float
     params: tuple[str, ...]
+    checks: tuple[Check, ...]
     hits: int = 0
     _differentiated: Differentiated | None = None
     _steps: list[Report] = field(default_factory=list)
@@ -190,9 +198,12 @@ class Specialization:
             if not with_gradient:
                 emitted = emit_surrogate(self.graph, *_particles(self.options)[:2], loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
-            built = build(differentiated.module, tensors, backend, self.options.rng)
-        runner = _Repeated(built.run, self.repeats) if self.repeats > 1 else built.run
-        return Compiled(runner, differentiated.gradient_of, differentiated.module, built.report)
+            module = differentiated.module
+            if differentiated.validates:
+                module = undone_if_invalid(module, tensors)
+            built = build(module, tensors, backend, self.options.rng)
+        runner = _Repeated(built.run, self.repeats, self if differentiated.validates else None)
+        return Compiled(runner if self.repeats > 1 else built.run, differentiated.gradient_of, module, built.report)
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
@@ -206,16 +217,37 @@ class Specialization:
 
 
 class _Repeated:
-    """The mean of several runs of a callable that returns a list of tensors, one run after another."""
+    """The mean of several runs of a callable that returns a list of tensors, one run after another.
 
-    def __init__(self, run: Runner, times: int) -> None:
+    :param validating: whose runs say whether they were valid; if one was not, what all have written is put back.
+    """
+
+    def __init__(self, run: Runner, times: int, validating: Specialization | None) -> None:
         self._run = run
         self._times = times
+        self._validating = validating
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        total = [result.clone() for result in self._run(*tensors)]
-        for _ in range(self._times - 1):
-            torch._foreach_add_(total, list(self._run(*tensors)))
+        if self._validating is None:
+            return self._mean(tensors, [])
+        kept = [(tensor, tensor.clone()) for tensor in self._validating.written(list(tensors))]
+        valid: list[Tensor] = []
+        mean = self._mean(tensors, valid)
+        holds = torch.stack(valid).all()
+        for tensor, before in kept:
+            tensor.copy_(torch.where(holds, tensor, before))
+        return [*mean, holds]
+
+    def _mean(self, tensors: tuple[Tensor, ...], valid: list[Tensor]) -> list[Tensor]:
+        total: list[Tensor] = []
+        for _ in range(self._times):
+            results = list(self._run(*tensors))
+            if self._validating is not None:
+                valid.append(results.pop())
+            if total:
+                torch._foreach_add_(total, results)
+            else:
+                total = [result.clone() for result in results]
         torch._foreach_div_(total, self._times)
         return total
 
@@ -263,7 +295,7 @@ def specialize(
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (
         ArgumentGuard(call, names, records),
-        ModeGuard(rehearsal.modules),
+        ModeGuard(rehearsal.modules, follows_validation=options.validate is None),
         tensors,
         HandlerGuard(),
         surroundings,
@@ -279,6 +311,7 @@ def specialize(
         guards,
         rehearsal.max_plate_nesting,
         rehearsal.params,
+        program.checks,
     )
     forget_with(made, known)
     return made

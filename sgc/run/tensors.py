@@ -79,3 +79,13 @@ def inside(modules: Iterable[nn.Module]) -> set[int]:
         found.update(id(tensor) for tensor in module.parameters())
         found.update(id(tensor) for tensor in module.buffers())
     return found
+
+
+def network_name(module: nn.Module) -> str:
+    """The name under which ``pyro.module`` registered it, else that of its class."""
+    store = pyro.get_param_store()
+    for path, parameter in module.named_parameters():
+        name = store.param_name(parameter)
+        if name is not None and name.endswith(f"$$${path}"):
+            return name.removesuffix(f"$$${path}").replace(".", "_")
+    return type(module).__name__.lower()

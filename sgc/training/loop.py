@@ -17,6 +17,7 @@ from torch import Tensor
 from sgc.capturing.randomness import device_random_state, set_device_random_state
 from sgc.errors import ArgumentError, NanLossError
 from sgc.run.guards import Call
+from sgc.run.validity import Trial
 from sgc.training.nan import nan_loss_error
 from sgc.training.step import Step
 
@@ -53,6 +54,10 @@ class Steps(Protocol):
 
     def eagerly(self, call: Call) -> Tensor:
         """Take a step in Python; the loss, a 0-d tensor."""
+        ...
+
+    def judged(self, step: Step, trial: Trial | None) -> Tensor | None:
+        """Pyro's error for a step that halted because it was not valid; None if it was because of a NaN."""
         ...
 
     def nan_error(self, number: int, call: Call) -> NanLossError:
@@ -138,7 +143,16 @@ class Loop:
             if valid:
                 step(valid)
             before = device_random_state(device)
-            raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
+            trial = Trial.of(call, step.specialization, "inductor")
+            step()
+            resumed = self.steps.judged(step, trial)
+            if resumed is None:
+                set_device_random_state(before, device)
+                raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
+            before = device_random_state(device)
+            self._losses.append(resumed.reshape(1))
+            self._count += 1
+            return valid + 1
         finally:
             set_device_random_state(before, device)
             step.halted.zero_()

@@ -159,16 +159,18 @@ class _NanInSearch(Exception):
 
 
 def _search(optimizer: torch.optim.LBFGS, closure: Callable[[], Tensor]) -> None:
-    """A step of L-BFGS, which is not taken if a loss on its way is NaN."""
+    """A step of L-BFGS, which is not taken if a loss on its way is NaN or an error."""
     state = copy.deepcopy(optimizer.state_dict())
     before = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
     try:
         optimizer.step(closure)
-    except _NanInSearch:
+    except BaseException as error:
         with torch.no_grad():
             for parameter, value in before:
                 parameter.copy_(value)
         optimizer.load_state_dict(state)
+        if not isinstance(error, _NanInSearch):
+            raise
 
 
 class PyroOptimizing(Optimizing):

@@ -21,6 +21,7 @@ from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
+from sgc.run.validity import Trial
 from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
 from sgc.training.optimizers import Optimizing
@@ -64,18 +65,23 @@ class Step:
     built: BuiltStep
     inputs: list[Tensor]
     halted: Tensor
+    valid: Tensor | None = None
 
     def __call__(self, steps: int = 1, stopped: Collection[Any] = ()) -> Tensor:
         """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
 
-        From a loss that is NaN on, ``halted`` is set, and nothing is written any more.
+        From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
+        not valid, whose loss is given as NaN; ``valid`` says of the last step whether it was.
         """
-        losses = [self.built(self.inputs, steps)]
-        taken = len(losses[0])
+        losses, *valid = self.built(self.inputs, steps)
+        parts, taken = [losses], len(losses)
         while taken < steps and not stopped:
-            losses.append(self.built(self.inputs, steps - taken))
-            taken += len(losses[-1])
-        return torch.cat(losses) if len(losses) > 1 else losses[0]
+            losses, *valid = self.built(self.inputs, steps - taken)
+            parts.append(losses)
+            taken += len(losses)
+        for holds in valid:
+            self.valid = holds
+        return torch.cat(parts) if len(parts) > 1 else losses
 
 
 @dataclass
@@ -153,6 +159,23 @@ class Stepper:
                     tensor.copy_(before)
         self.started = True
         return loss
+
+    def judged(self, step: Step, trial: Trial | None) -> Tensor | None:
+        """What follows from a step that has halted: Pyro's error if it was not valid, None if its loss is NaN.
+
+        Where Pyro finds nothing wrong, the step is taken in Python, from the random state before it, and its loss
+        returned.
+
+        :raises ValueError: Pyro's own; the random state is the one before the step then.
+        """
+        step.halted.zero_()
+        if trial is None or step.valid:
+            return None
+        trial.valid = step.valid
+        self.loss_module().judge(trial)
+        warn("a compiled step is not valid and Pyro's is, by rounding: this one is taken in Python", StandInWarning)
+        trial.before.restore()
+        return self.eagerly(trial.call)
 
     def nan_error(self, number: int, call: Call) -> NanLossError:
         """The error for a step in Python whose loss was NaN."""

@@ -77,7 +77,7 @@ def expected_estimate(
         weight = log_joint(guide, args, values).exp().detach()
         averages = [torch.full_like(average, 0.3) for average in specialization.averages()]
         pyro.set_rng_seed(0)
-        loss, surrogate = emitted(*inputs, *averages, *values.values())
+        loss, surrogate, *_ = emitted(*inputs, *averages, *values.values())
         gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
         total = total + weight * loss.detach()
         sums = [s if g is None else s + weight * g for s, g in zip(sums, gradients, strict=True)]

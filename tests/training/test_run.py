@@ -141,7 +141,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("backend", ["inductor", "eager"])
 def test_a_run_stops_at_nan_and_names_step_and_site(backend: str, uncompiled: None) -> None:
     pyro.clear_param_store()
-    svi = make_svi(sgd, program=sinking(), backend=backend)
+    svi = make_svi(sgd, program=sinking(), backend=backend, validate=False)
     with pytest.warns(UserWarning) if backend == "eager" else _nothing(), pytest.raises(NanLossError) as caught:
         svi.run(50, torch.tensor(0.0))
     good = len(svi.result.losses)
@@ -150,7 +150,7 @@ def test_a_run_stops_at_nan_and_names_step_and_site(backend: str, uncompiled: No
     assert "pyro.factor" in str(caught.value)
     assert pyro.param("scale").item() < 0
     before = values()
-    again = make_svi(sgd, program=sinking(), backend=backend)
+    again = make_svi(sgd, program=sinking(), backend=backend, validate=False)
     pyro.clear_param_store()
     again.run(good, torch.tensor(0.0))
     same(values(), before)
@@ -164,7 +164,7 @@ def _nothing() -> Any:
 
 def test_a_step_that_gives_nan_warns_and_changes_nothing(uncompiled: None) -> None:
     pyro.clear_param_store()
-    svi = make_svi(sgd, program=sinking())
+    svi = make_svi(sgd, program=sinking(), validate=False)
     while True:
         before, state = values(), _momentum(svi)
         with _recorded() as warned:
@@ -209,7 +209,7 @@ def test_a_nan_that_depends_on_the_draw_is_said_to(uncompiled: None) -> None:
         z = pyro.sample("z", dist.Bernoulli(q))
         pyro.factor("rare", torch.where(z > 0, torch.tensor(float("nan")), q * 0), has_rsample=False)
 
-    svi = make_svi(adam, program=(model, guide))
+    svi = make_svi(adam, program=(model, guide), validate=False)
     with pytest.raises(NanLossError, match="rare"):
         svi.run(200)
 
