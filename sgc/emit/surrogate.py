@@ -67,8 +67,8 @@ def emit_surrogate(
 _SMALL = 256
 """Up to how many elements a check may have to be copied into a stack of checks."""
 
-_MANY = 40
-"""How many checks of one shape are a chain of conjunctions still."""
+_MANY = 32
+"""Up to how many checks of one shape are a chain of conjunctions."""
 
 
 class _Builder:
