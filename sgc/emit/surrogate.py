@@ -67,6 +67,9 @@ def emit_surrogate(
 _SMALL = 256
 """Up to how many elements a check may have to be copied into a stack of checks."""
 
+_MANY = 32
+"""Up to how many checks of one shape are a chain of conjunctions."""
+
 
 class _Builder:
     """Copies the program and appends the arithmetic of the graph's nodes, a method for each type of node."""
@@ -250,8 +253,8 @@ class _Builder:
         return self._call(torch.div, total, particles, name="particles") if particles > 1 else total
 
     def _reduced(self, shape: tuple[int, ...], conditions: list[fx.Node]) -> fx.Node:
-        if len(conditions) > 2 and math.prod(shape) <= _SMALL:
-            # Batching takes a stack for what it is; a chain of conjunctions stays as long as an unrolled program.
+        if len(conditions) > _MANY and math.prod(shape) <= _SMALL:
+            # A chain of conjunctions runs faster, but is as long as an unrolled program; batching shortens a stack.
             return self._call(torch.all, self._call(torch.stack, conditions, name="valid"), name="valid")
         return self._call(torch.all, self._all(conditions), name="valid")
 
