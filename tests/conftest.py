@@ -17,3 +17,10 @@ def clean_state() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def backward_in_one_thread() -> Iterator[None]:
+    """For :mod:`tests.second_device`: autograd has a thread for each device there was at its first backward."""
+    with torch.autograd.set_multithreading_enabled(False):
+        yield

@@ -31,7 +31,10 @@ from tests.reference.test_zoo import SEED, assert_equal
 from tests.reference.zoo import ZOO as CPU_ZOO
 from tests.second_device import MadeOnDevice, device, unavailable
 
-pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+pytestmark = [
+    pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+    pytest.mark.usefixtures("backward_in_one_thread"),
+]
 
 NO_KERNEL = {"gru_encoder", "lstm_cell", "attend_infer_repeat"}
 """Programs with fused recurrent cells, operators that the CPU does not have and the second device thus neither."""

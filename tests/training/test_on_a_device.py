@@ -26,7 +26,10 @@ from sgc.run import specialization
 from tests.programs import switches_on
 from tests.second_device import device, unavailable
 
-pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+pytestmark = [
+    pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
+    pytest.mark.usefixtures("backward_in_one_thread"),
+]
 
 
 def data() -> Tensor:
@@ -63,7 +66,7 @@ def assert_same_training(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_whole_steps_are_those_of_pyro(name: str, rewritten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of a step runs as it is here, or as Inductor is given it: neither Inductor nor CUDA is."""
-    run_graphs(monkeypatch, rewritten=rewritten)
+    built = run_graphs(monkeypatch, rewritten=rewritten)
     model, guide = switches_on()
     theirs = trained(
         pyro.infer.SVI(model, guide, copy.deepcopy(OPTIMIZERS[name][0]), pyro.infer.TraceGraph_ELBO()), data()
@@ -74,6 +77,13 @@ def test_whole_steps_are_those_of_pyro(name: str, rewritten: bool, monkeypatch: 
                 model, guide, copy.deepcopy(optimizer), sgc.infer.TraceGraph_ELBO(backend="inductor", rng="torch")
             )
             assert_same_training(trained(svi, data()), theirs)
+    assert built
+    assert {where for module in built for where in inputs_of(module)} == {device()}
+
+
+def inputs_of(module: fx.GraphModule) -> list[torch.device]:
+    """Where the inputs of a graph are."""
+    return [node.meta["val"].device for node in module.graph.nodes if node.op == "placeholder"]
 
 
 def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.GraphModule]:
@@ -86,7 +96,7 @@ def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.G
 
         @torch.no_grad()
         def run(*arguments: Tensor) -> Any:
-            assert [t.device for t in arguments] == [t.device for t in examples]
+            assert [t.device for t in arguments] == [t.device for t in examples] == inputs_of(made)
             return made(*arguments)
 
         return made, run
