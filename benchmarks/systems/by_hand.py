@@ -37,8 +37,12 @@ class ByHand(TorchSystem):
     def compile(self) -> Callable[..., Any]:
         """The step, from state and data."""
         inputs = [*self.state, *self.args]
-        # On a CPU torch draws random numbers faster than Inductor's generator; on a GPU the latter fuses.
-        options: dict[str, Any] = {"fallback_random": self.device == "cpu"}
+        # On a CPU torch draws random numbers faster than Inductor's generator; on a GPU the latter fuses. The rest is what
+        # makes small steps fast there, as far as an expert knows, and what sgc asks for as well.
+        on_cpu = self.device == "cpu"
+        options: dict[str, Any] = {"fallback_random": on_cpu, "cpp_wrapper": on_cpu, "memory_planning": on_cpu}
+        options |= {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+        options |= {"cpp.vec_isa_ok": True} if on_cpu else {}
         with torch.no_grad():
             graph = make_fx(self._step, tracing_mode="fake")(*inputs)
             try:
