@@ -37,8 +37,8 @@ class ByHand(TorchSystem):
     def compile(self) -> Callable[..., Any]:
         """The step, from state and data."""
         inputs = [*self.state, *self.args]
-        # On a CPU torch draws random numbers faster than Inductor's generator; on a GPU the latter fuses. The rest is what
-        # makes small steps fast there, as far as an expert knows, and what sgc asks for as well.
+        # On a CPU torch draws random numbers faster than Inductor's generator; on a GPU the latter fuses. The rest is
+        # what makes small steps fast there, and what sgc asks for as well.
         on_cpu = self.device == "cpu"
         options: dict[str, Any] = {"fallback_random": on_cpu, "cpp_wrapper": on_cpu, "memory_planning": on_cpu}
         options |= {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
