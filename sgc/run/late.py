@@ -29,7 +29,7 @@ class LateNumber:
     def __float__(self) -> float:
         if self._event is not None:
             self._event.synchronize()
-        return self._number.item()
+        return float(self._number)
 
     def __reduce__(self) -> Any:
         return float, (float(self),)  # an event cannot be copied

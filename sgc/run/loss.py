@@ -61,7 +61,7 @@ class LossModule(nn.Module):
         self._specializations: list[Specialization] = []
         self._misses: list[str] = []
         self._unchecked: LateNumber | float | None = None
-        self._unjudged: Trial | None = None
+        self._unjudged: tuple[Trial, LateNumber | float] | None = None
         self.eager_only = False
 
     # -- what a user sees
@@ -306,10 +306,11 @@ class LossModule(nn.Module):
             if not trial.valid:
                 self.judge(trial)
             return
-        late, self._unjudged = self._unjudged, trial
-        if late is not None and not late.valid:
+        assert trial.valid is not None
+        late, self._unjudged = self._unjudged, (trial, LateNumber(trial.valid))
+        if late is not None and not float(late[1]):
             self._unjudged = None
-            self.judge(late)
+            self.judge(late[0])
             raise late_error()
 
     # -- NaN

@@ -187,7 +187,7 @@ def test_mixed_devices_are_pyros_error_and_change_nothing() -> None:
 def test_nan_is_looked_at_one_call_late() -> None:
     """So that the CPU need not wait for the step that it has just sent off."""
     model, guide = switches_on()
-    module = sgc.compile(model, guide, backend="eager").initialize(data())
+    module = sgc.compile(model, guide, backend="eager", validate=False).initialize(data())
     with torch.no_grad():
         pyro.get_param_store()._params["loc_loc"].fill_(math.nan)
     with warnings.catch_warnings():
@@ -195,3 +195,13 @@ def test_nan_is_looked_at_one_call_late() -> None:
         assert module(data()).isnan()
     with pytest.warns(UserWarning, match="NaN"), contextlib.suppress(ValueError):
         module(data())
+
+
+def test_validity_is_looked_at_one_call_late() -> None:
+    model, guide = switches_on()
+    module = sgc.compile(model, guide, backend="eager").initialize(data())
+    with torch.no_grad():
+        pyro.get_param_store()._params["loc_loc"].fill_(math.nan)
+        assert module(data()).isnan()
+        with pytest.raises(ValueError, match="satisfy the constraint Real"):
+            module(data())
