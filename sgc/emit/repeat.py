@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sgc.emit.optimize.nodes import attribute, is_final_copy, same_kind
+from sgc.emit.optimize.nodes import attribute, is_final_copy, literal, same_kind
 from sgc.emit.optimize.purity import is_view
 from sgc.graph.effects import drop_dead, storages
 
@@ -53,7 +53,10 @@ def repeat(step: fx.GraphModule) -> fx.GraphModule:
 
     root = torch.nn.Module()
     for position, node in enumerate(owned.values()):
-        root.register_buffer(f"owned_{position}", attribute(node), persistent=False)
+        # Literals may be views of one another, which a loop does not take; nobody else holds them: a copy will do.
+        tensor = literal(node)
+        owner = attribute(node) if tensor is None else tensor.clone()
+        root.register_buffer(f"owned_{position}", owner, persistent=False)
     root.more = _condition(len(others) + len(carried), len(fixed))
     root.body = _body(step, carried, fixed)
 

@@ -17,7 +17,7 @@ from sgc.capturing.source import warn
 from sgc.config import Backend
 from sgc.emit.step import new_flag
 from sgc.emit.stepping import BuiltStep
-from sgc.errors import NanLossError, SgcError, StandInWarning
+from sgc.errors import BackendError, NanLossError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
@@ -137,7 +137,7 @@ class Stepper:
             return None
         if not bound.built.compiled:
             # A step may change what the guards look at: then it is one a call, and a look at the guards before each.
-            found.compile_step(bound.built, steps if found.reads_inputs_only else 1)
+            self._compile(found, bound.built, steps if found.reads_inputs_only else 1)
         return Step(found, bound.built, tensors + bound.own, bound.own[-1])
 
     def eagerly(self, call: Call) -> Tensor:
@@ -244,6 +244,14 @@ class Stepper:
             built = found.build_step(tensors, update.state, partial(update, capturable=True))
         self._compiled = [_Compiled(found, update.signature, built), *self._compiled][: found.options.cache_size]
         return built
+
+    def _compile(self, found: Specialization, built: BuiltStep, steps: int) -> None:
+        if steps > 1:
+            try:
+                return found.compile_step(built, steps)
+            except BackendError as error:
+                warn(f"each step is a call of its own, since a loop of them does not compile: {error}", StandInWarning)
+        return found.compile_step(built, 1)
 
     def _flag(self, device: torch.device) -> Tensor:
         if device not in self._halted:

@@ -17,9 +17,11 @@ import sgc
 import sgc.infer
 from sgc.config import Rng
 from sgc.emit.inductor import compile_graph
+from sgc.emit.optimize.nodes import mark_literal
 from sgc.emit.optimize.pipeline import optimize
 from sgc.emit.repeat import CAPACITY, repeat
 from sgc.emit.stepping import BuiltStep
+from sgc.errors import BackendError, StandInWarning
 from sgc.run import specialization
 from tests.reference.zoo import ZOO
 from tests.reference.zoo.entry import Case
@@ -39,6 +41,7 @@ PROGRAMS = (
     "beta_bernoulli",
     "subsampled_plate",
 )
+SHARED = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 COMPILED = ("several_baselines", "batch_norm_training")
 STEPS = 3
 
@@ -194,6 +197,50 @@ def test_a_step_that_swaps_two_inputs(steps: list[tuple[fx.GraphModule, list[Ten
         found, after = at_once(loop, inputs, STEPS)
         assert torch.equal(found, losses)
         assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+
+
+def test_literals_that_are_views_of_one_another() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    one, other = graph.get_attr("one"), graph.get_attr("other")
+    total = graph.call_function(torch.ops.aten.add.Tensor, (one, other))
+    new = graph.call_function(torch.ops.aten.add.Tensor, (x, total))
+    loss = graph.call_function(torch.ops.aten.sum.default, (new,))
+    graph.call_function(torch.ops.aten.copy_.default, (x, new))
+    graph.output([loss])
+    root = torch.nn.Module()
+    for name, tensor in (("one", SHARED[0]), ("other", SHARED[1])):
+        mark_literal(tensor)
+        root.register_buffer(name, tensor)
+    inputs = [torch.tensor([0.5, 0.25])]
+    step = optimize(fx.GraphModule(root, graph), inputs, skip=["fold_constants"]).module
+    assert sum(node.op == "get_attr" for node in step.graph.nodes) == 2
+    losses, expected = one_by_one(step, inputs, STEPS)
+    found, after = at_once(compile_graph(repeat(step), _with_counters(inputs), "torch"), inputs, STEPS)
+    assert torch.equal(found, losses)
+    assert torch.equal(after[0], expected[0])
+
+
+def test_a_loop_that_does_not_compile(
+    monkeypatch: pytest.MonkeyPatch, steps: list[tuple[fx.GraphModule, list[Tensor]]]
+) -> None:
+    """Then each step is a call of its own, and a warning says why."""
+    pyro.clear_param_store()
+    case = case_of("regression")
+    compiled: list[int] = []
+
+    def compile(built: BuiltStep, steps: int) -> None:
+        compiled.append(steps)
+        if steps > 1:
+            raise BackendError("a loop is too much")
+        built._once = torch.no_grad()(built.module.forward)
+
+    monkeypatch.setattr(BuiltStep, "compiled", property(lambda built: bool(compiled)))
+    monkeypatch.setattr(BuiltStep, "compile", compile)
+    svi = sgc.SVI(case.model, case.guide, adam)
+    with pytest.warns(StandInWarning, match="a loop is too much"):
+        assert len(svi.run(5, *case.args).losses) == 5
+    assert compiled == [4, 1]
 
 
 def _with_counters(inputs: list[Tensor]) -> list[Tensor]:
