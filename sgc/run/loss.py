@@ -318,11 +318,12 @@ class LossModule(nn.Module):
     def warn_if_nan(self, loss: Tensor) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.is_cpu:
-            suspect: Tensor | LateNumber | float | None = loss
+            number: float | None = loss.item()
         else:
-            suspect, self._unchecked = self._unchecked, LateNumber(loss)
-        if suspect is not None and math.isnan(float(suspect)):
-            pyro.util.warn_if_nan(torch.tensor(float(suspect)), "loss")
+            late, self._unchecked = self._unchecked, LateNumber(loss)
+            number = None if late is None else float(late)
+        if number is not None and math.isnan(number):
+            pyro.util.warn_if_nan(torch.tensor(number), "loss")
 
 
 class _Loss(torch.autograd.Function):
