@@ -14,6 +14,7 @@ import torch._inductor.config as inductor_config
 from torch import Tensor, fx
 
 from sgc.config import Rng
+from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.ordering import RandomOrder
 from sgc.errors import BackendError
 
@@ -68,9 +69,8 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
     if on_cpu:
         # A small model spends its time on calls of kernels and on memory, not in kernels: the calls are made from
         # C++, the memory is laid out beforehand, and small stacks are never written.
-        options |= {"cpp_wrapper": True, "force_pointwise_cat": _has_small_stacks_only(module)}
-        # Inductor's plan (torch 2.13) takes no notice of the scope of a loop's memory, and does not compile.
-        options["memory_planning"] = not any(isinstance(part, fx.GraphModule) for part in module.children())
+        options |= {"cpp_wrapper": True, "memory_planning": True}
+        options["force_pointwise_cat"] = _has_small_stacks_only(module)
         if inductor_config.cpp.vec_isa_ok is None:
             # Inductor compiles and loads a program for each vector width to see whether that works, several seconds
             # before the first compilation. What the processor has it knows without.
@@ -79,8 +79,7 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
 
 
 def _has_small_stacks_only(module: fx.GraphModule) -> bool:
-    graphs = [part.graph for part in module.modules() if isinstance(part, fx.GraphModule)]
-    stacks = [node for graph in graphs for node in graph.nodes if node.target in _STACKS]
+    stacks = [node for node in module.graph.nodes if node.target in _STACKS]
     return all(len(node.args[0]) <= _FEW_ROWS and node.meta["val"].numel() <= _FEW_ELEMENTS for node in stacks)
 
 
@@ -89,7 +88,7 @@ _STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 
 _ADVICE = {
     "torch._inductor.ir": "missing a c-shim",  # an operator that the C++ wrapper calls through Python
-    "torch._inductor.standalone_compile": "artifact generation failed",  # nobody saves it; loops are not cached
+    "torch._inductor.standalone_compile": "artifact generation failed",  # nobody saves it
 }
 """What Inductor logs, by logger, for its authors and not for those who use it."""
 
@@ -115,13 +114,24 @@ def _forget_vector_widths() -> None:
 
 
 def _own_memory(module: fx.GraphModule) -> fx.GraphModule:
-    """A module in which operators that write into a copy of an operand get one without shared memory.
+    """A module in which each value that needs memory of its own gets it. Inductor (torch 2.13) errs in two ways.
 
-    Inductor (torch 2.13) makes that copy with the strides of the operand: of an expanded one, whose elements share
-    memory, it makes a copy whose elements do, and a sum into one of them is a sum into all.
+    Operators that write into a copy of an operand: Inductor makes that copy with the strides of the operand; of an
+    expanded one, whose elements share memory, it makes a copy whose elements do, and a sum into one of them is a sum
+    into all. Inputs that are copied into others: Inductor drops every copy on the way, and reads what another copy at
+    the end has written already. A choice between a value and itself is none to it, but a kernel of its own.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
+    finals = [node for node in graph.nodes if is_final_copy(node)]
+    for node in finals:
+        value = node.all_input_nodes[-1]
+        source = next((step for step in _copied(value) if step.op == "placeholder"), node.args[0])
+        if source is not node.args[0] and any(other.args[0] is source for other in finals):
+            with graph.inserting_before(finals[0]):
+                same = graph.call_function(torch.ops.aten.eq.Tensor, (value, value))
+                kept = graph.call_function(torch.ops.aten.where.self, (same, value, value))
+            node.update_arg(1, kept)
     for node in graph.nodes:
         name = getattr(node.target, "_overloadpacket", None)
         if name in _WRITES_INTO_COPY and _shares_memory(node.args[0].meta["val"]):
@@ -132,6 +142,17 @@ def _own_memory(module: fx.GraphModule) -> fx.GraphModule:
             own.meta["val"] = node.args[0].meta["val"].contiguous()
             node.update_arg(0, own)
     return fx.GraphModule(module, graph)
+
+
+def _copied(node: fx.Node) -> Iterator[fx.Node]:
+    """The node, and the nodes that it is a copy or a view of."""
+    for step in lineage(node):
+        yield step
+        if step.target in _COPIES:
+            yield from _copied(step.all_input_nodes[-1])
+
+
+_COPIES = {torch.ops.aten.clone.default, torch.ops.aten.copy.default}
 
 
 _WRITES_INTO_COPY = {

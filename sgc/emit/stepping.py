@@ -1,77 +1,95 @@
-"""A whole training step, compiled by Inductor: as one call for each step, or as one call for many."""
+"""A whole training step, compiled by Inductor, that is taken once or many times in one call."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
 from sgc.emit.backends import Runner
+from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import compile_graph
+from sgc.emit.native import NativeProgram, native_program
+from sgc.emit.optimize.nodes import attribute
 from sgc.emit.optimize.pipeline import Report, optimize
-from sgc.emit.repeat import CAPACITY, repeat
 
 
 @dataclass
 class BuiltStep:
-    """A step as it was rewritten, and what it was compiled to; one of the two, whichever was needed first.
+    """A step as it was rewritten, and what it was compiled to.
 
-    A loop inside the compiled graph spares each step the way through Python and back. It cannot be had where it would
-    have to ask a device whether it ends, nor where inputs share memory. Either takes steps of the other's kind as
-    well, if more slowly: a second compilation would cost more than it spares.
+    On the CPU the compiled program is called from C++ (:mod:`sgc.emit.native`), which spares each step the way through
+    Python. On another device, and where what is written shares memory, each step is a call of its own.
     """
 
     module: fx.GraphModule
     report: Report
     examples: list[Tensor]
     rng: Rng
-    _once: Runner | None = None
-    _many: Runner | None = None
+    detour: bool = False
+    """Whether each step goes through Python because the compiled program was not recognised."""
+    _run: Runner | None = None
+    _native: NativeProgram | None = None
+    _attributes: list[Tensor] = field(default_factory=list)
+    _written: list[int] = field(default_factory=list)
 
     @property
     def compiled(self) -> bool:
         """Whether it can be called."""
-        return self._once is not None or self._many is not None
+        return self._run is not None
 
-    def compile(self, steps: int) -> None:
-        """Compile it for so many steps in a row.
+    def compile(self) -> None:
+        """Compile it.
 
         :raises sgc.errors.BackendError: if Inductor cannot work on this machine.
         """
-        if steps > 1 and self._can_loop:
-            examples = [*self.examples, torch.tensor(CAPACITY), self._losses]
-            self._many = compile_graph(repeat(self.module), examples, self.rng)
-        else:
-            self._once = compile_graph(self.module, self.examples, self.rng)
+        lifted, self._attributes = _attributes_as_inputs(self.module)
+        examples = [*self.examples, *self._attributes]
         self.examples = []  # they hold the memory of what may be long gone
+        self._run = compile_graph(lifted, examples, self.rng)
+        self._written = sorted(written_inputs(lifted))
+        if all(tensor.device.type == "cpu" for tensor in examples) and not _overlaps(examples, self._written):
+            (results,) = next(node for node in lifted.graph.nodes if node.op == "output").args
+            self._native = native_program(self._run, len(examples), [node.meta["val"].dtype for node in results])
+            self.detour = self._native is None
 
     def __call__(self, inputs: Sequence[Tensor], steps: int) -> list[Tensor]:
         """Take at least one step and at most so many.
 
-        :return: the losses, of shape ``[taken]``; and what else the last step returns.
+        :return: what they return, losses first, each result a tensor of shape ``[taken]``.
         """
-        if self._once is not None:
-            loss, *others = self._once(*inputs)
-            return [loss.reshape(1), *others]
-        assert self._many is not None
-        taken = min(steps, CAPACITY)
-        losses, *others = self._many(*inputs, torch.tensor(taken), self._losses)
-        return [losses[:taken], *others]
+        assert self._run is not None
+        if self._native is None:
+            return [result.reshape(1) for result in self._run(*inputs, *self._attributes)]
+        try:
+            return self._native([*inputs, *self._attributes], steps)
+        finally:
+            torch.autograd.graph.increment_version([inputs[i] for i in self._written])
 
-    @property
-    def _can_loop(self) -> bool:
-        memory = [tensor.untyped_storage().data_ptr() for tensor in self.examples if tensor.numel()]
-        return len(set(memory)) == len(memory) and all(tensor.device.type == "cpu" for tensor in self.examples)
 
-    @cached_property
-    def _losses(self) -> Tensor:
-        """Where the losses of a loop would go, were they written in place; only its shape and dtype matter."""
-        results = next(node for node in self.module.graph.nodes if node.op == "output").args[0]
-        return torch.zeros(CAPACITY, dtype=results[0].meta["val"].dtype)
+def _attributes_as_inputs(module: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+    """A module that takes as its last inputs the tensors that it would look up, and those tensors."""
+    graph, found, copies = fx.Graph(), [], {}
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.node_copy(node)
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(attribute(node), Tensor):
+            found.append(attribute(node))
+            copies[node] = graph.placeholder(f"attribute_{len(found)}")
+            copies[node].meta.update(node.meta)
+    graph.output(graph.graph_copy(module.graph, copies))
+    return fx.GraphModule(module, graph), found
+
+
+def _overlaps(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
+    """Whether one of the tensors that are written may share memory with another one: torch passes such on as one."""
+    count = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel())
+    return any(count[tensors[i].untyped_storage().data_ptr()] > 1 for i in written)
 
 
 def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:

@@ -220,7 +220,7 @@ class _PyroSteps:
     def __init__(self, step: Callable[..., float]) -> None:
         self._step = step
 
-    def ready(self, call: Call, steps: int) -> None:
+    def ready(self, call: Call) -> None:
         return None
 
     def eagerly(self, call: Call) -> Tensor:

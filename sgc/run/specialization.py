@@ -171,10 +171,10 @@ class Specialization:
         self._steps.append(built.report)
         return built
 
-    def compile_step(self, built: BuiltStep, steps: int) -> None:
-        """Compile a whole step for so many in a row."""
+    def compile_step(self, built: BuiltStep) -> None:
+        """Compile a whole step."""
         with self._compiling():
-            built.compile(steps)
+            built.compile()
 
     def written(self, tensors: list[Tensor]) -> list[Tensor]:
         """The buffers and running averages among the tensors of a call, which a step may write into."""

@@ -48,8 +48,8 @@ class RunResult:
 class Steps(Protocol):
     """Takes steps, compiled ones or others."""
 
-    def ready(self, call: Call, steps: int) -> Step | None:
-        """The compiled step, to be taken so often, or None where this one must be taken in Python."""
+    def ready(self, call: Call) -> Step | None:
+        """The compiled step, or None where this one must be taken in Python."""
         ...
 
     def eagerly(self, call: Call) -> Tensor:
@@ -102,24 +102,21 @@ class Loop:
                     length, left = 1, steps
                     while left:
                         started = time.perf_counter()
-                        taken = self._stretch(call, min(length, left), left, interrupted)
+                        taken = self._stretch(call, min(length, left), interrupted)
                         left -= taken
                         if bar is not None:
                             bar.update(taken)
                             bar.set_postfix_str(f"ELBO {-float(self._losses[-1].mean()):.4g}", refresh=False)
                         if interrupted:
                             return
-                        elapsed = time.perf_counter() - started
-                        if elapsed < _STRETCH:
-                            length = min(2 * taken, _LONGEST)
-                        elif elapsed > 2 * _STRETCH:
-                            length = max(1, taken // 2)
+                        each = (time.perf_counter() - started) / taken
+                        length = max(1, min(_LONGEST, int(_STRETCH / each)))
             finally:
                 self._ended = time.perf_counter()
 
-    def _stretch(self, call: Call, steps: int, left: int, interrupted: list[int]) -> int:
-        """Take up to so many of the steps left, without looking at the losses in between; how many were taken."""
-        step = self.steps.ready(call, left)
+    def _stretch(self, call: Call, steps: int, interrupted: list[int]) -> int:
+        """Take up to so many steps, without looking at the losses in between; how many were taken."""
+        step = self.steps.ready(call)
         if step is None:
             loss = self.steps.eagerly(call).reshape(1)
             if loss.isnan():

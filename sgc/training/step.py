@@ -17,7 +17,7 @@ from sgc.capturing.source import warn
 from sgc.config import Backend
 from sgc.emit.step import new_flag
 from sgc.emit.stepping import BuiltStep
-from sgc.errors import BackendError, NanLossError, SgcError, StandInWarning
+from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
@@ -65,23 +65,28 @@ class Step:
     built: BuiltStep
     inputs: list[Tensor]
     halted: Tensor
-    valid: Tensor | None = None
+    validity: list[Tensor] = field(default_factory=list)
 
     def __call__(self, steps: int = 1, stopped: Collection[Any] = ()) -> Tensor:
         """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
 
         From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
-        not valid, whose loss is given as NaN; ``valid`` says of the last step whether it was.
+        not valid, whose loss is given as NaN; ``validity`` says of the last steps which were.
         """
-        losses, *valid = self.built(self.inputs, steps)
+        losses, *self.validity = self.built(self.inputs, steps)
+        if steps == 1:
+            return losses
         parts, taken = [losses], len(losses)
         while taken < steps and not stopped:
-            losses, *valid = self.built(self.inputs, steps - taken)
+            losses, *self.validity = self.built(self.inputs, steps - taken)
             parts.append(losses)
             taken += len(losses)
-        for holds in valid:
-            self.valid = holds
         return torch.cat(parts) if len(parts) > 1 else losses
+
+    @property
+    def valid(self) -> Tensor | None:
+        """Whether the last step was valid; None if that is not checked."""
+        return self.validity[0][-1] if self.validity else None
 
 
 @dataclass
@@ -106,23 +111,22 @@ class Stepper:
     _outside: set[str] = field(default_factory=set)
     _halted: dict[torch.device, Tensor] = field(default_factory=dict)
 
-    def ready(self, call: Call, steps: int = 1) -> Step | None:
+    def ready(self, call: Call) -> Step | None:
         """The compiled step for a call, or None where this one must be taken in Python.
 
-        :param steps: how many are to be taken with these arguments.
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         """
         loss_module = self.loss_module()
         if loss_module.eager_only:
             return None
         try:
-            return self._ready(loss_module, call, steps)
+            return self._ready(loss_module, call)
         except SgcError as error:
             if not loss_module.goes_on_after(error):
                 raise
             return None
 
-    def _ready(self, loss_module: LossModule, call: Call, steps: int) -> Step | None:
+    def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
         found, tensors = loss_module.select(call)
         if not self.started or found.backend(with_gradient=True) != "inductor":
             return None
@@ -136,8 +140,13 @@ class Stepper:
         if bound is None:
             return None
         if not bound.built.compiled:
-            # A step may change what the guards look at: then it is one a call, and a look at the guards before each.
-            self._compile(found, bound.built, steps if found.reads_inputs_only else 1)
+            found.compile_step(bound.built)
+            if bound.built.detour:
+                warn(
+                    "each step goes through Python: sgc does not know the way into what Inductor of torch "
+                    f"{torch.__version__} compiles. The results are the same; please report it",
+                    StandInWarning,
+                )
         return Step(found, bound.built, tensors + bound.own, bound.own[-1])
 
     def eagerly(self, call: Call) -> Tensor:
@@ -244,14 +253,6 @@ class Stepper:
             built = found.build_step(tensors, update.state, partial(update, capturable=True))
         self._compiled = [_Compiled(found, update.signature, built), *self._compiled][: found.options.cache_size]
         return built
-
-    def _compile(self, found: Specialization, built: BuiltStep, steps: int) -> None:
-        if steps > 1:
-            try:
-                return found.compile_step(built, steps)
-            except BackendError as error:
-                warn(f"each step is a call of its own, since a loop of them does not compile: {error}", StandInWarning)
-        return found.compile_step(built, 1)
 
     def _flag(self, device: torch.device) -> Tensor:
         if device not in self._halted:

@@ -19,7 +19,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whole-step graphs run as they are: the same tracing, binding and guards, without seconds of C++ compilation."""
 
     def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
-        return BuiltStep(module, Report(), list(tensors), rng, torch.no_grad()(module.forward))
+        return BuiltStep(module, Report(), list(tensors), rng, _run=torch.no_grad()(module.forward))
 
     monkeypatch.setattr(specialization, "build_step", build_step)
     yield

@@ -104,7 +104,7 @@ def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.G
     def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> BuiltStep:
         examples = [tensor.detach() for tensor in tensors]
         made, run = prepared(module, examples)
-        return BuiltStep(made, Report(), examples, "torch", run)
+        return BuiltStep(made, Report(), examples, "torch", _run=run)
 
     def build(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> Built:
         made, run = prepared(module, [tensor.detach() for tensor in tensors])

@@ -12,6 +12,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from sgc.config import Rng
 from sgc.emit.batching.batch import batch_small_operators
+from sgc.emit.optimize.broadcast import compute_once
 from sgc.emit.optimize.check import check, devices
 from sgc.emit.optimize.constants import merge_constants
 from sgc.emit.optimize.cse import merge_common_subexpressions
@@ -35,6 +36,7 @@ PASSES: dict[str, Pass] = {
     "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
     "drop_dead_nodes": drop_dead_nodes,  # what nothing uses
     "batch_small_operators": batch_small_operators,  # many of one kind as one, on stacked operands
+    "compute_once": lambda module, rng: compute_once(module),  # a costly operand of many elements gets memory
 }
 
 _AFTER_BATCHING = ("remove_identities", "merge_common_subexpressions", "drop_dead_nodes")
@@ -104,9 +106,9 @@ def optimize(
     records: list[Record] = []
     for name in PASSES:
         records.append(_run(name, module, rng, skip, allowed))
-    if records[-1].changed:
-        for name in _AFTER_BATCHING:
-            records.append(_run(name, module, rng, skip, allowed))
+        if name == "batch_small_operators" and records[-1].changed:
+            for again in _AFTER_BATCHING:
+                records.append(_run(again, module, rng, skip, allowed))
     return Optimized(copy_of(module), Report(tuple(records)))
 
 

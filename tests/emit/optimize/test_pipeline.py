@@ -135,7 +135,8 @@ def test_the_report_is_a_table() -> None:
         "remove_identities                 6      5\n"
         "merge_common_subexpressions       5      5  unchanged\n"
         "drop_dead_nodes                   5      5  unchanged\n"
-        "batch_small_operators             5      5  unchanged"
+        "batch_small_operators             5      5  unchanged\n"
+        "compute_once                      5      5  unchanged"
     )
 
 
