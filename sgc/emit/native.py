@@ -24,6 +24,9 @@ from torch import Tensor
 _ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
 """``void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs)``: uses the inputs' handles up."""
 
+_FUNCTIONS = (_ENTRY, "aoti_torch_new_tensor_handle", "aoti_torch_delete_tensor_object", "aoti_torch_get_data_ptr")
+"""What is looked up in a library; :attr:`NativeProgram.addresses` has them in this order."""
+
 _TAKES = re.compile(r"steal_from_raw_handles_to_raii_handles\(input_handles, (\d+)\)")
 _GIVES = re.compile(r"output_handles\[(\d+)\]")
 _GIVES_TWICE = re.compile(r"= output_handles\[")
@@ -130,12 +133,8 @@ def native_program(compiled: Callable[..., Any], takes: int, dtypes: Sequence[to
         if _TAKES.findall(text) != [str(takes)] or gives != set(range(len(dtypes))) or _GIVES_TWICE.search(text):
             continue
         library = ctypes.CDLL(module.__file__)
-        names = (
-            _ENTRY,
-            *(f"aoti_torch_{name}" for name in ("new_tensor_handle", "delete_tensor_object", "get_data_ptr")),
-        )
-        if all(hasattr(library, name) for name in names):
-            addresses = tuple(_address(library, name) for name in names)
+        if all(hasattr(library, name) for name in _FUNCTIONS):
+            addresses = tuple(_address(library, name) for name in _FUNCTIONS)
             return NativeProgram(_caller(), addresses, takes, tuple(dtypes), library)
     return None
 

@@ -52,7 +52,7 @@ class BuiltStep:
         self.examples = []  # they hold the memory of what may be long gone
         self._run = compile_graph(lifted, examples, self.rng)
         self._written = sorted(written_inputs(lifted))
-        if all(tensor.device.type == "cpu" for tensor in examples) and not _overlaps(examples, self._written):
+        if all(tensor.device.type == "cpu" for tensor in examples) and not _shares_storage(examples, self._written):
             (results,) = next(node for node in lifted.graph.nodes if node.op == "output").args
             self._native = native_program(self._run, len(examples), [node.meta["val"].dtype for node in results])
             self.detour = self._native is None
@@ -86,8 +86,8 @@ def _attributes_as_inputs(module: fx.GraphModule) -> tuple[fx.GraphModule, list[
     return fx.GraphModule(module, graph), found
 
 
-def _overlaps(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
-    """Whether one of the tensors that are written may share memory with another one: torch passes such on as one."""
+def _shares_storage(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
+    """Whether one of the tensors that are written shares its storage with another one: torch passes such on as one."""
     count = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel())
     return any(count[tensors[i].untyped_storage().data_ptr()] > 1 for i in written)
 

@@ -7,7 +7,7 @@ said to be a strided view of itself: Inductor gives what is viewed so memory of 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx
@@ -17,14 +17,11 @@ from sgc.emit.optimize.nodes import call, is_functional, is_static, lineage, ten
 _aten = torch.ops.aten
 
 _NANOSECONDS = {
-    **dict.fromkeys(("pow",), 20.0),
-    **dict.fromkeys(("lgamma", "digamma", "polygamma", "erfinv", "igamma", "igammac"), 20.0),
-    **dict.fromkeys(
-        ("exp", "expm1", "log", "log1p", "log2", "tanh", "sigmoid", "softplus", "log_sigmoid_forward"), 1.0
-    ),
-    **dict.fromkeys(("sin", "cos", "atan", "erf", "erfc", "logit", "softplus_backward"), 1.0),
+    **dict.fromkeys(("pow", "lgamma", "digamma", "polygamma", "erfinv", "igamma", "igammac"), 20.0),
+    **dict.fromkeys(("exp", "expm1", "log", "log1p", "log2", "tanh", "sigmoid", "log_sigmoid_forward"), 1.0),
+    **dict.fromkeys(("sin", "cos", "atan", "erf", "erfc", "logit", "softplus", "softplus_backward"), 1.0),
 }
-"""What an operator takes for an element, about: those that are vectorised, and those that are not."""
+"""What an operator takes for an element, about: those that are not vectorised, and those that are."""
 
 _WORTH = 200.0
 """Nanoseconds that another tensor costs, about."""
@@ -38,15 +35,17 @@ def compute_once(module: fx.GraphModule) -> bool:
     graph = module.graph
     if not is_functional(graph):
         return False
-    costs = _costs(graph)
+    costs: dict[fx.Node, float] = {}  # of an element, with the pointwise nodes that lead to it
     wasted: dict[fx.Node, float] = {}
     for node in graph.nodes:
         own = tensor_of(node)
         if own is None or not _is_pointwise(node):
             continue
-        for source in _computed(node) & costs.keys():
+        sources = [source for source in _computed(node) if source in costs]
+        for source in sources:
             again = own.numel() - source.meta["val"].numel()
             wasted[source] = wasted.get(source, 0.0) + costs[source] * max(again, 0)
+        costs[node] = _NANOSECONDS.get(node.target.overloadpacket.__name__, 0.0) + sum(costs[s] for s in sources)
     worth = [node for node, waste in wasted.items() if waste > _WORTH and _is_plain(node.meta["val"])]
     for node in worth:
         value, users = node.meta["val"], list(node.users)
@@ -56,20 +55,11 @@ def compute_once(module: fx.GraphModule) -> bool:
     return bool(worth)
 
 
-def _costs(graph: fx.Graph) -> dict[fx.Node, float]:
-    """What an element of each pointwise node costs, with those of the pointwise nodes that lead to it."""
-    costs: dict[fx.Node, float] = {}
-    for node in graph.nodes:
-        if tensor_of(node) is not None and _is_pointwise(node):
-            own = _NANOSECONDS.get(node.target.overloadpacket.__name__, 0.0)
-            costs[node] = own + math.fsum(costs[source] for source in _computed(node) & costs.keys())
-    return costs
-
-
-def _computed(node: fx.Node) -> set[fx.Node]:
+def _computed(node: fx.Node) -> Iterable[fx.Node]:
     """The nodes that compute what a node reads, seen through views; not those that have memory of their own already."""
     lineages = [list(lineage(operand)) for operand in node.all_input_nodes]
-    return {path[-1] for path in lineages if all(step.target is not _aten.as_strided.default for step in path)}
+    stored = _aten.as_strided.default
+    return dict.fromkeys(path[-1] for path in lineages if all(step.target is not stored for step in path))
 
 
 def _is_plain(value: Tensor) -> bool:
