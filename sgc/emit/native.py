@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,11 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgc.emit.outline import Kernel
+
 _ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
 """``void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs)``: uses the inputs' handles up."""
 
 _FUNCTIONS = (_ENTRY, "aoti_torch_new_tensor_handle", "aoti_torch_delete_tensor_object", "aoti_torch_get_data_ptr")
-"""What is looked up in a library; :attr:`NativeProgram.addresses` has them in this order."""
+"""What is looked up in a library: the program, and three functions of torch's stable C interface (aoti_torch/c/shim.h),
+to copy a handle, to release it, and to find the elements of its tensor."""
 
 _TAKES = re.compile(r"steal_from_raw_handles_to_raii_handles\(input_handles, (\d+)\)")
 _GIVES = re.compile(r"output_handles\[(\d+)\]")
@@ -34,108 +38,190 @@ _GIVES_TWICE = re.compile(r"= output_handles\[")
 _CALLER = r"""
 #include <Python.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <vector>
 
 using Handle = void*;
+using Function = void (*)(void* const* operands, int64_t begin, int64_t end, bool finish);
 
-template <typename Function>
-static Function function(PyObject* address) { return reinterpret_cast<Function>(PyLong_AsVoidPtr(address)); }
+namespace {
 
-// call(program, copy, release, data, inputs, times, *outputs): calls the program so many times. The inputs are a list
-// of capsules, whose handles are taken over. Each output is an address and a size: the bytes of call t go to
-// address + t * size. With the lock of Python held, of which the program itself lets go.
-static PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    auto program = function<void (*)(Handle*, Handle*)>(args[0]);
-    auto copy = function<int32_t (*)(Handle, Handle*)>(args[1]);
-    auto release = function<int32_t (*)(Handle)>(args[2]);
-    auto data = function<int32_t (*)(Handle, void**)>(args[3]);
-    const Py_ssize_t takes = PyList_GET_SIZE(args[4]), gives = (count - 6) / 2;
-    const int64_t times = PyLong_AsLongLong(args[5]);
-    std::vector<Handle> held(takes), given(takes), results(gives);
-    std::vector<char*> places(gives);
-    std::vector<size_t> sizes(gives);
-    for (Py_ssize_t i = 0; i < takes; ++i) held[i] = PyCapsule_GetPointer(PyList_GET_ITEM(args[4], i), nullptr);
-    for (Py_ssize_t i = 0; i < gives; ++i) {
-        places[i] = static_cast<char*>(PyLong_AsVoidPtr(args[6 + 2 * i]));
-        sizes[i] = PyLong_AsSize_t(args[7 + 2 * i]);
+// FUNCTIONS
+
+struct Kernel {
+    Function function;
+    int64_t size;
+    std::vector<int64_t> operands;
+};
+
+struct Plan {
+    void (*program)(Handle*, Handle*);
+    int32_t (*copy)(Handle, Handle*);
+    int32_t (*release)(Handle);
+    int32_t (*data)(Handle, void**);
+    std::vector<int64_t> takes;  // which inputs the program takes
+    std::vector<size_t> gives;  // the bytes of each result that the caller wants; the kernels want those after them
+    size_t results;
+    std::vector<Kernel> kernels;
+};
+
+template <typename T>
+T function(PyObject* address) { return reinterpret_cast<T>(PyLong_AsVoidPtr(address)); }
+
+std::vector<int64_t> numbers(PyObject* tuple) {
+    std::vector<int64_t> found;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); ++i)
+        found.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i)));
+    return found;
+}
+
+void destroy(PyObject* capsule) { delete static_cast<Plan*>(PyCapsule_GetPointer(capsule, nullptr)); }
+
+// prepare(addresses, takes, gives, results, kernels): what does not change from call to call.
+PyObject* prepare(PyObject*, PyObject* args) {
+    PyObject *addresses, *takes, *gives, *kernels;
+    Py_ssize_t results;
+    if (!PyArg_ParseTuple(args, "O!O!O!nO!", &PyTuple_Type, &addresses, &PyTuple_Type, &takes, &PyTuple_Type, &gives,
+                          &results, &PyTuple_Type, &kernels)) return nullptr;
+    auto plan = new Plan;
+    plan->program = function<decltype(plan->program)>(PyTuple_GET_ITEM(addresses, 0));
+    plan->copy = function<decltype(plan->copy)>(PyTuple_GET_ITEM(addresses, 1));
+    plan->release = function<decltype(plan->release)>(PyTuple_GET_ITEM(addresses, 2));
+    plan->data = function<decltype(plan->data)>(PyTuple_GET_ITEM(addresses, 3));
+    plan->takes = numbers(takes);
+    for (int64_t size : numbers(gives)) plan->gives.push_back(static_cast<size_t>(size));
+    plan->results = static_cast<size_t>(results);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kernels); ++i) {
+        PyObject* kernel = PyTuple_GET_ITEM(kernels, i);
+        plan->kernels.push_back({functions[1 + PyLong_AsSize_t(PyTuple_GET_ITEM(kernel, 0))],
+                                 PyLong_AsLongLong(PyTuple_GET_ITEM(kernel, 1)),
+                                 numbers(PyTuple_GET_ITEM(kernel, 2))});
     }
+    PyObject* capsule = PyErr_Occurred() ? nullptr : PyCapsule_New(plan, nullptr, destroy);
+    if (!capsule) delete plan;
+    return capsule;
+}
+
+constexpr int64_t SHARE = 1 << 15;  // elements that are worth a thread
+
+void run(const Kernel& kernel, void* const* operands) {
+    if (kernel.size <= SHARE) return kernel.function(operands, 0, kernel.size, true);
+#pragma omp parallel for num_threads(THREADS)
+    for (int64_t begin = 0; begin < kernel.size; begin += SHARE)
+        kernel.function(operands, begin, begin + SHARE < kernel.size ? begin + SHARE : kernel.size, false);
+    kernel.function(operands, 0, 0, true);
+}
+
+// call(plan, inputs, times, *addresses): calls the program so many times, each time followed by the kernels. The inputs
+// are a list of capsules, whose handles are taken over. Each result that is wanted has an address: that of call t goes
+// to address + t * size. With the lock of Python held, of which the program itself lets go.
+PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    auto plan = static_cast<Plan*>(PyCapsule_GetPointer(args[0], nullptr));
+    if (!plan) return nullptr;
+    const int64_t times = PyLong_AsLongLong(args[2]);
+    std::vector<Handle> held(PyList_GET_SIZE(args[1])), given(plan->takes.size()), results(plan->results);
+    std::vector<void*> bytes(held.size()), found(results.size()), operands;
+    std::vector<char*> places;
+    for (size_t i = 0; i < held.size(); ++i) {
+        held[i] = PyCapsule_GetPointer(PyList_GET_ITEM(args[1], i), nullptr);
+        plan->data(held[i], &bytes[i]);
+    }
+    for (Py_ssize_t i = 3; i < count; ++i) places.push_back(static_cast<char*>(PyLong_AsVoidPtr(args[i])));
     try {
         for (int64_t time = 0; time < times; ++time) {
-            for (Py_ssize_t i = 0; i < takes; ++i) copy(held[i], &given[i]);
-            program(given.data(), results.data());
+            for (size_t i = 0; i < given.size(); ++i) plan->copy(held[plan->takes[i]], &given[i]);
+            plan->program(given.data(), results.data());
             // An operator that is called through Python has raised: the program has returned, with nothing.
             if (PyErr_Occurred()) break;
-            for (Py_ssize_t i = 0; i < gives; ++i) {
-                void* bytes = nullptr;
-                data(results[i], &bytes);
-                std::memcpy(places[i] + time * sizes[i], bytes, sizes[i]);
-                release(results[i]);
+            for (size_t i = 0; i < results.size(); ++i) plan->data(results[i], &found[i]);
+            for (size_t i = 0; i < places.size(); ++i)
+                std::memcpy(places[i] + time * plan->gives[i], found[i], plan->gives[i]);
+            for (const Kernel& kernel : plan->kernels) {
+                operands.clear();
+                for (int64_t place : kernel.operands) operands.push_back(place < 0 ? found[-1 - place] : bytes[place]);
+                run(kernel, operands.data());
             }
+            for (Handle result : results) plan->release(result);
         }
     } catch (const std::exception& error) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
     }
-    for (Handle handle : held) release(handle);
+    for (Handle handle : held) plan->release(handle);
     return PyErr_Occurred() ? nullptr : Py_NewRef(Py_None);
 }
 
-static PyMethodDef methods[] = {
+PyMethodDef methods[] = {
+    {"prepare", prepare, METH_VARARGS, nullptr},
     {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "sgc_caller", nullptr, -1, methods};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "sgc_caller", nullptr, -1, methods};
+
+}  // namespace
+
 PyMODINIT_FUNC PyInit_sgc_caller() { return PyModule_Create(&module); }
 """
 
 
 @dataclass(frozen=True)
 class NativeProgram:
-    """A compiled program that takes so many tensors on the CPU, and gives 0-d ones of the given ``dtypes``.
+    """A compiled program on the CPU, and the kernels that run after it.
 
-    ``call`` is the loop in C++. ``addresses`` are those of the program and of three functions of torch's stable C
-    interface (``aoti_torch/c/shim.h``): to copy a handle, to release it, to find the elements of its tensor.
+    ``plan`` says what does not change from call to call; ``dtypes`` are those of the results that the caller wants,
+    0-d ones.
     """
 
-    call: Callable[..., None]
-    addresses: tuple[int, ...]
-    takes: int
+    caller: Any
+    plan: Any
     dtypes: tuple[torch.dtype, ...]
     library: Any  # it must stay loaded
 
     def __call__(self, inputs: list[Tensor], times: int) -> list[Tensor]:
         """Call it ``times`` times; what it gives, each time's, as tensors of shape ``[times]``.
 
-        What it writes into its inputs stays unnoticed by autograd: that is for the caller to announce.
+        What is written into its inputs stays unnoticed by autograd: that is for the caller to announce.
 
         :raises RuntimeError: if an operator raises; what the calls before that one gave is lost.
         """
-        assert len(inputs) == self.takes
         results = [torch.empty(times, dtype=dtype, device="cpu") for dtype in self.dtypes]
-        outputs = [number for result in results for number in (result.data_ptr(), result.itemsize)]
         with torch.no_grad():
             handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs)
-            self.call(*self.addresses, handles, times, *outputs)
+            self.caller.call(self.plan, handles, times, *(result.data_ptr() for result in results))
         return results
 
 
-def native_program(compiled: Callable[..., Any], takes: int, dtypes: Sequence[torch.dtype]) -> NativeProgram | None:
+def native_program(
+    compiled: Callable[..., Any],
+    takes: Sequence[int],
+    dtypes: Sequence[torch.dtype],
+    results: int,
+    functions: Sequence[str] = (),
+    kernels: Sequence[Kernel] = (),
+) -> NativeProgram | None:
     """What ``compiled``, of Inductor, calls in the end; None if it is not found, or is not what is expected.
 
-    :param takes: how many tensors it takes. Those that it writes must not share memory: torch would make one of them.
-    :param dtypes: of the tensors that it gives.
+    :param takes: which of the inputs it takes. Those that it writes must not share memory: torch would make one of
+        them.
+    :param dtypes: of those of its ``results`` that the caller wants, the first ones, all 0-d.
+    :param functions: the bodies of what the kernels call.
     """
     for module in _native_modules(compiled):
         source = Path(module.__file__).with_suffix(".cpp")
         text = source.read_text() if source.exists() else ""
         gives = {int(found) for found in _GIVES.findall(text)}
-        if _TAKES.findall(text) != [str(takes)] or gives != set(range(len(dtypes))) or _GIVES_TWICE.search(text):
+        if _TAKES.findall(text) != [str(len(takes))] or gives != set(range(results)) or _GIVES_TWICE.search(text):
             continue
         library = ctypes.CDLL(module.__file__)
         if all(hasattr(library, name) for name in _FUNCTIONS):
             addresses = tuple(_address(library, name) for name in _FUNCTIONS)
-            return NativeProgram(_caller(), addresses, takes, tuple(dtypes), library)
+            sizes = tuple(dtype.itemsize for dtype in dtypes)
+            calls = tuple((kernel.function, kernel.size, kernel.operands) for kernel in kernels)
+            caller = _caller(tuple(functions), torch.get_num_threads())
+            plan = caller.prepare(addresses, tuple(takes), sizes, results, calls)
+            return NativeProgram(caller, plan, tuple(dtypes), library)
     return None
 
 
@@ -160,15 +246,25 @@ def _native_modules(compiled: Any) -> Iterator[Any]:
         ahead += [getattr(found, name, None) for name in ("__wrapped__", "_compiled_fn", "current_callable")]
 
 
+_VECTORISED = () if sys.platform == "win32" else ("-ftree-loop-vectorize", "-fno-math-errno")
+"""Inductor's options are for loops that are vectorised by hand."""
+
+
 @cache
-def _caller() -> Callable[..., None]:
-    """The loop in C++, compiled once on a machine and kept by Inductor beside the programs."""
+def _caller(functions: tuple[str, ...], threads: int) -> Any:
+    """The loop in C++, compiled once on a machine for these functions, and kept by Inductor beside the programs."""
     from torch._inductor.codecache import CppCodeCache
 
-    path = CppCodeCache.load(_CALLER)._name
+    texts = [
+        f"void function_{number}(void* const* p, int64_t begin, int64_t end, bool finish) {{\n{body}\n}}\n"
+        for number, body in enumerate(functions)
+    ]
+    names = ", ".join(["nullptr", *(f"function_{number}" for number in range(len(functions)))])
+    texts.append(f"const Function functions[] = {{{names}}};")
+    source = _CALLER.replace("// FUNCTIONS", "\n".join(texts)).replace("THREADS", str(threads))
+    path = CppCodeCache.load(source, extra_flags=_VECTORISED)._name
     spec = importlib.util.spec_from_file_location("sgc_caller", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    call: Callable[..., None] = module.call
-    return call
+    return module

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.guarded import Writes, written_inputs
+from sgc.emit.outline import GRADIENT
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 """``update(parameters, gradients, state)`` writes into the parameters and into the optimizer's state."""
@@ -31,6 +32,8 @@ def emit_step(
     count = len(tensors)
     hidden = written_inputs(differentiated.module)
 
+    counts: list[int] = []
+
     def step(*inputs: Tensor) -> list[Tensor]:
         *written, halted = inputs
         done = Writes(written, hidden)
@@ -44,9 +47,19 @@ def emit_step(
             halt = halted | loss.isnan()
             done.undo_where(halt)
             halted.copy_(halt)
-        return [loss, *valid]
+        counts[:] = [1 + len(valid), len(gradients)]
+        return [loss, *valid, *gradients]
 
-    return trace(step, [*tensors, *state, new_flag(differentiated.device)])
+    traced = trace(step, [*tensors, *state, new_flag(differentiated.device)])
+    own, others = counts
+    output = traced.graph.output_node()
+    (results,) = output.args
+    assert isinstance(results, list) and len(results) == own + others
+    for node in results[own:]:
+        node.meta[GRADIENT] = True
+    output.args = (results[:own],)
+    traced.recompile()
+    return traced
 
 
 def new_flag(device: torch.device) -> Tensor:

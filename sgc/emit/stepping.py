@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from sgc.emit.inductor import compile_graph
 from sgc.emit.native import NativeProgram, native_program
 from sgc.emit.optimize.nodes import attribute
 from sgc.emit.optimize.pipeline import Report, optimize
+from sgc.emit.outline import Outlined
 
 
 @dataclass
@@ -23,13 +24,17 @@ class BuiltStep:
     """A step as it was rewritten, and what it was compiled to.
 
     On the CPU the compiled program is called from C++ (:mod:`sgc.emit.native`), which spares each step the way through
-    Python. On another device, and where what is written shares memory, each step is a call of its own.
+    Python, and the update of most parameters is taken out of it (:mod:`sgc.emit.outline`). On another device, and where
+    what is written shares memory, each step is a call of its own.
+
+    :param outlined: ``module`` in two parts.
     """
 
     module: fx.GraphModule
     report: Report
     examples: list[Tensor]
     rng: Rng
+    outlined: Outlined | None = None
     detour: bool = False
     """Whether each step goes through Python because the compiled program was not recognised."""
     _run: Runner | None = None
@@ -47,15 +52,29 @@ class BuiltStep:
 
         :raises sgc.errors.BackendError: if Inductor cannot work on this machine.
         """
-        lifted, self._attributes = _attributes_as_inputs(self.module)
-        examples = [*self.examples, *self._attributes]
-        self.examples = []  # they hold the memory of what may be long gone
-        self._run = compile_graph(lifted, examples, self.rng)
-        self._written = sorted(written_inputs(lifted))
-        if all(tensor.device.type == "cpu" for tensor in examples) and not _shares_storage(examples, self._written):
-            (results,) = next(node for node in lifted.graph.nodes if node.op == "output").args
-            self._native = native_program(self._run, len(examples), [node.meta["val"].dtype for node in results])
-            self.detour = self._native is None
+        examples, self.examples = self.examples, []  # they hold the memory of what may be long gone
+        self._written = sorted(written_inputs(self.module))
+        native = all(tensor.device.type == "cpu" for tensor in examples) and not _shares_storage(
+            examples, self._written
+        )
+        if native and self.outlined is not None:
+            self._compile(self.outlined.rest, examples, native=True)
+        if self._native is None:
+            module = self.module if self.outlined is None else optimize(self.module, examples, rng=self.rng).module
+            self.outlined = None
+            self._compile(module, examples, native=native)
+        self.detour = native and self._native is None
+
+    def _compile(self, module: fx.GraphModule, examples: list[Tensor], *, native: bool) -> None:
+        lifted, takes, self._attributes = _lifted(module)
+        everything = [*examples, *self._attributes]
+        run = compile_graph(lifted, [everything[i] for i in takes], self.rng)
+        self._run = lambda *inputs: run(*(inputs[i] for i in takes))
+        if native:
+            dtypes = [node.meta["val"].dtype for node in _results(self.module)]
+            results = len(_results(module))
+            functions, kernels = (self.outlined.functions, self.outlined.kernels) if self.outlined else ((), ())
+            self._native = native_program(run, takes, dtypes, results, functions, kernels)
 
     def __call__(self, inputs: Sequence[Tensor], steps: int) -> list[Tensor]:
         """Take at least one step and at most so many.
@@ -71,19 +90,34 @@ class BuiltStep:
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])
 
 
-def _attributes_as_inputs(module: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """A module that takes as its last inputs the tensors that it would look up, and those tensors."""
-    graph, found, copies = fx.Graph(), [], {}
-    for node in module.graph.nodes:
-        if node.op == "placeholder":
+def _results(module: fx.GraphModule) -> list[fx.Node]:
+    (results,) = module.graph.output_node().args
+    return list(results)  # type: ignore[arg-type]
+
+
+def _lifted(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
+    """A module that takes as its last inputs the tensors that it would look up, and of its other inputs what it uses.
+
+    :return: the module; the positions of its inputs among all, those tensors behind the others; those tensors.
+    """
+    graph, copies = fx.Graph(), {}
+    takes: list[int] = []
+    found: list[Tensor] = []
+    placeholders = module.graph.find_nodes(op="placeholder")
+    for position, node in enumerate(placeholders):
+        if node.users:
+            takes.append(position)
             copies[node] = graph.node_copy(node)
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and isinstance(attribute(node), Tensor):
+        else:
+            copies[node] = node  # nobody asks
+    for node in module.graph.find_nodes(op="get_attr"):
+        if isinstance(attribute(node), Tensor):
+            takes.append(len(placeholders) + len(found))
             found.append(attribute(node))
             copies[node] = graph.placeholder(f"attribute_{len(found)}")
             copies[node].meta.update(node.meta)
     graph.output(graph.graph_copy(module.graph, copies))
-    return fx.GraphModule(module, graph), found
+    return fx.GraphModule(module, graph), takes, found
 
 
 def _shares_storage(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
@@ -92,8 +126,12 @@ def _shares_storage(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
     return any(count[tensors[i].untyped_storage().data_ptr()] > 1 for i in written)
 
 
-def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
-    """Rewrite the module of a step (:func:`sgc.emit.step.emit_step`); it is compiled when that is asked for."""
+def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()) -> BuiltStep:
+    """Rewrite the module of a step (:func:`sgc.emit.step.emit_step`); it is compiled when that is asked for.
+
+    :param updated: the positions of the inputs that the optimizer writes.
+    """
     examples = [tensor.detach() for tensor in tensors]
-    optimized = optimize(module, examples, rng=rng)
-    return BuiltStep(optimized.module, optimized.report, examples, rng)
+    on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
+    optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
+    return BuiltStep(optimized.module, optimized.report, examples, rng, optimized.outlined)

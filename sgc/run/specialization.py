@@ -167,7 +167,8 @@ class Specialization:
         differentiated = self.differentiated(tensors)
         with self._compiling():
             module = emit_step(differentiated, tensors, state, update)
-            built = build_step(module, [*tensors, *state, new_flag(differentiated.device)], self.options.rng)
+            updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
+            built = build_step(module, [*tensors, *state, new_flag(differentiated.device)], self.options.rng, updated)
         self._steps.append(built.report)
         return built
 

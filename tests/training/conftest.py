@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import pytest
 import torch
@@ -18,7 +18,9 @@ from sgc.run import specialization
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whole-step graphs run as they are: the same tracing, binding and guards, without seconds of C++ compilation."""
 
-    def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
+    def build_step(
+        module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()
+    ) -> BuiltStep:
         return BuiltStep(module, Report(), list(tensors), rng, _run=torch.no_grad()(module.forward))
 
     monkeypatch.setattr(specialization, "build_step", build_step)

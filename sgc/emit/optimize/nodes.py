@@ -183,3 +183,10 @@ def lineage(node: fx.Node) -> Iterator[fx.Node]:
     while is_view(node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
         yield node
+
+
+def copy_of(module: fx.GraphModule) -> fx.GraphModule:
+    """A module with a graph of its own and those tensors of the module that the graph reads."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return fx.GraphModule(module, graph, class_name="Optimized")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -20,8 +20,9 @@ from sgc.emit.optimize.dead import drop_dead_nodes
 from sgc.emit.optimize.fold import fold_constants
 from sgc.emit.optimize.functionalise import functionalise
 from sgc.emit.optimize.identities import remove_identities
-from sgc.emit.optimize.nodes import is_functional
+from sgc.emit.optimize.nodes import copy_of, is_functional
 from sgc.emit.optimize.samplers import lower_samplers
+from sgc.emit.outline import Outlined, outline
 from sgc.errors import ArgumentError
 
 Pass = Callable[[fx.GraphModule, Rng], bool]
@@ -38,6 +39,9 @@ PASSES: dict[str, Pass] = {
     "batch_small_operators": batch_small_operators,  # many of one kind as one, on stacked operands
     "compute_once": lambda module, rng: compute_once(module),  # a costly operand of many elements gets memory
 }
+
+_OUTLINED_BEFORE = "batch_small_operators"
+"""The pass before which an update is taken out of a module: what it leaves behind may be batched."""
 
 _AFTER_BATCHING = ("remove_identities", "merge_common_subexpressions", "drop_dead_nodes")
 """Passes that run once more where operators were batched: stacking leaves views behind."""
@@ -73,14 +77,24 @@ class Report:
 
 @dataclass(frozen=True)
 class Optimized:
-    """The rewritten module, and what each pass did."""
+    """The rewritten module, and what each pass did.
+
+    If an update was taken out of it, ``outlined`` is the module in two parts, and ``module`` is that from which they
+    were made; the later passes have rewritten the rest alone.
+    """
 
     module: fx.GraphModule
     report: Report
+    outlined: Outlined | None = None
 
 
 def optimize(
-    module: fx.GraphModule, examples: Sequence[Tensor], *, rng: Rng = "torch", skip: Collection[str] = ()
+    module: fx.GraphModule,
+    examples: Sequence[Tensor],
+    *,
+    rng: Rng = "torch",
+    skip: Collection[str] = (),
+    updated: Collection[int] = (),
 ) -> Optimized:
     """Rewrite a module of aten operators; the module given stays as it is.
 
@@ -92,6 +106,7 @@ def optimize(
     :param examples: tensors like the inputs; needed for their shapes if the nodes have no ``meta["val"]``.
     :param skip: names of passes to leave out. Without ``functionalise``, a graph that writes into tensors is only
         rid of its dead nodes: the other passes need one that does not.
+    :param updated: the positions of inputs that the module writes, and whose update may be taken out of it.
     :raises sgc.errors.ArgumentError: if ``skip`` names no pass.
     :raises sgc.errors.ModuleError: if a module breaks a law before or after a pass.
     """
@@ -104,12 +119,20 @@ def optimize(
     check(module, functional=False)
     allowed = devices(module)
     records: list[Record] = []
+    whole, outlined = module, None
     for name in PASSES:
+        if name == _OUTLINED_BEFORE and updated and is_functional(module.graph):
+            outlined = outline(module, updated)
+            before, module = len(whole.graph.nodes), whole if outlined is None else outlined.rest
+            records.append(Record("outline", outlined is not None, before, len(module.graph.nodes)))
         records.append(_run(name, module, rng, skip, allowed))
         if name == "batch_small_operators" and records[-1].changed:
             for again in _AFTER_BATCHING:
                 records.append(_run(again, module, rng, skip, allowed))
-    return Optimized(copy_of(module), Report(tuple(records)))
+    report = Report(tuple(records))
+    if outlined is None:
+        return Optimized(copy_of(module), report)
+    return Optimized(whole, report, replace(outlined, rest=copy_of(module)))
 
 
 def _run(
@@ -126,10 +149,3 @@ def _run(
     if changed:
         check(module, functional=functional or name == "functionalise", allowed=allowed)
     return Record(name, changed, before, len(module.graph.nodes), skipped)
-
-
-def copy_of(module: fx.GraphModule) -> fx.GraphModule:
-    """A module with a graph of its own and those tensors of the module that the graph reads."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    return fx.GraphModule(module, graph, class_name="Optimized")
