@@ -27,9 +27,15 @@ from sgc.emit.outline import Kernel
 _ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
 """``void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs)``: uses the inputs' handles up."""
 
-_FUNCTIONS = (_ENTRY, "aoti_torch_new_tensor_handle", "aoti_torch_delete_tensor_object", "aoti_torch_get_data_ptr")
-"""What is looked up in a library: the program, and three functions of torch's stable C interface (aoti_torch/c/shim.h),
-to copy a handle, to release it, and to find the elements of its tensor."""
+_FUNCTIONS = (
+    _ENTRY,
+    "aoti_torch_new_tensor_handle",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_is_contiguous",
+)
+"""What is looked up in a library: the program, and functions of torch's stable C interface (aoti_torch/c/shim.h), to
+copy a handle, to release it, to find the elements of its tensor and to ask how these lie in memory."""
 
 _TAKES = re.compile(r"steal_from_raw_handles_to_raii_handles\(input_handles, (\d+)\)")
 _GIVES = re.compile(r"output_handles\[(\d+)\]")
@@ -43,6 +49,7 @@ _CALLER = r"""
 #include <cstring>
 #include <exception>
 #include <limits>
+#include <stdexcept>
 #include <vector>
 
 using Handle = void*;
@@ -63,6 +70,7 @@ struct Plan {
     int32_t (*copy)(Handle, Handle*);
     int32_t (*release)(Handle);
     int32_t (*data)(Handle, void**);
+    int32_t (*contiguous)(Handle, bool*);
     std::vector<int64_t> takes;  // which inputs the program takes
     std::vector<size_t> gives;  // the bytes of each result that the caller wants; the kernels want those after them
     size_t results;
@@ -92,6 +100,7 @@ PyObject* prepare(PyObject*, PyObject* args) {
     plan->copy = function<decltype(plan->copy)>(PyTuple_GET_ITEM(addresses, 1));
     plan->release = function<decltype(plan->release)>(PyTuple_GET_ITEM(addresses, 2));
     plan->data = function<decltype(plan->data)>(PyTuple_GET_ITEM(addresses, 3));
+    plan->contiguous = function<decltype(plan->contiguous)>(PyTuple_GET_ITEM(addresses, 4));
     plan->takes = numbers(takes);
     for (int64_t size : numbers(gives)) plan->gives.push_back(static_cast<size_t>(size));
     plan->results = static_cast<size_t>(results);
@@ -137,7 +146,12 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
             plan->program(given.data(), results.data());
             // An operator that is called through Python has raised: the program has returned, with nothing.
             if (PyErr_Occurred()) break;
-            for (size_t i = 0; i < results.size(); ++i) plan->data(results[i], &found[i]);
+            for (size_t i = 0; i < results.size(); ++i) {
+                bool contiguous = true;
+                if (time == 0) plan->contiguous(results[i], &contiguous);
+                if (!contiguous) throw std::runtime_error("a result does not lie in the order of its elements");
+                plan->data(results[i], &found[i]);
+            }
             for (size_t i = 0; i < places.size(); ++i)
                 std::memcpy(places[i] + time * plan->gives[i], found[i], plan->gives[i]);
             for (const Kernel& kernel : plan->kernels) {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.guarded import Writes, written_inputs
+from sgc.emit.optimize.functionalise import functionalise
+from sgc.emit.optimize.nodes import attribute
 from sgc.emit.outline import GRADIENT
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
@@ -29,37 +32,89 @@ def emit_step(
     :param state: examples of what the update reads and writes besides the parameters.
     :param update: the optimizer.
     """
-    count = len(tensors)
-    hidden = written_inputs(differentiated.module)
-
-    counts: list[int] = []
+    flag = new_flag(differentiated.device)
+    count, hidden = len(tensors), written_inputs(differentiated.module)
+    if not hidden:
+        return _appended(differentiated, state, flag, update)
+    results: list[Tensor] = []
 
     def step(*inputs: Tensor) -> list[Tensor]:
-        *written, halted = inputs
-        done = Writes(written, hidden)
-        loss, *gradients = differentiated.module(*inputs[:count])
-        valid = [gradients.pop()] if differentiated.validates else []
-        parameters = [inputs[i].detach() for i in differentiated.gradient_of]
-        with torch.no_grad():
-            update(parameters, gradients, list(inputs[count:-1]))
-            for holds in valid:
-                loss = torch.where(holds, loss, torch.nan)
-            halt = halted | loss.isnan()
-            done.undo_where(halt)
-            halted.copy_(halt)
-        counts[:] = [1 + len(valid), len(gradients)]
-        return [loss, *valid, *gradients]
+        done = Writes(inputs[:-1], hidden)
+        results[:] = differentiated.module(*inputs[:count])
+        own = _finish(differentiated, results, inputs, list(inputs[count:-1]), inputs[-1], update, done)
+        return [*own, *results]
 
-    traced = trace(step, [*tensors, *state, new_flag(differentiated.device)])
-    own, others = counts
+    traced = trace(step, [*tensors, *state, flag])
     output = traced.graph.output_node()
-    (results,) = output.args
-    assert isinstance(results, list) and len(results) == own + others
-    for node in results[own:]:
-        node.meta[GRADIENT] = True
-    output.args = (results[:own],)
+    returned = cast("list[fx.Node]", output.args[0])
+    own = len(returned) - len(results)
+    _mark(returned[own:][1 : 1 + len(differentiated.gradient_of)])
+    output.args = (returned[:own],)
     traced.recompile()
     return traced
+
+
+def _finish(
+    differentiated: Differentiated,
+    results: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    state: list[Tensor],
+    halted: Tensor,
+    update: Update,
+    done: Writes,
+) -> list[Tensor]:
+    """What a step does after loss and gradients are there."""
+    loss, *gradients = results
+    valid = [gradients.pop()] if differentiated.validates else []
+    parameters = [inputs[i].detach() for i in differentiated.gradient_of]
+    with torch.no_grad():
+        update(parameters, gradients, state)
+        for holds in valid:
+            loss = torch.where(holds, loss, torch.nan)
+        halt = halted | loss.isnan()
+        done.undo_where(halt)
+        halted.copy_(halt)
+    return [loss, *valid]
+
+
+def _appended(differentiated: Differentiated, state: Sequence[Tensor], flag: Tensor, update: Update) -> fx.GraphModule:
+    """The step of a module that writes into no input: a copy of its graph, and behind it the rest, traced by itself."""
+    before = differentiated.module.graph
+    given = cast("list[fx.Node]", before.output_node().args[0])
+    inputs = before.find_nodes(op="placeholder")
+
+    def rest(*tensors: Tensor) -> list[Tensor]:
+        results, others = tensors[: len(given)], tensors[len(given) :]
+        held, own = others[: len(inputs)], list(others[len(inputs) : -1])
+        done = Writes(others[:-1], set())
+        return _finish(differentiated, results, held, own, others[-1], update, done)
+
+    examples = [node.meta["val"] for node in (*given, *inputs)]
+    behind = trace(rest, [*examples, *state, flag])
+    functionalise(behind)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        copies[node] = graph.node_copy(node)
+    new = behind.graph.find_nodes(op="placeholder")
+    for node in new[len(examples) :]:
+        copies[node] = graph.node_copy(node)
+    graph.graph_copy(before, copies)
+    copies.update(zip(new, (copies[node] for node in (*given, *inputs)), strict=False))
+    attributes: dict[str, Any] = {str(node.target): attribute(node) for node in before.find_nodes(op="get_attr")}
+    for node in behind.graph.find_nodes(op="get_attr"):
+        name = f"update_{node.target}"
+        attributes[name] = attribute(node)
+        copies[node] = graph.get_attr(name)
+        copies[node].meta.update(node.meta)
+    graph.output(graph.graph_copy(behind.graph, copies))
+    _mark([copies[node] for node in given[1 : 1 + len(differentiated.gradient_of)]])
+    return fx.GraphModule(attributes, graph)
+
+
+def _mark(gradients: Sequence[fx.Node]) -> None:
+    for node in gradients:
+        node.meta[GRADIENT] = True
 
 
 def new_flag(device: torch.device) -> Tensor:

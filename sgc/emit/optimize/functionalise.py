@@ -28,8 +28,9 @@ _LEGIT = torch.ops.aten._native_batch_norm_legit.default
 
 def functionalise(module: fx.GraphModule) -> bool:
     """Leave no in-place operator but ``copy_`` into inputs, after everything else. Returns whether there was any."""
+    drawn = _draw_functionally(module.graph)
     if is_functional(module.graph):
-        return False
+        return drawn
     before = module.graph
     _declare_hidden_writes(before)
     placeholders = [node for node in before.nodes if node.op == "placeholder"]
@@ -60,6 +61,20 @@ def functionalise(module: fx.GraphModule) -> bool:
         traced = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     module.graph = _adopt(traced.graph, before, placeholders, list(owned), origins)
     return True
+
+
+def _draw_functionally(graph: fx.Graph) -> bool:
+    """Draws into memory that was made for them, as ``torch.normal`` has many: they need no tracing anew."""
+    drawn = False
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.normal_.default):
+        memory = node.args[0]
+        if memory.target in _EMPTY and list(memory.users) == [node]:
+            node.target = torch.ops.aten.normal_functional.default
+            drawn = True
+    return drawn
+
+
+_EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default}
 
 
 class _Replay(fx.Interpreter):
