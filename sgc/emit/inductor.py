@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from sgc.config import Rng
 from sgc.emit.optimize.nodes import is_final_copy, lineage
+from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder
 from sgc.errors import BackendError
 
@@ -28,8 +29,9 @@ _FEW_ROWS, _FEW_ELEMENTS = 64, 4096
 """Up to so many operands, and so many elements in all, a stack is cheaper to look up than to write and read."""
 
 
-_FEW_FOR_VECTORS = 512
-"""Where no tensor has more elements, loops with vectors take as long as those without, and twice as long to compile."""
+_FEW_IN_ALL, _FEW_EACH = 4096, 24
+"""Elements of a whole graph, or of each operator on average, for which loops with vectors take as long as those
+without, and twice as long to compile."""
 
 
 def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Callable[..., Sequence[Tensor]]:
@@ -76,8 +78,8 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
         # C++, the memory is laid out beforehand, and small stacks are never written.
         options |= {"cpp_wrapper": True, "memory_planning": True}
         options["force_pointwise_cat"] = _has_small_stacks_only(module)
-        if _largest(module) <= _FEW_FOR_VECTORS:
-            options["cpp.simdlen"] = 1
+        if _is_small(module):
+            options["cpp.simdlen"] = 1  # no vectors
         if inductor_config.cpp.vec_isa_ok is None:
             # Inductor compiles and loads a program for each vector width to see whether that works, several seconds
             # before the first compilation. What the processor has it knows without.
@@ -90,10 +92,12 @@ def _has_small_stacks_only(module: fx.GraphModule) -> bool:
     return all(len(node.args[0]) <= _FEW_ROWS and node.meta["val"].numel() <= _FEW_ELEMENTS for node in stacks)
 
 
-def _largest(module: fx.GraphModule) -> int:
-    """The most elements that a tensor in a graph has."""
-    values = (value for node in module.graph.nodes for value in tree_leaves(node.meta.get("val")))
-    return max((value.numel() for value in values if isinstance(value, Tensor)), default=0)
+def _is_small(module: fx.GraphModule) -> bool:
+    """Whether the loops of a graph are so short that vectors spare no time."""
+    computed = [node for node in module.graph.nodes if node.op == "call_function" and not is_view(node)]
+    values = [node.meta.get("val") for node in computed]
+    sizes = [value.numel() for value in tree_leaves(values) if isinstance(value, Tensor)]
+    return sum(sizes) <= max(_FEW_IN_ALL, _FEW_EACH * len(sizes))
 
 
 _STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
