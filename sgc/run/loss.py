@@ -11,7 +11,6 @@ import pyro
 import pyro.util
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
 
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
 from sgc.capturing.randomness import random_state, restore_random_state
@@ -20,10 +19,11 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
+from sgc.run.gradients import Loss
 from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
 from sgc.run.late import LateNumber
-from sgc.run.specialization import Compiled, Specialization, specialize
+from sgc.run.specialization import Specialization, specialize
 from sgc.run.tensors import TensorTree, inside, network_name
 from sgc.run.validity import RandomState, Trial, judge, late_error
 
@@ -81,7 +81,7 @@ class LossModule(nn.Module):
         compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
         trial = Trial.of(call, found, backend or found.backend(with_gradient=with_gradient))
         try:
-            loss: Tensor = _Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
+            loss: Tensor = Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
         except RuntimeError:
             self.explain(trial)
             raise
@@ -324,24 +324,3 @@ class LossModule(nn.Module):
             number = None if late is None else float(late)
         if number is not None and math.isnan(number):
             pyro.util.warn_if_nan(torch.tensor(number), "loss")
-
-
-class _Loss(torch.autograd.Function):
-    """One compiled call gives loss and gradients; ``backward`` only scales what was computed."""
-
-    @staticmethod
-    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], trial: Trial | None, *wanted: Tensor) -> Tensor:
-        loss, *gradients = compiled.run(*tensors)
-        if trial is not None:
-            trial.valid = gradients.pop()
-        ctx.save_for_backward(*gradients)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        kept = list(ctx.saved_tensors)
-        if all(tensor.device == gradient.device for tensor in kept):
-            return None, None, None, *torch._foreach_mul(kept, gradient)
-        scaled = (tensor * gradient.to(tensor.device) for tensor in kept)  # parameters on several devices
-        return None, None, None, *scaled

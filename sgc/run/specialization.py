@@ -46,6 +46,7 @@ class Compiled:
     """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten.
 
     If the specialization validates, its last result says whether the call was valid; if not, it has written nothing.
+    ``separate`` says whether each gradient has memory of its own, once it has run.
     """
 
     run: Runner
@@ -53,6 +54,7 @@ class Compiled:
     module: fx.GraphModule
     report: Report
     calls: int = 0
+    separate: bool | None = None
 
 
 @dataclass

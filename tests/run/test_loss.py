@@ -82,6 +82,39 @@ def test_backward_follows_torch() -> None:
     assert all(torch.allclose(t, 3 * p.grad) for t, p in zip(tripled, module.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_the_parameters_own(backend: str) -> None:
+    """What is done to ``.grad`` in place reaches no kept graph, no other gradient and no data."""
+    x = torch.tensor([1.0, 2.0])
+
+    def model() -> None:
+        a, b = (pyro.param(name, torch.zeros(2)) for name in "ab")
+        pyro.factor("linear", (a + b) @ x)  # both gradients are the data, or one tensor
+
+    module = sgc.compile(model, lambda: None, backend=backend).initialize()
+    a, b = module.parameters()
+    loss = module()
+    for times in (1, 2):
+        loss.backward(retain_graph=True)
+        for p in (a, b):
+            assert torch.equal(p.grad, -x)
+        a.grad.mul_(5)
+        assert torch.equal(b.grad, -x), times
+        b.grad.zero_()
+        a.grad = b.grad = None
+    assert torch.equal(x, torch.tensor([1.0, 2.0]))
+    model_, guide = local_switches()
+    module = sgc.compile(model_, guide, backend=backend).initialize(X)
+    loss = module(X)
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in module.parameters()]
+    for p in module.parameters():
+        p.grad.fill_(7.0)
+        p.grad = None
+    loss.backward()
+    assert all(torch.equal(p.grad, g) for p, g in zip(module.parameters(), once, strict=True))
+
+
 def test_gradient_reaches_inputs() -> None:
     model, guide = local_switches()
     module = sgc.compile(model, guide, backend="eager")
