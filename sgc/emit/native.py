@@ -33,9 +33,15 @@ _FUNCTIONS = (
     "aoti_torch_delete_tensor_object",
     "aoti_torch_get_data_ptr",
     "aoti_torch_is_contiguous",
+    "aoti_torch_grad_mode_is_enabled",
+    "aoti_torch_grad_mode_set_enabled",
 )
 """What is looked up in a library: the program, and functions of torch's stable C interface (aoti_torch/c/shim.h), to
-copy a handle, to release it, to find the elements of its tensor and to ask how these lie in memory."""
+copy a handle, to release it, to find the elements of its tensor, to ask how these lie in memory, and to do without
+gradients."""
+
+_KINDS = {torch.float32: "f", torch.float64: "d", torch.bool: "?"}
+"""The types of the results that a caller may want."""
 
 _TAKES = re.compile(r"steal_from_raw_handles_to_raii_handles\(input_handles, (\d+)\)")
 _GIVES = re.compile(r"output_handles\[(\d+)\]")
@@ -50,6 +56,7 @@ _CALLER = r"""
 #include <exception>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 using Handle = void*;
@@ -71,11 +78,23 @@ struct Plan {
     int32_t (*release)(Handle);
     int32_t (*data)(Handle, void**);
     int32_t (*contiguous)(Handle, bool*);
+    bool (*with_gradients)();
+    void (*set_gradients)(bool);
     std::vector<int64_t> takes;  // which inputs the program takes
-    std::vector<size_t> gives;  // the bytes of each result that the caller wants; the kernels want those after them
+    std::string gives;  // the type of each result that the caller wants; the kernels want those after them
     size_t results;
     std::vector<Kernel> kernels;
 };
+
+size_t size(char type) { return type == 'd' ? 8 : type == 'f' ? 4 : 1; }
+
+PyObject* number(char type, const void* place) {
+    switch (type) {
+        case 'd': return PyFloat_FromDouble(*static_cast<const double*>(place));
+        case 'f': return PyFloat_FromDouble(*static_cast<const float*>(place));
+        default: return PyBool_FromLong(*static_cast<const bool*>(place));
+    }
+}
 
 template <typename T>
 T function(PyObject* address) { return reinterpret_cast<T>(PyLong_AsVoidPtr(address)); }
@@ -91,18 +110,21 @@ void destroy(PyObject* capsule) { delete static_cast<Plan*>(PyCapsule_GetPointer
 
 // prepare(addresses, takes, gives, results, kernels): what does not change from call to call.
 PyObject* prepare(PyObject*, PyObject* args) {
-    PyObject *addresses, *takes, *gives, *kernels;
+    PyObject *addresses, *takes, *kernels;
+    const char* gives;
     Py_ssize_t results;
-    if (!PyArg_ParseTuple(args, "O!O!O!nO!", &PyTuple_Type, &addresses, &PyTuple_Type, &takes, &PyTuple_Type, &gives,
-                          &results, &PyTuple_Type, &kernels)) return nullptr;
+    if (!PyArg_ParseTuple(args, "O!O!snO!", &PyTuple_Type, &addresses, &PyTuple_Type, &takes, &gives, &results,
+                          &PyTuple_Type, &kernels)) return nullptr;
     auto plan = new Plan;
     plan->program = function<decltype(plan->program)>(PyTuple_GET_ITEM(addresses, 0));
     plan->copy = function<decltype(plan->copy)>(PyTuple_GET_ITEM(addresses, 1));
     plan->release = function<decltype(plan->release)>(PyTuple_GET_ITEM(addresses, 2));
     plan->data = function<decltype(plan->data)>(PyTuple_GET_ITEM(addresses, 3));
     plan->contiguous = function<decltype(plan->contiguous)>(PyTuple_GET_ITEM(addresses, 4));
+    plan->with_gradients = function<decltype(plan->with_gradients)>(PyTuple_GET_ITEM(addresses, 5));
+    plan->set_gradients = function<decltype(plan->set_gradients)>(PyTuple_GET_ITEM(addresses, 6));
     plan->takes = numbers(takes);
-    for (int64_t size : numbers(gives)) plan->gives.push_back(static_cast<size_t>(size));
+    plan->gives = gives;
     plan->results = static_cast<size_t>(results);
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kernels); ++i) {
         PyObject* kernel = PyTuple_GET_ITEM(kernels, i);
@@ -127,7 +149,8 @@ void run(const Kernel& kernel, void* const* operands) {
 
 // call(plan, inputs, times, *addresses): calls the program so many times, each time followed by the kernels. The inputs
 // are a list of capsules, whose handles are taken over. Each result that is wanted has an address: that of call t goes
-// to address + t * size. With the lock of Python held, of which the program itself lets go.
+// to address + t * size. Without addresses the results of the last call are returned as numbers. With the lock of
+// Python held, of which the program itself lets go.
 PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     auto plan = static_cast<Plan*>(PyCapsule_GetPointer(args[0], nullptr));
     if (!plan) return nullptr;
@@ -140,6 +163,9 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
         plan->data(held[i], &bytes[i]);
     }
     for (Py_ssize_t i = 3; i < count; ++i) places.push_back(static_cast<char*>(PyLong_AsVoidPtr(args[i])));
+    PyObject* returned = places.empty() ? PyTuple_New(plan->gives.size()) : Py_NewRef(Py_None);
+    const bool with_gradients = plan->with_gradients();
+    plan->set_gradients(false);
     try {
         for (int64_t time = 0; time < times; ++time) {
             for (size_t i = 0; i < given.size(); ++i) plan->copy(held[plan->takes[i]], &given[i]);
@@ -153,7 +179,9 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
                 plan->data(results[i], &found[i]);
             }
             for (size_t i = 0; i < places.size(); ++i)
-                std::memcpy(places[i] + time * plan->gives[i], found[i], plan->gives[i]);
+                std::memcpy(places[i] + time * size(plan->gives[i]), found[i], size(plan->gives[i]));
+            for (Py_ssize_t i = 0; places.empty() && time == times - 1 && i < PyTuple_GET_SIZE(returned); ++i)
+                PyTuple_SET_ITEM(returned, i, number(plan->gives[i], found[i]));
             for (const Kernel& kernel : plan->kernels) {
                 operands.clear();
                 for (int64_t place : kernel.operands) operands.push_back(place < 0 ? found[-1 - place] : bytes[place]);
@@ -164,8 +192,10 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     } catch (const std::exception& error) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
     }
+    plan->set_gradients(with_gradients);
     for (Handle handle : held) plan->release(handle);
-    return PyErr_Occurred() ? nullptr : Py_NewRef(Py_None);
+    if (PyErr_Occurred()) Py_CLEAR(returned);
+    return returned;
 }
 
 PyMethodDef methods[] = {
@@ -201,10 +231,18 @@ class NativeProgram:
         :raises RuntimeError: if an operator raises; what the calls before that one gave is lost.
         """
         results = [torch.empty(times, dtype=dtype, device="cpu") for dtype in self.dtypes]
-        with torch.no_grad():
-            handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs)
-            self.caller.call(self.plan, handles, times, *(result.data_ptr() for result in results))
+        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs)
+        self.caller.call(self.plan, handles, times, *(result.data_ptr() for result in results))
         return results
+
+    def once(self, inputs: list[Tensor]) -> tuple[Any, ...]:
+        """Call it once; what it gives, as numbers.
+
+        :raises RuntimeError: if an operator raises.
+        """
+        handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs)
+        found: tuple[Any, ...] = self.caller.call(self.plan, handles, 1)
+        return found
 
 
 def native_program(
@@ -222,6 +260,8 @@ def native_program(
     :param dtypes: of those of its ``results`` that the caller wants, the first ones, all 0-d.
     :param functions: the bodies of what the kernels call.
     """
+    if not dtypes or not set(dtypes) <= _KINDS.keys():
+        return None
     for module in _native_modules(compiled):
         source = Path(module.__file__).with_suffix(".cpp")
         text = source.read_text() if source.exists() else ""
@@ -231,10 +271,10 @@ def native_program(
         library = ctypes.CDLL(module.__file__)
         if all(hasattr(library, name) for name in _FUNCTIONS):
             addresses = tuple(_address(library, name) for name in _FUNCTIONS)
-            sizes = tuple(dtype.itemsize for dtype in dtypes)
+            kinds = "".join(_KINDS[dtype] for dtype in dtypes)
             calls = tuple((kernel.function, kernel.size, kernel.operands) for kernel in kernels)
             caller = _caller(tuple(functions), torch.get_num_threads())
-            plan = caller.prepare(addresses, tuple(takes), sizes, results, calls)
+            plan = caller.prepare(addresses, tuple(takes), kinds, results, calls)
             return NativeProgram(caller, plan, tuple(dtypes), library)
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -86,6 +87,18 @@ class BuiltStep:
             return [result.reshape(1) for result in self._run(*inputs, *self._attributes)]
         try:
             return self._native([*inputs, *self._attributes], steps)
+        finally:
+            torch.autograd.graph.increment_version([inputs[i] for i in self._written])
+
+    def once(self, inputs: Sequence[Tensor]) -> Sequence[Any]:
+        """Take one step.
+
+        :return: what it returns, as numbers, the loss first.
+        """
+        if self._native is None:
+            return [result.item() for result in self(inputs, 1)]
+        try:
+            return self._native.once([*inputs, *self._attributes])
         finally:
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])
 

@@ -114,7 +114,7 @@ class SVI(pyro.infer.SVI):
             return self._stepper.eagerly(call).item()
         trial = Trial.of(call, step.specialization, "inductor")
         try:
-            loss = step()
+            loss = step.once()
         except RuntimeError:
             self.loss_module.explain(trial)
             raise
@@ -122,8 +122,8 @@ class SVI(pyro.infer.SVI):
             taken = self._stepper.judged(step, trial)
             if taken is not None:
                 return taken.item()
-            self.loss_module.warn_if_nan(loss)
-        return loss.item()
+            self.loss_module.warn_if_nan(torch.tensor(loss))
+        return loss
 
     def run(
         self, steps: int | Iterable[Any], *args: Any, epochs: int = 1, progress_bar: bool = False, **kwargs: Any

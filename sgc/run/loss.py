@@ -306,7 +306,7 @@ class LossModule(nn.Module):
             if not trial.valid:
                 self.judge(trial)
             return
-        assert trial.valid is not None
+        assert isinstance(trial.valid, Tensor)
         late, self._unjudged = self._unjudged, (trial, LateNumber(trial.valid))
         if late is not None and not float(late[1]):
             self._unjudged = None

@@ -47,14 +47,14 @@ class Trial:
 
     :param before: the random state before it.
     :param same_numbers: whether it draws the random numbers that Pyro draws.
-    :param valid: whether the checks hold, a 0-d tensor; known after the call, unless that has failed.
+    :param valid: whether the checks hold; known after the call, unless that has failed.
     """
 
     call: Call
     found: Specialization
     before: RandomState
     same_numbers: bool
-    valid: Tensor | None = None
+    valid: Tensor | bool | None = None
 
     @classmethod
     def of(cls, call: Call, found: Specialization, backend: Backend) -> Trial | None:

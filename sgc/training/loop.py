@@ -141,7 +141,7 @@ class Loop:
                 step(valid)
             before = device_random_state(device)
             trial = Trial.of(call, step.specialization, "inductor")
-            step()
+            step.once()
             resumed = self.steps.judged(step, trial)
             if resumed is None:
                 set_device_random_state(before, device)

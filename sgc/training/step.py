@@ -65,28 +65,28 @@ class Step:
     built: BuiltStep
     inputs: list[Tensor]
     halted: Tensor
-    validity: list[Tensor] = field(default_factory=list)
+    valid: bool | None = None
+    """Whether the last step that was taken by itself was valid; None if that is not checked."""
 
-    def __call__(self, steps: int = 1, stopped: Collection[Any] = ()) -> Tensor:
+    def __call__(self, steps: int, stopped: Collection[Any] = ()) -> Tensor:
         """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
 
         From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
-        not valid, whose loss is given as NaN; ``validity`` says of the last steps which were.
+        not valid, whose loss is given as NaN.
         """
-        losses, *self.validity = self.built(self.inputs, steps)
-        if steps == 1:
-            return losses
-        parts, taken = [losses], len(losses)
-        while taken < steps and not stopped:
-            losses, *self.validity = self.built(self.inputs, steps - taken)
+        parts: list[Tensor] = []
+        taken = 0
+        while not taken or (taken < steps and not stopped):
+            losses, *_ = self.built(self.inputs, steps - taken)
             parts.append(losses)
             taken += len(losses)
-        return torch.cat(parts) if len(parts) > 1 else losses
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    @property
-    def valid(self) -> Tensor | None:
-        """Whether the last step was valid; None if that is not checked."""
-        return self.validity[0][-1] if self.validity else None
+    def once(self) -> float:
+        """Take one step; its loss."""
+        loss, *valid = self.built.once(self.inputs)
+        self.valid = valid[0] if valid else None
+        return float(loss)
 
 
 @dataclass
