@@ -1,0 +1,82 @@
+"""Lets a buffer that Inductor takes from a pool be an address, and a tensor only where an operator asks for one.
+
+Inductor's C++ wrapper (torch 2.11 to 2.13) makes a tensor of each buffer, 80 ns each, although most of them are passed
+to its own kernels, which take addresses: in a program of many small kernels that is a fifth of the time. There is no
+option for it. Two methods of the wrapper are replaced while a program is generated: the one that writes the line by
+which a buffer is made, and the one that writes what stands before the program. What they write needs nothing of sgc, so
+that programs of this kind and of Inductor's own may share a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_POOLED = """
+namespace {
+// A stretch of a pool, as the kernels and operators of this program use it. The pool outlives it.
+class Pooled {
+ public:
+    Pooled(AtenTensorHandle pool, int64_t offset, int32_t dtype, int64_t dims, const int64_t* sizes,
+           const int64_t* strides)
+        : pool_(pool), offset_(offset), dtype_(dtype), dims_(dims), sizes_(sizes), strides_(strides) {
+        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(pool, &start_));
+    }
+    void* data_ptr() const { return static_cast<char*>(start_) + offset_; }
+    AtenTensorHandle get() const {
+        if (!tensor_.get()) {
+            AtenTensorHandle made;
+            AOTI_TORCH_ERROR_CODE_CHECK(
+                aoti_torch__alloc_from_pool(pool_, offset_, dtype_, dims_, sizes_, strides_, &made));
+            tensor_ = torch::aot_inductor::RAIIAtenTensorHandle(made);
+        }
+        return tensor_.get();
+    }
+    operator AtenTensorHandle() const { return get(); }
+    AtenTensorHandle release() {
+        get();
+        return tensor_.release();
+    }
+    void reset() { tensor_.reset(); }
+
+ private:
+    AtenTensorHandle pool_;
+    int64_t offset_;
+    int32_t dtype_;
+    int64_t dims_;
+    const int64_t* sizes_;
+    const int64_t* strides_;
+    void* start_ = nullptr;
+    mutable torch::aot_inductor::RAIIAtenTensorHandle tensor_;
+};
+// Elsewhere it takes ownership of a tensor.
+[[maybe_unused]] AtenTensorHandle wrap_with_raii_handle_if_needed(const Pooled& buffer) { return buffer.get(); }
+}  // namespace
+"""
+
+
+@contextmanager
+def buffers_as_addresses() -> Iterator[None]:
+    """While this is entered, C++ wrappers are generated in this way."""
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    methods: Any = CppWrapperCpu
+    allocate, write_header = methods.codegen_alloc_from_pool, methods.write_header
+
+    def allocate_address(self: Any, *arguments: Any) -> tuple[str, list[str]]:
+        _, (declaration, call) = allocate(self, *arguments)
+        name = declaration.removeprefix("AtenTensorHandle ").removesuffix(";")
+        inside = call.partition("aoti_torch__alloc_from_pool(")[2].rpartition(f", &{name}")[0]
+        # The text of each is another: Inductor takes equal texts for one buffer.
+        return f"Pooled({inside}) /* {name} */", []
+
+    def write_more(self: Any) -> None:
+        write_header(self)
+        self.header.splice(_POOLED)
+
+    methods.codegen_alloc_from_pool, methods.write_header = allocate_address, write_more
+    try:
+        yield
+    finally:
+        methods.codegen_alloc_from_pool, methods.write_header = allocate, write_header
