@@ -40,8 +40,8 @@ _FUNCTIONS = (
 copy a handle, to release it, to find the elements of its tensor, to ask how these lie in memory, and to do without
 gradients."""
 
-_KINDS = {torch.float32: "f", torch.float64: "d", torch.bool: "?"}
-"""The types of the results that a caller may want."""
+_KINDS = {torch.float32: "f", torch.float64: "d", torch.bool: "?", torch.float16: "h", torch.bfloat16: "h"}
+"""The types of the results that a caller may want, as C++ is told them: by their size, those of half precision."""
 
 _TAKES = re.compile(r"steal_from_raw_handles_to_raii_handles\(input_handles, (\d+)\)")
 _GIVES = re.compile(r"output_handles\[(\d+)\]")
@@ -86,7 +86,7 @@ struct Plan {
     std::vector<Kernel> kernels;
 };
 
-size_t size(char type) { return type == 'd' ? 8 : type == 'f' ? 4 : 1; }
+size_t size(char type) { return type == 'd' ? 8 : type == 'f' ? 4 : type == 'h' ? 2 : 1; }
 
 PyObject* number(char type, const void* place) {
     switch (type) {
@@ -222,6 +222,7 @@ class NativeProgram:
     plan: Any
     dtypes: tuple[torch.dtype, ...]
     library: Any  # it must stay loaded
+    as_numbers: bool  # whether C++ can make Python's numbers of them
 
     def __call__(self, inputs: list[Tensor], times: int) -> list[Tensor]:
         """Call it ``times`` times; what it gives, each time's, as tensors of shape ``[times]``.
@@ -240,6 +241,8 @@ class NativeProgram:
 
         :raises RuntimeError: if an operator raises.
         """
+        if not self.as_numbers:
+            return tuple(result.item() for result in self(inputs, 1))
         handles = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs)
         found: tuple[Any, ...] = self.caller.call(self.plan, handles, 1)
         return found
@@ -275,7 +278,7 @@ def native_program(
             calls = tuple((kernel.function, kernel.size, kernel.operands) for kernel in kernels)
             caller = _caller(tuple(functions), torch.get_num_threads())
             plan = caller.prepare(addresses, tuple(takes), kinds, results, calls)
-            return NativeProgram(caller, plan, tuple(dtypes), library)
+            return NativeProgram(caller, plan, tuple(dtypes), library, "h" not in kinds)
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -143,11 +143,9 @@ def _split(
 ) -> Outlined:
     graph = module.graph
     output = graph.output_node()
-    first = next(node for node in graph.nodes if is_final_copy(node))
     results = cast("list[fx.Node]", output.args[0]).copy()
     out = {target for part in parts for target in part.updates}
     position = {node: i for i, node in enumerate(placeholders) if node in out or node not in copies}
-    held = {storage for node in graph.nodes if node.op in ("placeholder", "get_attr") for storage in storages(node)}
     functions: dict[str, int] = {}
     kernels = []
     for part in parts:
@@ -156,7 +154,9 @@ def _split(
         operands, places = [], []
         for node in dict.fromkeys([*part.leaves, *part.updates]):
             operands.append(Operand(node, _value(node).dim() > 0, part.updates.get(node)))
-            places.append(position[node] if node in position else -1 - _result(node, results, first, held))
+            if node not in position and node not in results:
+                results.append(node)
+            places.append(position[node] if node in position else -1 - results.index(node))
         inside = {node for node in part.nodes if _value(node).dim()}
         number = functions.setdefault(function(part.nodes, operands, inside), len(functions))
         kernels.append(Kernel(number, whole.numel() if whole.dim() else 0, tuple(places)))
@@ -169,13 +169,23 @@ def _split(
     return Outlined(copy_of(module), tuple(functions), tuple(kernels))
 
 
-def _result(node: fx.Node, results: list[fx.Node], first: fx.Node, held: set[int]) -> int:
-    """The place among the results of a value that lies in memory of its own, in the order of its elements."""
-    if storages(node) & held or not _value(node).is_contiguous():
-        node = call(first, torch.ops.aten.clone.default, node, memory_format=torch.contiguous_format)
-    if node not in results:
-        results.append(node)
-    return results.index(node)
+def settle(outlined: Outlined, own: int) -> Outlined:
+    """Let what the kernels read have memory of its own, in the order of its elements, whatever passes have made of it.
+
+    :param own: how many results of the rest are for others.
+    """
+    rest = copy_of(outlined.rest)
+    graph = rest.graph
+    output = graph.output_node()
+    results = cast("list[fx.Node]", output.args[0]).copy()
+    end = next((node for node in graph.nodes if is_final_copy(node)), output)
+    held = {storage for node in graph.nodes if node.op in ("placeholder", "get_attr") for storage in storages(node)}
+    for position, node in enumerate(results):
+        if position >= own and (storages(node) & held or not _value(node).is_contiguous()):
+            results[position] = call(end, torch.ops.aten.clone.default, node, memory_format=torch.contiguous_format)
+    output.args = (results,)
+    rest.recompile()
+    return replace(outlined, rest=rest)
 
 
 def _argument(node: fx.Node, position: int) -> fx.Node:

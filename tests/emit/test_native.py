@@ -285,3 +285,17 @@ def test_a_run_is_compiled_once() -> None:
         warnings.simplefilter("error")
         svi.step(*case.args)
     assert [bound] == svi._stepper._bound
+
+
+@pytest.mark.inductor
+def test_a_loss_of_half_precision() -> None:
+    def step(a: Tensor) -> list[Tensor]:
+        a.add_(1)
+        return [a.sum(), a.sum() > 3]
+
+    inputs = [torch.zeros(2, dtype=torch.bfloat16)]
+    built = built_of(step, inputs)
+    assert built._native is not None
+    assert list(built.once(inputs)) == [2.0, False]
+    assert built(inputs, 1)[0].item() == 4.0
+    assert list(built.once(inputs)) == [6.0, True]

@@ -6,12 +6,19 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import pyro
+import pyro.distributions as dist
+import pyro.infer
+import pyro.optim
 import pytest
 import torch
+from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, fx
 
+import sgc
+import sgc.infer
 from sgc.emit.differentiate import trace
-from sgc.emit.outline import GRADIENT
+from sgc.emit.outline import GRADIENT, Outlined, settle
 from sgc.emit.stepping import BuiltStep, build_step
 from sgc.training.members import Member
 from sgc.training.update import Update
@@ -349,6 +356,53 @@ def test_a_number_that_stays_the_same_is_computed_once() -> None:
         found, wanted = taken(built, given), expected(step, given)
         for one, other in zip(found[1], wanted[1], strict=True):
             assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+
+
+def test_what_kernels_read_lies_in_order_in_memory_of_its_own() -> None:
+    """Whatever passes have made of it: a row of a transposed packet, a view of an input."""
+
+    def rest(x: Tensor, w: Tensor) -> list[Tensor]:
+        both = torch.stack([x, w]).exp()
+        results = [both.sum(), both.permute(0, 2, 1)[0], x.t(), both[1]]
+        w.copy_(w + 1)
+        return results
+
+    inputs = [torch.rand(3, 3), torch.rand(3, 3)]
+    module = trace(rest, inputs)
+    settled = settle(Outlined(module, (), ()), 1).rest
+    expected, found = rest(*(t.clone() for t in inputs)), settled(*(t.clone() for t in inputs))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert all(tensor.is_contiguous() for tensor in found[1:])
+    assert [line for line in lines(settled) if line.startswith("clone")] == [
+        "clone = clone(select)",
+        "clone_1 = clone(t)",
+    ]
+
+
+@pytest.mark.inductor
+def test_gradients_of_weights_that_many_steps_share() -> None:
+    """The gradients are sums of rows; steps are those of eager Pyro."""
+
+    def model(x: Tensor) -> None:
+        weight, bias = pyro.param("weight", torch.eye(3) / 2 + 0.1), pyro.param("bias", torch.zeros(3))
+        z = torch.zeros(5, 3)
+        with pyro.plate("rows", 5):
+            for t in range(len(x)):
+                z = torch.tanh(z @ weight.t() + bias + x[t])
+                pyro.sample(f"x_{t}", dist.Normal(z @ weight, 1.0).to_event(1), obs=x[t])
+
+    def made(svi: Any, x: Tensor) -> tuple[list[float], dict[str, Tensor]]:
+        pyro.clear_param_store()
+        losses = [svi.step(x) for _ in range(4)]
+        return losses, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+
+    x = torch.linspace(-1, 1, 90).view(6, 5, 3)
+    ours = made(sgc.SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.05}), sgc.infer.TraceGraph_ELBO()), x)
+    theirs = made(pyro.infer.SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.05}), TraceGraph_ELBO()), x)
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    for name, value in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_to_take_out() -> None:

@@ -22,7 +22,7 @@ from sgc.emit.optimize.functionalise import functionalise
 from sgc.emit.optimize.identities import remove_identities
 from sgc.emit.optimize.nodes import copy_of, is_functional
 from sgc.emit.optimize.samplers import lower_samplers
-from sgc.emit.outline import Outlined, outline
+from sgc.emit.outline import Outlined, outline, settle
 from sgc.errors import ArgumentError
 
 Pass = Callable[[fx.GraphModule, Rng], bool]
@@ -132,7 +132,8 @@ def optimize(
     report = Report(tuple(records))
     if outlined is None:
         return Optimized(copy_of(module), report)
-    return Optimized(whole, report, replace(outlined, rest=copy_of(module)))
+    (results,) = whole.graph.output_node().args
+    return Optimized(whole, report, settle(replace(outlined, rest=module), len(results)))  # type: ignore[arg-type]
 
 
 def _run(
