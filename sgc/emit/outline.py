@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.kernels import Operand, function, is_elementwise, literal_number
-from sgc.emit.optimize.nodes import call, copy_of, is_final_copy, tensor_of
-from sgc.graph.effects import drop_dead, storages
+from sgc.emit.optimize.nodes import call, copy_of, is_final_copy, lineage, tensor_of
+from sgc.graph.effects import drop_dead
 
 GRADIENT = "sgc_gradient"
 """Marks in ``meta`` the gradient of a parameter: the update begins after it."""
@@ -179,9 +179,9 @@ def settle(outlined: Outlined, own: int) -> Outlined:
     output = graph.output_node()
     results = cast("list[fx.Node]", output.args[0]).copy()
     end = next((node for node in graph.nodes if is_final_copy(node)), output)
-    held = {storage for node in graph.nodes if node.op in ("placeholder", "get_attr") for storage in storages(node)}
     for position, node in enumerate(results):
-        if position >= own and (storages(node) & held or not _value(node).is_contiguous()):
+        is_held = any(origin.op in ("placeholder", "get_attr") for origin in lineage(node))
+        if position >= own and (is_held or not _value(node).is_contiguous()):
             results[position] = call(end, torch.ops.aten.clone.default, node, memory_format=torch.contiguous_format)
     output.args = (results,)
     rest.recompile()
