@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sgc.emit.optimize.nodes import attribute, mark_literal
+from sgc.emit.optimize.nodes import attribute, mark_literal, results_of, value_of
 from sgc.graph.effects import drop_dead, storages, written_arguments
 
 
@@ -31,9 +31,7 @@ class Differentiated:
     @cached_property
     def device(self) -> torch.device:
         """Where the loss is: an input may be elsewhere, on the CPU for the program to move."""
-        output = next(node for node in reversed(self.module.graph.nodes) if node.op == "output")
-        device: torch.device = output.args[0][0].meta["val"].device
-        return device
+        return value_of(results_of(self.module)[0]).device
 
 
 def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[int]) -> Differentiated:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from sgc.emit.optimize.nodes import literal, tensor_of
+from sgc.emit.optimize.nodes import literal, tensor_of, value_of
 
 _aten = torch.ops.aten
 
@@ -31,27 +31,19 @@ Operator = Callable[..., str]
 """Takes a node's arguments, each as C++ that has the type in which it computes, and gives C++."""
 
 
-def _add(a: str, b: str, alpha: Any = 1) -> str:
-    return f"{a} + {b}" if alpha == 1 else f"{a} + {alpha} * {b}"
-
-
-def _sub(a: str, b: str, alpha: Any = 1) -> str:
-    return f"{a} - {b}" if alpha == 1 else f"{a} - {alpha} * {b}"
-
-
 def _lerp(a: str, b: str, weight: str) -> str:
     # From the nearer end, as ATen does it.
     return f"std::abs({weight}) < 0.5 ? {a} + {weight} * ({b} - {a}) : {b} - ({b} - {a}) * (1 - {weight})"
 
 
-def _scaled(value: Any, product: str) -> str:
-    return product if value == 1 else f"{value} * {product}"
+def _scaled(factor: Any, x: str) -> str:
+    return x if factor == 1 else f"{factor} * {x}"
 
 
 _ARITHMETIC: dict[Any, Operator] = {
-    _aten.add.Tensor: _add,
-    _aten.sub.Tensor: _sub,
-    _aten.rsub.Scalar: lambda a, b, alpha=1: _sub(b, a, alpha),
+    _aten.add.Tensor: lambda a, b, alpha=1: f"{a} + {_scaled(alpha, b)}",
+    _aten.sub.Tensor: lambda a, b, alpha=1: f"{a} - {_scaled(alpha, b)}",
+    _aten.rsub.Scalar: lambda a, b, alpha=1: f"{b} - {_scaled(alpha, a)}",
     _aten.mul.Tensor: lambda a, b: f"{a} * {b}",
     _aten.div.Tensor: lambda a, b: f"{a} / {b}",
     _aten.neg.default: lambda a: f"-{a}",
@@ -63,8 +55,8 @@ _ARITHMETIC: dict[Any, Operator] = {
     _aten.exp.default: lambda a: f"std::exp({a})",
     _aten.log.default: lambda a: f"std::log({a})",
     _aten.pow.Scalar: lambda a, b: f"std::pow({a}, {b})",
-    _aten.addcmul.default: lambda a, b, c, value=1: f"{a} + " + _scaled(value, f"{b} * {c}"),
-    _aten.addcdiv.default: lambda a, b, c, value=1: f"{a} + " + _scaled(value, f"{b} / {c}"),
+    _aten.addcmul.default: lambda a, b, c, value=1: f"{a} + {_scaled(value, b)} * {c}",
+    _aten.addcdiv.default: lambda a, b, c, value=1: f"{a} + {_scaled(value, b)} / {c}",
     _aten.lerp.Scalar: _lerp,
     _aten.maximum.default: lambda a, b: f"{a} > {b} || {a} != {a} ? {a} : {b}",
     _aten.minimum.default: lambda a, b: f"{a} < {b} || {a} != {a} ? {a} : {b}",
@@ -191,14 +183,8 @@ def _numbers(read: Sequence[tuple[str, str]], numbers: Sequence[tuple[str, str, 
     ]
 
 
-def _value(node: fx.Node) -> Tensor:
-    value = tensor_of(node)
-    assert value is not None
-    return value
-
-
 def _type(node: fx.Node) -> str:
-    return TYPES[_value(node).dtype]
+    return TYPES[value_of(node).dtype]
 
 
 def _cast(text: str, node: fx.Node, like: fx.Node) -> str:
@@ -206,10 +192,10 @@ def _cast(text: str, node: fx.Node, like: fx.Node) -> str:
 
 
 def _expression(node: fx.Node, names: dict[fx.Node, str]) -> str:
-    own = _value(node).dtype
+    own = value_of(node).dtype
     kind = own
     if node.target in _COMPARISONS:
-        held: list[Any] = [_value(a) if isinstance(a, fx.Node) else a for a in node.args]
+        held: list[Any] = [value_of(a) if isinstance(a, fx.Node) else a for a in node.args]
         kind = torch.result_type(*held) if len(held) == 2 else held[0].dtype
 
     def text(argument: Any, kind: torch.dtype = kind) -> str:
@@ -218,7 +204,7 @@ def _expression(node: fx.Node, names: dict[fx.Node, str]) -> str:
         known = literal_number(argument)
         if known is not None:
             return _number(known, kind)
-        return names[argument] if _value(argument).dtype is kind else f"{TYPES[kind]}({names[argument]})"
+        return names[argument] if value_of(argument).dtype is kind else f"{TYPES[kind]}({names[argument]})"
 
     if node.target is _aten.full.default:
         return _number(node.args[1], own)

@@ -128,7 +128,7 @@ PyObject* prepare(PyObject*, PyObject* args) {
     plan->results = static_cast<size_t>(results);
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kernels); ++i) {
         PyObject* kernel = PyTuple_GET_ITEM(kernels, i);
-        plan->kernels.push_back({functions[1 + PyLong_AsSize_t(PyTuple_GET_ITEM(kernel, 0))],
+        plan->kernels.push_back({functions[PyLong_AsSize_t(PyTuple_GET_ITEM(kernel, 0))],
                                  PyLong_AsLongLong(PyTuple_GET_ITEM(kernel, 1)),
                                  numbers(PyTuple_GET_ITEM(kernel, 2))});
     }
@@ -316,7 +316,8 @@ def _caller(functions: tuple[str, ...], threads: int) -> Any:
         f"void function_{number}(void* const* p, int64_t begin, int64_t end, bool finish) {{\n{body}\n}}\n"
         for number, body in enumerate(functions)
     ]
-    names = ", ".join(["nullptr", *(f"function_{number}" for number in range(len(functions)))])
+    # An array has at least one element.
+    names = ", ".join([*(f"function_{number}" for number in range(len(functions))), "nullptr"])
     texts.append(f"const Function functions[] = {{{names}}};")
     source = _CALLER.replace("// FUNCTIONS", "\n".join(texts)).replace("THREADS", str(threads))
     path = CppCodeCache.load(source, extra_flags=_VECTORISED)._name

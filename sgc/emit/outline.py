@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, fx
 
 from sgc.emit.kernels import Operand, function, is_elementwise, literal_number
-from sgc.emit.optimize.nodes import call, copy_of, is_final_copy, lineage, tensor_of
+from sgc.emit.optimize.nodes import call, copy_of, is_final_copy, lineage, results_of, value_of
 from sgc.graph.effects import drop_dead
 
 GRADIENT = "sgc_gradient"
@@ -64,11 +63,11 @@ class _Part:
         """
         if not self.nodes:
             return None  # the rest can write what it computes
-        values = [_value(node) for node in (*self.leaves, *self.updates, *self.nodes)]
+        values = [value_of(node) for node in (*self.leaves, *self.updates, *self.nodes)]
         whole = next((value for value in values if value.dim()), values[0])
         if any(value.dim() and value.shape != whole.shape for value in values):
             return None
-        inputs = [_value(node) for node in (*self.leaves, *self.updates) if node.op == "placeholder"]
+        inputs = [value_of(node) for node in (*self.leaves, *self.updates) if node.op == "placeholder"]
         return whole if all(value.is_contiguous() for value in inputs) else None
 
 
@@ -82,13 +81,14 @@ def outline(step: fx.GraphModule, positions: Collection[int]) -> Outlined | None
     placeholders = [node for node in nodes if node.op == "placeholder"]
     wanted = {placeholders[i] for i in positions}
     copies = {_argument(node, 0): node for node in nodes if is_final_copy(node)}
-    parts = _parts(nodes, {target: copy for target, copy in copies.items() if target in wanted})
-    while any(part.layout() is None for part in parts):
-        fit = [target for part in parts if part.layout() is not None for target in part.updates]
-        parts = _parts(nodes, {target: copies[target] for target in fit})
-    if not parts:
-        return None
-    return _split(module, placeholders, copies, parts)
+    targets = [target for target in copies if target in wanted]
+    while targets:
+        parts = _parts(nodes, {target: copies[target] for target in targets})
+        fit = [part for part in parts if part.layout() is not None]
+        if len(fit) == len(parts):
+            return _split(module, placeholders, copies, parts)
+        targets = [target for part in fit for target in part.updates]
+    return None
 
 
 def _parts(nodes: list[fx.Node], copies: dict[fx.Node, fx.Node]) -> list[_Part]:
@@ -141,9 +141,7 @@ def _slice(value: fx.Node, moved: set[fx.Node]) -> tuple[set[fx.Node], set[fx.No
 def _split(
     module: fx.GraphModule, placeholders: list[fx.Node], copies: dict[fx.Node, fx.Node], parts: list[_Part]
 ) -> Outlined:
-    graph = module.graph
-    output = graph.output_node()
-    results = cast("list[fx.Node]", output.args[0]).copy()
+    graph, results = module.graph, results_of(module)
     out = {target for part in parts for target in part.updates}
     position = {node: i for i, node in enumerate(placeholders) if node in out or node not in copies}
     functions: dict[str, int] = {}
@@ -153,20 +151,20 @@ def _split(
         assert whole is not None
         operands, places = [], []
         for node in dict.fromkeys([*part.leaves, *part.updates]):
-            operands.append(Operand(node, _value(node).dim() > 0, part.updates.get(node)))
+            operands.append(Operand(node, value_of(node).dim() > 0, part.updates.get(node)))
             if node not in position and node not in results:
                 results.append(node)
             places.append(position[node] if node in position else -1 - results.index(node))
-        inside = {node for node in part.nodes if _value(node).dim()}
+        inside = {node for node in part.nodes if value_of(node).dim()}
         number = functions.setdefault(function(part.nodes, operands, inside), len(functions))
         kernels.append(Kernel(number, whole.numel() if whole.dim() else 0, tuple(places)))
     for target in out:
         graph.erase_node(copies[target])
-    output.args = (results,)
+    graph.output_node().args = (results,)
     drop_dead(graph)
     graph.lint()
     module.recompile()
-    return Outlined(copy_of(module), tuple(functions), tuple(kernels))
+    return Outlined(module, tuple(functions), tuple(kernels))
 
 
 def settle(outlined: Outlined, own: int) -> Outlined:
@@ -175,13 +173,11 @@ def settle(outlined: Outlined, own: int) -> Outlined:
     :param own: how many results of the rest are for others.
     """
     rest = copy_of(outlined.rest)
-    graph = rest.graph
-    output = graph.output_node()
-    results = cast("list[fx.Node]", output.args[0]).copy()
-    end = next((node for node in graph.nodes if is_final_copy(node)), output)
-    for position, node in enumerate(results):
+    output, results = rest.graph.output_node(), results_of(rest)
+    end = next((node for node in rest.graph.nodes if is_final_copy(node)), output)
+    for position, node in enumerate(results[own:], own):
         is_held = any(origin.op in ("placeholder", "get_attr") for origin in lineage(node))
-        if position >= own and (is_held or not _value(node).is_contiguous()):
+        if is_held or not value_of(node).is_contiguous():
             results[position] = call(end, torch.ops.aten.clone.default, node, memory_format=torch.contiguous_format)
     output.args = (results,)
     rest.recompile()
@@ -192,9 +188,3 @@ def _argument(node: fx.Node, position: int) -> fx.Node:
     argument = node.args[position]
     assert isinstance(argument, fx.Node)
     return argument
-
-
-def _value(node: fx.Node) -> Tensor:
-    value = tensor_of(node)
-    assert value is not None, node
-    return value

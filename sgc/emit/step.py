@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.guarded import Writes, written_inputs
 from sgc.emit.optimize.functionalise import functionalise
-from sgc.emit.optimize.nodes import attribute
+from sgc.emit.optimize.nodes import attribute, results_of, value_of
 from sgc.emit.outline import GRADIENT
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
@@ -45,11 +45,10 @@ def emit_step(
         return [*own, *results]
 
     traced = trace(step, [*tensors, *state, flag])
-    output = traced.graph.output_node()
-    returned = cast("list[fx.Node]", output.args[0])
+    returned = results_of(traced)
     own = len(returned) - len(results)
     _mark(returned[own:][1 : 1 + len(differentiated.gradient_of)])
-    output.args = (returned[:own],)
+    traced.graph.output_node().args = (returned[:own],)
     traced.recompile()
     return traced
 
@@ -79,8 +78,7 @@ def _finish(
 
 def _appended(differentiated: Differentiated, state: Sequence[Tensor], flag: Tensor, update: Update) -> fx.GraphModule:
     """The step of a module that writes into no input: a copy of its graph, and behind it the rest, traced by itself."""
-    before = differentiated.module.graph
-    given = cast("list[fx.Node]", before.output_node().args[0])
+    before, given = differentiated.module.graph, results_of(differentiated.module)
     inputs = before.find_nodes(op="placeholder")
 
     def rest(*tensors: Tensor) -> list[Tensor]:
@@ -89,7 +87,7 @@ def _appended(differentiated: Differentiated, state: Sequence[Tensor], flag: Ten
         done = Writes(others[:-1], set())
         return _finish(differentiated, results, held, own, others[-1], update, done)
 
-    examples = [node.meta["val"] for node in (*given, *inputs)]
+    examples = [value_of(node) for node in (*given, *inputs)]
     behind = trace(rest, [*examples, *state, flag])
     functionalise(behind)
     graph = fx.Graph()

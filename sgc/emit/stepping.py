@@ -15,7 +15,7 @@ from sgc.emit.backends import Runner
 from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import compile_graph
 from sgc.emit.native import NativeProgram, native_program
-from sgc.emit.optimize.nodes import attribute
+from sgc.emit.optimize.nodes import attribute, results_of, value_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.outline import Outlined
 
@@ -72,8 +72,8 @@ class BuiltStep:
         run = compile_graph(lifted, [everything[i] for i in takes], self.rng)
         self._run = lambda *inputs: run(*(inputs[i] for i in takes))
         if native:
-            dtypes = [node.meta["val"].dtype for node in _results(self.module)]
-            results = len(_results(module))
+            dtypes = [value_of(node).dtype for node in results_of(self.module)]
+            results = len(results_of(module))
             functions, kernels = (self.outlined.functions, self.outlined.kernels) if self.outlined else ((), ())
             self._native = native_program(run, takes, dtypes, results, functions, kernels)
 
@@ -101,11 +101,6 @@ class BuiltStep:
             return self._native.once([*inputs, *self._attributes])
         finally:
             torch.autograd.graph.increment_version([inputs[i] for i in self._written])
-
-
-def _results(module: fx.GraphModule) -> list[fx.Node]:
-    (results,) = module.graph.output_node().args
-    return list(results)  # type: ignore[arg-type]
 
 
 def _lifted(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -68,6 +68,19 @@ def tensor_of(node: Any) -> Tensor | None:
     """The (fake) tensor that a node holds, None if it holds something else or is no node."""
     found = node.meta.get("val") if isinstance(node, fx.Node) else None
     return found if isinstance(found, Tensor) else None
+
+
+def value_of(node: fx.Node) -> Tensor:
+    """The (fake) tensor of a node that is known to hold one."""
+    value = tensor_of(node)
+    assert value is not None, node
+    return value
+
+
+def results_of(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that a module returns, of which each result is one."""
+    (results,) = module.graph.output_node().args
+    return list(cast("list[fx.Node]", results))
 
 
 def is_static(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ from sgc.emit.optimize.dead import drop_dead_nodes
 from sgc.emit.optimize.fold import fold_constants
 from sgc.emit.optimize.functionalise import functionalise
 from sgc.emit.optimize.identities import remove_identities
-from sgc.emit.optimize.nodes import copy_of, is_functional
+from sgc.emit.optimize.nodes import copy_of, is_functional, results_of
 from sgc.emit.optimize.samplers import lower_samplers
 from sgc.emit.outline import Outlined, outline, settle
 from sgc.errors import ArgumentError
@@ -132,8 +132,7 @@ def optimize(
     report = Report(tuple(records))
     if outlined is None:
         return Optimized(copy_of(module), report)
-    (results,) = whole.graph.output_node().args
-    return Optimized(whole, report, settle(replace(outlined, rest=module), len(results)))  # type: ignore[arg-type]
+    return Optimized(whole, report, settle(replace(outlined, rest=module), len(results_of(whole))))
 
 
 def _run(
