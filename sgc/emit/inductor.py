@@ -18,7 +18,7 @@ from sgc.config import Rng
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder
-from sgc.emit.pooled import buffers_as_addresses
+from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
 
 _EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
@@ -57,7 +57,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
 
 
 def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
-    with torch.no_grad(), inductor_config.patch(options), _without_advice(), buffers_as_addresses():
+    with torch.no_grad(), inductor_config.patch(options), _without_advice(), lean_wrapper():
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
         compiled = torch._inductor.standalone_compile(module, examples, dynamic_shapes="from_example_inputs")

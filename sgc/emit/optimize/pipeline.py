@@ -21,6 +21,7 @@ from sgc.emit.optimize.fold import fold_constants
 from sgc.emit.optimize.functionalise import functionalise
 from sgc.emit.optimize.identities import remove_identities
 from sgc.emit.optimize.nodes import copy_of, is_functional, results_of
+from sgc.emit.optimize.products import lay_out_products
 from sgc.emit.optimize.samplers import lower_samplers
 from sgc.emit.outline import Outlined, outline, settle
 from sgc.errors import ArgumentError
@@ -37,6 +38,7 @@ PASSES: dict[str, Pass] = {
     "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
     "drop_dead_nodes": drop_dead_nodes,  # what nothing uses
     "batch_small_operators": batch_small_operators,  # many of one kind as one, on stacked operands
+    "lay_out_products": lambda module, rng: lay_out_products(module),  # matrix products as BLAS likes them
     "compute_once": lambda module, rng: compute_once(module),  # a costly operand of many elements gets memory
 }
 

@@ -12,7 +12,7 @@ from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor import compile_graph
 from sgc.emit.native import _native_modules
-from sgc.emit.pooled import buffers_as_addresses
+from sgc.emit.wrapper import lean_wrapper
 
 
 def program(x: Tensor, w: Tensor) -> list[Tensor]:
@@ -43,7 +43,7 @@ def test_results() -> None:
 
 def test_the_wrapper_is_as_it_was() -> None:
     before = dict(vars(CppWrapperCpu))
-    with pytest.raises(ZeroDivisionError), buffers_as_addresses():
+    with pytest.raises(ZeroDivisionError), lean_wrapper():
         assert CppWrapperCpu.codegen_alloc_from_pool is not before["codegen_alloc_from_pool"]
         raise ZeroDivisionError
     assert dict(vars(CppWrapperCpu)) == before
