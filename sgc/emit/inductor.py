@@ -18,6 +18,7 @@ from sgc.config import Rng
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder
+from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
 
@@ -57,7 +58,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
 
 
 def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
-    with torch.no_grad(), inductor_config.patch(options), _without_advice(), lean_wrapper():
+    with torch.no_grad(), inductor_config.patch(options), _without_advice(), lean_wrapper(), quick_strides():
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
         compiled = torch._inductor.standalone_compile(module, examples, dynamic_shapes="from_example_inputs")

@@ -24,7 +24,10 @@ from sgc.emit.batching.operations import LARGEST, predecessors, tensor_of
 aten = torch.ops.aten
 
 FEWEST = 8
-"""Additions in a chain below which it stays as it is."""
+"""Additions in a chain of numbers below which it stays as it is."""
+
+FEWEST_OF_TENSORS = 4
+"""Additions in a chain of larger tensors below which it stays: each is a loop, and numbers are added in one."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,14 @@ def _chains(graph: fx.Graph) -> list[_Chain]:
             nodes.append(node)
             node = previous.get(node)
         taken.update(nodes)
-        if len(nodes) >= FEWEST:
+        if len(nodes) >= _fewest(last):
             chains.append(_Chain(nodes[::-1]))
     return chains
+
+
+def _fewest(addition: fx.Node) -> int:
+    value = tensor_of(addition)
+    return FEWEST if value is None or value.dim() == 0 else FEWEST_OF_TENSORS
 
 
 def _is_addition(node: fx.Node) -> bool:
@@ -126,7 +134,7 @@ def _independent_parts(graph: fx.Graph, chain: _Chain, rng: Rng) -> list[_Chain]
             if known:
                 latest[node] = max(known)
     parts = [_Chain(chain.nodes[start:stop]) for start, stop in itertools.pairwise([*cuts, len(chain.nodes)])]
-    return [part for part in parts if len(part.nodes) >= FEWEST]
+    return [part for part in parts if len(part.nodes) >= _fewest(part.nodes[0])]
 
 
 def _total(graph: fx.Graph, chain: _Chain) -> None:

@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_map_only
 
-from sgc.emit.optimize.nodes import attribute, is_functional, writes
+from sgc.emit.optimize.nodes import attribute, call, is_functional, replace, same_kind, value_of, writes
+from sgc.emit.optimize.purity import is_view
 
 _ORIGIN = "sgc_origin"
 _LEGIT = torch.ops.aten._native_batch_norm_legit.default
@@ -28,9 +29,9 @@ _LEGIT = torch.ops.aten._native_batch_norm_legit.default
 
 def functionalise(module: fx.GraphModule) -> bool:
     """Leave no in-place operator but ``copy_`` into inputs, after everything else. Returns whether there was any."""
-    drawn = _draw_functionally(module.graph)
+    changed = _write_into_nothing(module.graph)
     if is_functional(module.graph):
-        return drawn
+        return changed
     before = module.graph
     _declare_hidden_writes(before)
     placeholders = [node for node in before.nodes if node.op == "placeholder"]
@@ -63,18 +64,49 @@ def functionalise(module: fx.GraphModule) -> bool:
     return True
 
 
-def _draw_functionally(graph: fx.Graph) -> bool:
-    """Draws into memory that was made for them, as ``torch.normal`` has many: they need no tracing anew."""
-    drawn = False
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.normal_.default):
-        memory = node.args[0]
-        if memory.target in _EMPTY and list(memory.users) == [node]:
-            node.target = torch.ops.aten.normal_functional.default
-            drawn = True
-    return drawn
+def _write_into_nothing(graph: fx.Graph) -> bool:
+    """Let what writes into memory that nothing else reads be written as functional: it needs no tracing anew.
+
+    Recurrent cells add into the product that they have just made, and ``torch.normal`` draws into empty memory.
+    """
+    changed = False
+    for node in graph.nodes:
+        functional = _functional_form(node.target)
+        if functional is None or not isinstance(node.args[0], fx.Node) or list(node.args[0].users) != [node]:
+            continue
+        if node.args[0].target in _EMPTY if functional is _DRAW else _is_fresh(node.args[0]):
+            computed = call(node, functional, *node.args, **node.kwargs)
+            if same_kind(value_of(computed), value_of(node)):
+                replace(node, computed)
+                changed = True
+            else:  # it would be of another type: what is written takes on that of the memory
+                graph.erase_node(computed)
+    return changed
 
 
+_DRAW = torch.ops.aten.normal_functional.default
 _EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default}
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
+
+
+def _functional_form(target: Any) -> torch._ops.OpOverload | None:
+    if target is torch.ops.aten.normal_.default:
+        return _DRAW
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return None
+    name = target._schema.name.partition("::")[2]
+    if not name.endswith("_") or name.endswith("__") or torch.Tag.pointwise not in target.tags:
+        return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    return getattr(packet, target._overloadname, None)
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether the memory of a node is its own, and new."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or is_view(node) or writes(node):
+        return False
+    return torch.Tag.pointwise in target.tags or target in _PRODUCTS
 
 
 class _Replay(fx.Interpreter):

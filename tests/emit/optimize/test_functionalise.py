@@ -86,8 +86,9 @@ def test_names_notes_checks_and_literals_stay() -> None:
     def step(x: Tensor) -> list[Tensor]:
         torch._assert_async(x.sum() > 0, "positive")
         scaled = x * torch.tensor(2.0)
+        before = scaled.sum()
         scaled.relu_()
-        return [scaled.exp()]
+        return [scaled.exp(), before]
 
     module = traced(step, X)
     for node in module.graph.nodes:
@@ -100,14 +101,52 @@ def test_names_notes_checks_and_literals_stay() -> None:
         "gt = gt.Scalar(sum_1, 0)",
         "_assert_async = _assert_async.msg(gt, positive)",
         "mul = mul.Tensor(x0, _tensor_constant0)",
+        "sum_2 = sum(mul)",
         "relu = relu(mul)",
         "exp = exp(relu)",
-        "return [exp]",
+        "return [exp, sum_2]",
     ]
     assert [node.meta.get("sgc") for node in module.graph.nodes if node.op == "call_function"][-2:] == [
         "about relu_",
         "about exp",
     ]
+
+
+def test_what_writes_into_its_own_memory_is_rewritten_in_place() -> None:
+    """The graph is not traced anew: the other nodes are the very same."""
+
+    def cell(x: Tensor, y: Tensor) -> list[Tensor]:
+        total = (x * y).add_(y, alpha=2)
+        return [total.clamp_(min=0.1).log(), (x > 0).logical_and_(y > 1)]
+
+    module = traced(cell, X, Y)
+    before = results(module, X, Y)
+    kept = module.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)
+    assert apply("functionalise", module)
+    assert module.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor) == kept
+    assert lines(module)[:3] == ["mul = mul.Tensor(x0, x1)", "add = add.Tensor(mul, x1)", "clamp = clamp(add, 0.1)"]
+    assert equal(results(module, X, Y), before)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: [(product := x * y).sum(), product.add_(1)],  # read before
+        lambda x, y: [(product := x * y).add_(1), product * 2],  # read afterwards
+        lambda x, y: [(x * y)[0].add_(1)],  # a part of it
+        lambda x, y: [(x * y).view(3, 1).add_(1)],  # under another shape
+        lambda x, y: [(x * y).detach().add_(1)],  # under another name
+        lambda x, y: [x.add_(y)],  # an input
+        lambda x, y: [x.clone().add_(y)],
+        lambda x, y: [(x * y).add_(y.double())],  # of another type than the sum
+        lambda x, y: [torch.ops.aten._unsafe_view(x, [3, 1]).add_(1), x * 1],  # shares memory and does not say so
+    ],
+)
+def test_other_writes(function: object) -> None:
+    module = traced(function, X, Y)  # type: ignore[arg-type]
+    before = results(module, X, Y)
+    apply("functionalise", module)
+    assert equal(results(module, X, Y), before)
 
 
 def test_batch_norms_concealed_write_is_found() -> None:

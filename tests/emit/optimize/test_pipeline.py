@@ -64,9 +64,11 @@ def test_programs(name: str) -> None:
     assert lines(module) == before
     check(optimized.module)
     ours, theirs = results(optimized.module, *tensors), results(module, *tensors)
-    # a sum of one element loses the sign of a zero, hence == and not the bits
     assert all(a.dtype == b.dtype and a.shape == b.shape for a, b in zip(ours, theirs, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    if any(record.name == "batch_small_operators" and record.changed for record in optimized.report.records):
+        assert all(torch.allclose(a, b, rtol=2e-6, atol=1e-7) for a, b in zip(ours, theirs, strict=True))
+    else:  # a sum of one element loses the sign of a zero, hence == and not the bits
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert len(optimized.module.graph.nodes) < len(module.graph.nodes)
     drawn = [sum(is_random(node) for node in m.graph.nodes) for m in (optimized.module, module)]
     assert drawn[0] == drawn[1]
@@ -145,8 +147,8 @@ def test_the_report_is_a_table() -> None:
 def test_each_pass_can_be_left_out(name: str) -> None:
     module, tensors, _ = differentiated("written_in_place")
     optimized = optimize(module, tensors, skip=[name])
-    (record,) = (record for record in optimized.report.records if record.name == name)
-    assert not record.changed and record.skipped == "skipped"
+    records = [record for record in optimized.report.records if record.name == name]
+    assert records and all(not record.changed and record.skipped == "skipped" for record in records)
     ours, theirs = results(optimized.module, *tensors), results(module, *tensors)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     if name == "functionalise":
