@@ -27,15 +27,17 @@ _LONGEST = 1024
 class Note:
     """The parts of a value, as they were; what has no parts is noted as it is. See :func:`note`.
 
-    ``same`` holds parts that no write can change: a value that still holds these very objects is what it was.
+    ``same`` holds parts that no write can change: a value that still holds these very objects is what it was. So do
+    arrays, with equal type, shape and bytes, which may be among the parts of another value: ``arrays`` says which.
     """
 
-    __slots__ = ("kind", "parts", "same")
+    __slots__ = ("arrays", "kind", "parts", "same")
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
         self.parts: list[Any] = []
         self.same: list[Any] | None = None
+        self.arrays: list[int] = []
 
 
 class _Identity:
@@ -62,22 +64,35 @@ def _note(value: Any, notes: dict[int, tuple[Any, Note]]) -> Any:
     made = Note(type(value))
     notes[id(value)] = value, made  # before its parts, which may lead back to it
     made.parts = [_note(part, notes) for part in parts]
-    if made.kind in (list, tuple, dict) and all(is_immutable(part) for part in made.parts):
+    if made.kind is np.ndarray:
         made.same = parts
+    elif made.kind in (list, tuple, dict) and all(is_immutable(part) or _is_array(part) for part in made.parts):
+        made.same = parts
+        made.arrays = [position for position, part in enumerate(made.parts) if _is_array(part)]
     return made
 
 
 def is_immutable(noted: Any) -> bool:
     """Whether what was noted cannot change while it is the same object (what tensors and objects hold aside)."""
-    return not isinstance(noted, Note) or (noted.kind is tuple and noted.same is not None)
+    if not isinstance(noted, Note):
+        return True
+    return noted.kind is tuple and noted.same is not None and not noted.arrays
+
+
+def _is_array(noted: Any) -> bool:
+    return isinstance(noted, Note) and noted.kind is np.ndarray
 
 
 def holds_the_same(value: Any, noted: Any) -> bool:
-    """Whether a list or dict holds the very objects that were noted: the usual case, told quickly."""
+    """Whether a container holds the very objects that were noted, or an array its elements: the usual case, quickly."""
     if not isinstance(noted, Note) or noted.same is None or type(value) is not noted.kind:
         return False
+    if noted.kind is np.ndarray:
+        return _parts(value) == noted.same
     held: Any = [*value, *value.values()] if isinstance(value, dict) else value
-    return len(held) == len(noted.same) and all(map(operator.is_, held, noted.same))
+    if len(held) != len(noted.same) or not all(map(operator.is_, held, noted.same)):
+        return False
+    return all(_parts(held[position]) == noted.parts[position].same for position in noted.arrays)
 
 
 def difference(name: str, value: Any, noted: Any) -> str | None:

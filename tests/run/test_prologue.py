@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 import sgc
 from sgc.run.guards import Call
+from sgc.run.notes import holds_the_same, note
 from sgc.run.specialization import Specialization
 
 NUMBER, NOTHING, FLAG, ZERO, BIG = 1.0, None, True, 0.0, 10**6
 LIST, DICT, NESTED, SET, ARRAY = [1.0, 2.0], {"a": 1.0}, [[1.0], [2.0]], {1.0}, np.array([1.0])
+ARRAYS, TUPLE = {"a": np.array([1.0]), "b": 2.0}, (np.array([1.0]), 2.0)
 GLOBALS = {name: value for name, value in globals().items() if name.isupper()}
 
 
@@ -54,6 +56,7 @@ class Program:
             loc = net(x).sum() + constant.sum() + captured * settings.own * settings.scale * weight
             loc = loc + NUMBER * float(FLAG) + ZERO + BIG + (0 if NOTHING is None else 1)
             loc = helper(loc + sum(LIST) + sum(DICT.values()) + sum(map(sum, NESTED)) + len(SET) + float(ARRAY.sum()))
+            loc = loc + float(ARRAYS["a"].sum()) + ARRAYS["b"] + float(TUPLE[0].sum()) + TUPLE[1]
             if isinstance(other, Tensor):
                 loc = loc + other.sum()
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -154,6 +157,13 @@ BREAKING: dict[str, Callable[[Program], Any]] = {
     "nested list": lambda p: NESTED[0].append(1.0),
     "set": lambda p: SET.add(7.0),
     "array": lambda p: ARRAY.fill(3.0),
+    "array in a dict": lambda p: ARRAYS["a"].fill(3.0),  # type: ignore[attr-defined]
+    "array in a dict, of another shape": lambda p: setattr(ARRAYS["a"], "shape", (1, 1)),
+    "array in a dict, of another dtype": lambda p: setattr(ARRAYS["a"], "dtype", np.int64),
+    "array in a dict, rebound": lambda p: ARRAYS.update(a=np.array([2.0])),
+    "dict's value beside an array": lambda p: ARRAYS.update(b=3.0),
+    "array in a tuple": lambda p: TUPLE[0].fill(3.0),
+    "tuple rebound": set_global("TUPLE", (np.array([1.0]), 3.0)),
     "closure": lambda p: p.set_captured(2.0),
     "closure emptied": lambda p: p.delete_captured(),
     "attribute": lambda p: setattr(p.settings, "own", 2.0),
@@ -184,6 +194,9 @@ HARMLESS: dict[str, Callable[[Program], Any]] = {
     "an equal global": set_global("BIG", int("1000000")),
     "an equal list": set_global("LIST", [1.0, 2.0]),
     "an equal nested list": set_global("NESTED", [[1.0], [2.0]]),
+    "an equal array": set_global("ARRAY", np.array([1.0])),
+    "an equal array in a dict": lambda p: ARRAYS.update(a=np.array([1.0])),
+    "an equal tuple": set_global("TUPLE", (np.array([1.0]), 2.0)),
     "an equal closure": lambda p: p.set_captured(float("1.0")),
     "an equal attribute": lambda p: setattr(p.settings, "own", float("1.0")),
 }
@@ -195,7 +208,8 @@ def program() -> Any:
     yield Program()
     globals().update(GLOBALS)
     LIST[:], NESTED[:] = [1.0, 2.0], [[1.0], [2.0]]
-    DICT.clear(), SET.clear(), ARRAY.fill(1.0)
+    DICT.clear(), SET.clear(), ARRAY.fill(1.0), TUPLE[0].fill(1.0)
+    ARRAYS.update(a=np.array([1.0]), b=2.0)
     DICT["a"] = 1.0
     SET.add(1.0)
     Net.forward, Settings.scale = method, beta  # type: ignore[method-assign]
@@ -281,6 +295,11 @@ def test_a_nested_tensor_is_an_error_and_not_the_end_of_the_process(program: Pro
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     with pytest.raises(RuntimeError):
         program.module(nested)
+
+
+@pytest.mark.parametrize("value", [LIST, DICT, ARRAY, ARRAYS, TUPLE, [], {"a": (1, (2,))}, (1, np.ones((2, 3)))])
+def test_the_usual_case_is_told_without_taking_values_apart(value: Any) -> None:
+    assert holds_the_same(value, note(value))
 
 
 def test_odd_names() -> None:
