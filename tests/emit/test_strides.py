@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import sympy
 from torch._inductor.codegen import cpp
-from torch._inductor.sizevars import stride_at_vec_range
 from torch.utils._sympy.functions import FloorDiv, Identity, ModularIndexing
 
 from sgc.emit.strides import is_linear, linear_stride, quick_strides
@@ -24,7 +23,7 @@ X, Y = sympy.symbols("x y", integer=True, nonnegative=True)
 def test_sums(index: sympy.Expr, width: int | None) -> None:
     assert is_linear(index)
     for variable in (X, Y):
-        assert linear_stride(index, variable) == stride_at_vec_range(index, variable, width)
+        assert linear_stride(index, variable) == cpp.stride_at_vec_range(index, variable, width)
 
 
 @pytest.mark.parametrize(
