@@ -41,6 +41,25 @@ def test_results() -> None:
     assert all(torch.equal(tensor, before) for tensor, before in zip(found, kept, strict=True))
 
 
+@pytest.mark.inductor
+def test_parts_of_a_buffer_are_addresses_too() -> None:
+    """Kernels write the parts of a large concatenation where they belong, through views of the whole."""
+
+    def program(x: Tensor, w: Tensor) -> list[Tensor]:
+        parts = torch.cat([x.exp(), torch.mm(x, w).sin(), x.cos()])
+        return [torch.mm(parts.t(), parts), torch.mm(parts[5:85], w) + torch.mm(parts[85:165], w), parts[90:].sum()]
+
+    torch.manual_seed(0)
+    x, w = torch.randn(80, 40), torch.randn(40, 40)
+    compiled = compile_graph(trace(program, [x, w]), [x, w], "torch")
+    for _ in range(2):
+        for ours, expected in zip(compiled(x, w), program(x, w), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    (module,) = _native_modules(compiled)
+    text = Path(module.__file__).with_suffix(".cpp").read_text()
+    assert "= wrap_with_raii_handle_if_needed(reinterpret_tensor_wrapper(" in text
+
+
 def test_the_wrapper_is_as_it_was() -> None:
     before = dict(vars(CppWrapperCpu))
     with pytest.raises(ZeroDivisionError), lean_wrapper():
