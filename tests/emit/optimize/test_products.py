@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from sgc.emit.inductor import compile_graph
+from sgc.emit.native import _native_modules
 from tests.emit.optimize.graphs import apply, lines, results, traced
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
@@ -104,6 +107,7 @@ def test_a_scaled_bias_stays() -> None:
     assert any("addmm" in line for line in found)
 
 
+@pytest.mark.inductor
 def test_inductor_keeps_them_so() -> None:
     """What it compiles computes the same, and its patterns do not undo it: there is no ``addmm`` in its code."""
     torch.manual_seed(0)
@@ -113,3 +117,6 @@ def test_inductor_keeps_them_so() -> None:
     assert apply("lay_out_products", module)
     run = compile_graph(module, examples, "torch")
     assert torch.allclose(run(*examples)[0], before, rtol=1e-5, atol=1e-5)
+    (native,) = _native_modules(run)
+    text = Path(native.__file__).with_suffix(".cpp").read_text()
+    assert "cpu_mm_out(" in text and "cpu_addmm_out(" not in text
