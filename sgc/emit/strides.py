@@ -2,7 +2,7 @@
 
 To vectorise a loop Inductor (torch 2.11 to 2.13) asks how each index moves with each variable, for each width that it
 considers, and has sympy simplify the index and the difference of two: milliseconds each time, a sixth of the time to
-compile a large program. Nearly all indices are sums of variables times numbers, of which the difference is one.
+compile a large program. Nearly all indices are sums of variables times numbers: the difference is one of the numbers.
 There is no option for it; a function of Inductor's is replaced while a program is generated, and asked for all others.
 """
 

@@ -92,7 +92,7 @@ def holds_the_same(value: Any, noted: Any) -> bool:
     held: Any = [*value, *value.values()] if isinstance(value, dict) else value
     if len(held) != len(noted.same) or not all(map(operator.is_, held, noted.same)):
         return False
-    return all(_parts(held[position]) == noted.parts[position].same for position in noted.arrays)
+    return not noted.arrays or all(_parts(held[position]) == noted.parts[position].same for position in noted.arrays)
 
 
 def difference(name: str, value: Any, noted: Any) -> str | None:

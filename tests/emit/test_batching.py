@@ -80,6 +80,16 @@ def test_operators_on_rows_become_one_operator_on_the_tensor() -> None:
     assert operators(made) == {"mul": 1, "exp": 1}  # neither a select nor a stack is left
 
 
+def test_short_chains_of_tensors_and_not_of_numbers() -> None:
+    def total(*terms: Tensor) -> list[Tensor]:
+        return [functools.reduce(operator.add, [term.exp() * 1.5 for term in terms])]
+
+    tensors, numbers = [torch.randn(3) for _ in range(6)], [torch.randn(()) for _ in range(6)]
+    assert operators(batched(total, *tensors))["sum"] == 1
+    assert operators(batched(total, *numbers))["add"] == 5
+    assert operators(batched(total, *tensors[:4]))["add"] == 3  # too short, even so
+
+
 def test_neighbours_of_a_chain_are_slices() -> None:
     def function(x: Tensor) -> list[Tensor]:
         return [torch.stack([(x[t + 1] - x[t]).pow(2) for t in range(9)])]
