@@ -11,6 +11,7 @@ ROOT = Path(sgc.__file__).parent
 RANK = {
     "errors": 0,
     "config": 0,
+    "native": 0,
     "graph": 1,
     "capturing": 2,
     "passes": 2,

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import pyro
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
+
+from sgc.native import watch
+from sgc.native.watch import Condition, Read
 
 
 class Owner(Protocol):
@@ -22,6 +26,25 @@ class Owner(Protocol):
     def fetch(self) -> Tensor | None:
         """The current tensor, or None where the owner has none any more."""
         ...
+
+    def read(self) -> Read:
+        """Where it is found at present. A tensor that is found there is the one that :meth:`fetch` gives."""
+        ...
+
+
+@cache
+def _tensors_of_store() -> Read:
+    """One object for all owners, so that the dictionary is fetched once for all."""
+    return watch.attribute(pyro.get_param_store(), "_params")
+
+
+def in_store(names: Iterable[str]) -> list[Condition]:
+    """That Pyro's store holds under these names what it holds now."""
+    params, found = pyro.get_param_store()._params, []
+    for name in names:
+        read = watch.entry_of(_tensors_of_store(), name)
+        found.append(watch.is_same(read, params[name]) if name in params else watch.absent(read))
+    return found
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,9 @@ class StoreOwner:
 
     def fetch(self) -> Tensor | None:
         return pyro.get_param_store()._params.get(self.name)
+
+    def read(self) -> Read:
+        return watch.entry_of(_tensors_of_store(), self.name)
 
 
 @dataclass(frozen=True)
@@ -45,6 +71,11 @@ class ModuleOwner:
         found = self.module._parameters.get(self.attribute)
         return found if found is not None else self.module._buffers.get(self.attribute)
 
+    def read(self) -> Read:
+        is_parameter = self.module._parameters.get(self.attribute) is not None
+        holder = watch.entry(vars(self.module), "_parameters" if is_parameter else "_buffers")
+        return watch.entry_of(holder, self.attribute)
+
 
 @dataclass(frozen=True)
 class FixedOwner:
@@ -55,6 +86,9 @@ class FixedOwner:
     def fetch(self) -> Tensor | None:
         return self.tensor
 
+    def read(self) -> Read:
+        return watch.fixed(self.tensor)
+
 
 @dataclass(frozen=True)
 class ArgumentOwner:
@@ -64,6 +98,9 @@ class ArgumentOwner:
 
     def fetch(self) -> Tensor | None:
         return None
+
+    def read(self) -> Read:
+        return watch.leaf(self.position)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from sgc.config import Rng
 from sgc.emit.backends import Runner
 from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import compile_graph
-from sgc.emit.native import NativeProgram, native_program
+from sgc.emit.native import NativeCall, NativeProgram, native_program
 from sgc.emit.optimize.nodes import attribute, results_of, value_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.outline import Outlined
@@ -41,7 +42,6 @@ class BuiltStep:
     _run: Runner | None = None
     _native: NativeProgram | None = None
     _attributes: list[Tensor] = field(default_factory=list)
-    _written: list[int] = field(default_factory=list)
 
     @property
     def compiled(self) -> bool:
@@ -54,10 +54,7 @@ class BuiltStep:
         :raises sgc.errors.BackendError: if Inductor cannot work on this machine.
         """
         examples, self.examples = self.examples, []  # they hold the memory of what may be long gone
-        self._written = sorted(written_inputs(self.module))
-        native = all(tensor.device.type == "cpu" for tensor in examples) and not _shares_storage(
-            examples, self._written
-        )
+        native = all(tensor.device.type == "cpu" for tensor in examples) and not _shares_storage(examples, self.written)
         if native and self.outlined is not None:
             self._compile(self.outlined.rest, examples, native=True)
         if self._native is None:
@@ -77,30 +74,70 @@ class BuiltStep:
             functions, kernels = (self.outlined.functions, self.outlined.kernels) if self.outlined else ((), ())
             self._native = native_program(run, takes, dtypes, results, functions, kernels)
 
-    def __call__(self, inputs: Sequence[Tensor], steps: int) -> list[Tensor]:
+    @cached_property
+    def written(self) -> list[int]:
+        """The positions of the inputs that it writes."""
+        return sorted(written_inputs(self.module))
+
+    def bind(self, inputs: Sequence[Tensor | None]) -> BoundStep:
+        """The compiled step for these inputs; None stands for one that each call brings."""
+        assert self._run is not None
+        everything = [*inputs, *self._attributes]
+        return BoundStep(
+            self._run,
+            everything,
+            None if self._native is None else self._native.bind(everything),
+            self.written,
+        )
+
+
+class BoundStep:
+    """A compiled step with its inputs, but for those that each call brings: their positions are ``brought``."""
+
+    def __init__(
+        self, run: Runner, inputs: list[Tensor | None], native: NativeCall | None, written: Sequence[int]
+    ) -> None:
+        self._run = run
+        self._inputs = inputs
+        self._native = native
+        self.brought = [position for position, tensor in enumerate(inputs) if tensor is None]
+        self._written = [tensor for position in written if (tensor := inputs[position]) is not None]
+        self._brought_and_written = [i for i, position in enumerate(self.brought) if position in written]
+
+    def __call__(self, brought: list[Tensor], steps: int) -> list[Tensor]:
         """Take at least one step and at most so many.
 
         :return: what they return, losses first, each result a tensor of shape ``[taken]``.
         """
-        assert self._run is not None
         if self._native is None:
-            return [result.reshape(1) for result in self._run(*inputs, *self._attributes)]
+            return [result.reshape(1) for result in self._run(*self.inputs(brought))]
         try:
-            return self._native([*inputs, *self._attributes], steps)
+            return self._native(brought, steps)
         finally:
-            torch.autograd.graph.increment_version([inputs[i] for i in self._written])
+            self._announce(brought)
 
-    def once(self, inputs: Sequence[Tensor]) -> Sequence[Any]:
+    def once(self, brought: list[Tensor]) -> Sequence[Any]:
         """Take one step.
 
         :return: what it returns, as numbers, the loss first.
         """
         if self._native is None:
-            return [result.item() for result in self(inputs, 1)]
+            return [result.item() for result in self(brought, 1)]
         try:
-            return self._native.once([*inputs, *self._attributes])
+            return self._native.once(brought)
         finally:
-            torch.autograd.graph.increment_version([inputs[i] for i in self._written])
+            self._announce(brought)
+
+    def inputs(self, brought: Sequence[Tensor]) -> list[Tensor]:
+        """All inputs, with those that a call brings."""
+        others = iter(brought)
+        return [next(others) if tensor is None else tensor for tensor in self._inputs]
+
+    def _announce(self, brought: list[Tensor]) -> None:
+        """Let autograd know what has been written."""
+        torch.autograd.graph.increment_version(self._written)
+        if self._brought_and_written:
+            torch.autograd.graph.increment_version([brought[i] for i in self._brought_and_written])
 
 
 def _lifted(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:

@@ -19,9 +19,10 @@ from sgc.infer.elbo import TraceGraph_ELBO
 from sgc.run.guards import Call
 from sgc.run.validity import Trial
 from sgc.training import checkpoint
+from sgc.training.bound import Step
 from sgc.training.loop import Loop, RunResult, Steps
 from sgc.training.optimizers import Factory, optimizing
-from sgc.training.step import Step, Stepper
+from sgc.training.step import Stepper
 
 
 class SVI(pyro.infer.SVI):

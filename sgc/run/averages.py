@@ -10,8 +10,11 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from sgc.capturing.parameters import StoreOwner, in_store
 from sgc.capturing.rehearsal import BASELINE_PREFIX
 from sgc.graph.nodes import BaselineNode
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.metadata import Alike
 
 
@@ -42,6 +45,15 @@ class Averages:
         if self._alike is None or not self._alike.hold(found):
             found = self._find()
         return [found[i] for i in self._taken]
+
+    def conditions(self) -> list[Condition]:
+        """Where these are true, :meth:`tensors` gives what it gave last."""
+        if self._alike is None:
+            return []
+        return [
+            *in_store(self._asked),
+            watch.alike([StoreOwner(name).read() for name in self._asked], self._alike.check),
+        ]
 
     def _find(self) -> list[Tensor]:
         found: list[Tensor] = []

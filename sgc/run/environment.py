@@ -21,8 +21,9 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from sgc.run.notes import MISSING, PLAIN, contents, difference, holds_the_same, is_immutable, note
-from sgc.run.prologue import Names
+from sgc.native import watch
+from sgc.native.watch import Condition, Read
+from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, note, still_holds
 
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 _STANDARD = sysconfig.get_path("stdlib")
@@ -45,14 +46,10 @@ class Environment:
             self._visit(root, "", 0)
         self._seen.clear()
 
-    def conditions(self, names: Names) -> list[str]:
-        """Conditions in Python that are true only if :meth:`changed` says None: names hold the very same objects."""
-        found = [f"{_reading(h, key, value, names)} is {names.of(value, 'value')}" for h, key, value, _ in self._fixed]
-        quickly, exactly = names.of(holds_the_same, "holds_the_same"), names.of(difference, "difference")
-        for holder, key, noted in self._changing:
-            read, before = _reading(holder, key, None, names), names.of(noted, "noted")
-            found.append(f"({quickly}({read}, {before}) or {exactly}('', {read}, {before}) is None)")
-        return found
+    def conditions(self) -> list[Condition]:
+        """Conditions that are true only if :meth:`changed` says None: names hold the very same objects."""
+        found = [_is_same(holder, key, value) for holder, key, value, _ in self._fixed]
+        return found + [still_holds(_read(holder, key), noted) for holder, key, noted in self._changing]
 
     def changed(self) -> str | None:
         """The name of a value that is not what it was, None if all are."""
@@ -63,10 +60,7 @@ class Environment:
                 if found is not None:
                     return found
         for holder, key, noted in self._changing:
-            value = _get(holder, key)
-            if holds_the_same(value, noted):
-                continue
-            found = difference("", value, noted)
+            found = difference("", _get(holder, key), noted)
             if found is not None:
                 return self._label(holder, key) + found
         return None
@@ -188,16 +182,23 @@ def _is_of_a_run(value: Any) -> bool:
     return any(isinstance(part, (Trace, Messenger)) for part in parts)
 
 
-def _reading(holder: Any, key: Any, value: Any, names: Names) -> str:
-    """:func:`_get` as an expression, for what held ``value``; it raises ValueError where a cell is empty now."""
-    if key is None and value is not MISSING:
-        return f"{names.of(holder, 'cell')}.cell_contents"
+def _read(holder: Any, key: Any) -> Read:
+    """:func:`_get` as a read."""
+    if key is None:
+        return watch.contents(holder)
     if isinstance(holder, (dict, types.MappingProxyType)):
-        name = repr(key) if type(key) is str else names.of(key, "name")
-        return f"{names.of(holder, 'names')}.get({name}, {names.of(MISSING, 'missing')})"
-    if isinstance(holder, types.FunctionType):
-        return f"{names.of(holder, 'function')}.{key}"
-    return f"{names.of(_get, 'get')}({names.of(holder, 'holder')}, {names.of(key, 'key')})"
+        return watch.entry(holder, key)
+    return watch.item(holder, key) if isinstance(holder, tuple) else watch.attribute(holder, key)
+
+
+def _is_same(holder: Any, key: Any, value: Any) -> Condition:
+    if value is not MISSING:
+        return watch.is_same(_read(holder, key), value)
+    return (
+        watch.absent(watch.entry(holder, key))
+        if type(holder) is dict
+        else watch.is_same(watch.result(_get, holder, key), value)
+    )
 
 
 def _get(holder: Any, key: Any) -> Any:

@@ -18,10 +18,11 @@ from sgc.capturing.calls import CallRecord
 from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.environment import Environment
 from sgc.run.metadata import Alike, Meta, meta, meta_difference, meta_shown
-from sgc.run.notes import PLAIN, difference, note, shown
-from sgc.run.prologue import Names, Quick
+from sgc.run.notes import PLAIN, difference, is_as_noted, note, shown
 
 _LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex, str, bytes, type(None)))
 """Kinds of arguments that have no parts."""
@@ -48,9 +49,9 @@ class Call:
 class Guard(ABC):
     """A condition on a call."""
 
-    def quick(self, names: Names) -> Quick | None:
-        """The usual case in which it holds, for :mod:`sgc.run.prologue`; None if :meth:`miss` is always to be asked."""
-        return None
+    def conditions(self) -> list[Condition]:
+        """The usual case in which it holds. Where they are not all true, :meth:`miss` is asked."""
+        return [watch.NEVER]
 
     @abstractmethod
     def miss(self, call: Call) -> str | None:
@@ -83,16 +84,13 @@ class ArgumentGuard(Guard):
             self._notes.append(None if isinstance(leaf, Tensor) else note(leaf))
         self._alike = Alike([leaf for leaf in call.leaves if isinstance(leaf, Tensor)])
 
-    def quick(self, names: Names) -> Quick:
-        conditions = [f"call.spec == {names.of(self._spec, 'spec')}"]
-        tensors = [f"leaves[{i}]" for i, expected in enumerate(self._expected) if expected is not None]
-        conditions += self._alike.conditions(tensors, names)
-        compare = names.of(difference, "difference")
+    def conditions(self) -> list[Condition]:
+        tensors = [watch.leaf(i) for i, expected in enumerate(self._expected) if expected is not None]
+        found = [watch.equals(watch.of_call("spec"), self._spec), watch.alike(tensors, self._alike.check)]
         for i, (constant, noted) in enumerate(zip(self._constants, self._notes, strict=True)):
             if self._expected[i] is None:
-                is_same = f"leaves[{i}] is {names.of(constant, 'argument')}"
-                conditions.append(f"({is_same} or {compare}('', leaves[{i}], {names.of(noted, 'noted')}) is None)")
-        return Quick(conditions, ["leaves = call.leaves"])
+                found.append(watch.like(watch.leaf(i), constant, functools.partial(is_as_noted, noted)))
+        return found
 
     def miss(self, call: Call) -> str | None:
         if call.spec != self._spec:
@@ -167,28 +165,19 @@ class TensorGuard(Guard):
         in_store = [i for i, owner in enumerate(self._owners) if isinstance(owner, StoreOwner)]
         elsewhere = [i for i, p in enumerate(self._positions) if p is None and i not in in_store]
         self._fetched = in_store + elsewhere  # in this order; the call's own are there already
-        self._elsewhere = [self._owners[i].fetch for i in elsewhere]
         constraints = pyro.get_param_store()._constraints
         self._constraints = [constraints[name] for name in self._in_store]
         self._alike = Alike([tensor for i in self._fetched if (tensor := tensors[i]) is not None])
 
-    def quick(self, names: Names) -> Quick | None:
+    def conditions(self) -> list[Condition]:
         if any(self._expected[i] is None for i in self._fetched):
-            return None
-        get_store = names.of(pyro.get_param_store, "get_param_store")
-        before = [f"store = {get_store}()", "params, constraints = store._params, store._constraints"]
-        before += [f"tensor_{i} = params.get({name!r})" for i, name in enumerate(self._in_store)]
-        for i, fetch in enumerate(self._elsewhere, len(self._in_store)):
-            before.append(f"tensor_{i} = {names.of(fetch, 'fetch')}()")
-        local = [f"tensor_{i}" for i in range(len(self._fetched))]
-        conditions = self._alike.conditions(local, names)
+            return [watch.NEVER]
+        constraints = watch.attribute(pyro.get_param_store(), "_constraints")
+        found = [watch.is_same(watch.result(pyro.get_param_store), pyro.get_param_store())]
         for name, constraint in zip(self._in_store, self._constraints, strict=True):
-            conditions.append(f"constraints.get({name!r}) is {names.of(constraint, 'constraint')}")
-        inputs = [
-            local[self._fetched.index(i)] if position is None else f"leaves[{position}]"
-            for i, position in enumerate(self._positions)
-        ]
-        return Quick(conditions, before, f"call.tensors = [{', '.join(inputs)}]")
+            found.append(watch.is_same(watch.entry_of(constraints, name), constraint))
+        gives = [self._fetched.index(i) if p is None else -1 - p for i, p in enumerate(self._positions)]
+        return [*found, watch.alike([self._owners[i].read() for i in self._fetched], self._alike.check, gives)]
 
     def miss(self, call: Call) -> str | None:
         """None where all tensors are as expected; then ``call.tensors`` holds them."""
@@ -236,8 +225,8 @@ class EnvironmentGuard(Guard):
         objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
         self._environment = Environment(model, guide, *objects)
 
-    def quick(self, names: Names) -> Quick:
-        return Quick(self._environment.conditions(names))
+    def conditions(self) -> list[Condition]:
+        return self._environment.conditions()
 
     def miss(self, call: Call) -> str | None:
         return self._environment.changed()
@@ -253,8 +242,8 @@ class ValuesGuard(Guard):
         position = {declared.name: i for i, declared in enumerate(inputs)}
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
 
-    def quick(self, names: Names) -> Quick | None:
-        return None if self._guards else Quick()
+    def conditions(self) -> list[Condition]:
+        return [watch.NEVER] if self._guards else []
 
     def miss(self, call: Call) -> str | None:
         with torch.no_grad():

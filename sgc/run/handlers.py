@@ -9,9 +9,10 @@ from typing import Any
 from pyro.poutine import runtime
 from pyro.poutine.trace_messenger import TraceMessenger
 
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.guards import Call, Guard
 from sgc.run.identity import same
-from sgc.run.prologue import Names, Quick
 
 
 def acting() -> list[Any]:
@@ -37,8 +38,8 @@ class HandlerGuard(Guard):
     def __init__(self) -> None:
         self._handlers = acting()
 
-    def quick(self, names: Names) -> Quick | None:
-        return None if self._handlers else Quick([f"not {names.of(runtime, 'runtime')}._PYRO_STACK"])
+    def conditions(self) -> list[Condition]:
+        return [watch.NEVER if self._handlers else watch.holds(watch.attribute(runtime, "_PYRO_STACK"), list, ())]
 
     def miss(self, call: Call) -> str | None:
         return None if same(acting(), self._handlers) else "the effect handlers around the call changed"

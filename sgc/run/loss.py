@@ -19,6 +19,8 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.gradients import Loss
 from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
@@ -95,6 +97,12 @@ class LossModule(nn.Module):
         found = self._lookup(call)
         found.hits += 1
         return found, call.tensors + found.averages() if found.emitted.averages else call.tensors
+
+    def conditions(self, found: Specialization) -> list[Condition]:
+        """Where these and the guards are true, :meth:`select` would choose ``found`` again, with the same averages."""
+        latest = watch.item(self._specializations, -1)
+        compiles = watch.is_same(watch.entry(vars(self), "eager_only"), False)
+        return [compiles, watch.is_same(latest, found), *found.baselines.conditions()]
 
     def goes_on_after(self, error: SgcError) -> bool:
         """Whether calls will be answered in another way after an error."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor
 # of each cost more than everything else that is guarded.
 from torch._C._dynamo.guards import TensorGuards
 
-from sgc.run.prologue import Names
-
 Meta = tuple[torch.Size, torch.dtype, torch.device, bool, tuple[int, ...]]
 
 
@@ -21,11 +19,12 @@ class Alike:
     """The metadata of some tensors, for later ones to be compared with; the tensors are not kept.
 
     More is compared than the metadata (the type, what is in force around the call such as autocast), and one tensor in
-    two places is refused: a comparison that fails proves nothing.
+    two places is refused: a comparison that fails proves nothing. ``check(*tensors)`` compares tensors that are not
+    nested ones.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._check = TensorGuards(
+        self.check: Callable[..., bool] = TensorGuards(
             *tensors,
             dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],  # type: ignore[misc]
             dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],  # type: ignore[misc]
@@ -33,15 +32,7 @@ class Alike:
 
     def hold(self, values: Sequence[Any]) -> bool:
         """Whether these are alike, one by one; as many as there were."""
-        return not any(getattr(value, "is_nested", True) for value in values) and self._check(*values)
-
-    def conditions(self, expressions: Sequence[str], names: Names) -> list[str]:
-        """:meth:`hold` in Python, for the values of some expressions."""
-        if not expressions:
-            return []
-        # A nested tensor has no sizes; torch would end the process when asked for them.
-        nested = [f"not {expression}.is_nested" for expression in expressions]
-        return [*nested, f"{names.of(self._check, 'alike')}({', '.join(expressions)})"]
+        return not any(getattr(value, "is_nested", True) for value in values) and self.check(*values)
 
 
 def meta(tensor: Tensor) -> Meta:

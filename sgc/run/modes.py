@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.guards import Call, Guard
-from sgc.run.prologue import Names, Quick
 
 
 class ModeGuard(Guard):
@@ -24,20 +25,23 @@ class ModeGuard(Guard):
         self._device = _default_device()
         self._autocast = _autocast()
 
-    def quick(self, names: Names) -> Quick:
-        enabled, dtype_of = names.of(torch.is_autocast_enabled, "autocast"), names.of(torch.get_autocast_dtype, "dtype")
-        conditions = [
-            f"{names.of(module, type(module).__name__)}.training is {names.of(training, 'mode')}"
+    def conditions(self) -> list[Condition]:
+        found = [
+            watch.is_same(watch.entry(vars(module), "training"), training)
             for module, training in zip(self._modules, self._training, strict=True)
         ]
-        conditions.append(f"{names.of(torch.get_default_dtype, 'default')}() is {names.of(self._dtype, 'dtype')}")
-        conditions.append(f"{names.of(_default_device, 'device')}() == {names.of(self._device, 'device')}")
+        found.append(watch.is_same(watch.result(torch.get_default_dtype), self._dtype))
+        if self._device is None:
+            found.append(watch.equals(watch.result(torch._C._len_torch_function_stack), 0))
+        else:
+            found.append(watch.equals(watch.result(_default_device), self._device))
         if self._follows_validation:
-            conditions.append(f"{names.of(Distribution, 'Distribution')}._validate_args is {self._validation}")
-        conditions += [f"{enabled}({device!r}) is {device in self._autocast}" for device in _AUTOCAST]
+            found.append(watch.is_same(watch.attribute(Distribution, "_validate_args"), self._validation))
+        for device in _AUTOCAST:
+            found.append(watch.is_same(watch.result(torch.is_autocast_enabled, device), device in self._autocast))
         for device, dtype in self._autocast.items():
-            conditions.append(f"{dtype_of}({device!r}) is {names.of(dtype, 'dtype')}")
-        return Quick(conditions)
+            found.append(watch.is_same(watch.result(torch.get_autocast_dtype, device), dtype))
+        return found
 
     def miss(self, call: Call) -> str | None:
         for module, training in zip(self._modules, self._training, strict=True):

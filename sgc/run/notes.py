@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import types
 from typing import Any
 
 import numpy as np
 import torch
+
+from sgc.native import watch
+from sgc.native.watch import Condition, Read
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 """Immutable values that are compared by value."""
@@ -83,16 +85,26 @@ def _is_array(noted: Any) -> bool:
     return isinstance(noted, Note) and noted.kind is np.ndarray
 
 
-def holds_the_same(value: Any, noted: Any) -> bool:
-    """Whether a container holds the very objects that were noted, or an array its elements: the usual case, quickly."""
-    if not isinstance(noted, Note) or noted.same is None or type(value) is not noted.kind:
-        return False
+def is_as_noted(noted: Any, value: Any) -> bool:
+    """Whether :func:`difference` finds none."""
+    return difference("", value, noted) is None
+
+
+def still_holds(read: Read, noted: Note) -> Condition:
+    """A value is as it was noted; in the usual case, a container of the same objects, without a look into these."""
+    decide = functools.partial(is_as_noted, noted)
+    if noted.same is None:
+        return watch.like(read, noted, decide)
     if noted.kind is np.ndarray:
-        return _parts(value) == noted.same
-    held: Any = [*value, *value.values()] if isinstance(value, dict) else value
-    if len(held) != len(noted.same) or not all(map(operator.is_, held, noted.same)):
-        return False
-    return not noted.arrays or all(_parts(held[position]) == noted.parts[position].same for position in noted.arrays)
+        return watch.holds(read, noted.kind, None, [_array(-1, noted)], decide)
+    arrays = [_array(position, noted.parts[position]) for position in noted.arrays]
+    return watch.holds(read, noted.kind, noted.same, arrays, decide)
+
+
+def _array(position: int, noted: Note) -> watch.Array:
+    assert noted.same is not None
+    dtype, shape, content = noted.same
+    return position, noted.kind, np.dtype(dtype), shape, content
 
 
 def difference(name: str, value: Any, noted: Any) -> str | None:

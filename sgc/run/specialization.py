@@ -15,7 +15,7 @@ from sgc.capturing.arguments import argument_names
 from sgc.capturing.calls import CallRecord
 from sgc.capturing.capture import capture_program
 from sgc.capturing.declare import Capture
-from sgc.capturing.parameters import Owner
+from sgc.capturing.parameters import ArgumentOwner, Owner
 from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.rehearsal import Rehearsal
 from sgc.capturing.source import warn
@@ -32,12 +32,14 @@ from sgc.graph.build import build_graph
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
+from sgc.native import watch
+from sgc.native.watch import Condition, Group
 from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
 from sgc.run.modes import ModeGuard
-from sgc.run.prologue import Prologue, write_prologue
+from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
 
 
@@ -75,19 +77,26 @@ class Specialization:
     params: tuple[str, ...]
     checks: tuple[Check, ...]
     hits: int = 0
+    _watch: Callable[[Call], bool] = field(init=False)
     _differentiated: Differentiated | None = None
     _steps: list[Report] = field(default_factory=list)
     _compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     _backends: dict[bool, Backend] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._watch = watch.watch(self.groups(), native=False)
+
     def holds(self, call: Call) -> bool:
         """Whether every guard holds for this call; ``call.tensors`` holds its inputs then."""
-        return self.prologue.holds(call)
+        return self._watch(call)
 
-    @cached_property
-    def prologue(self) -> Prologue:
-        """The guards as one function."""
-        return write_prologue(self.guards)
+    def groups(self) -> list[Group]:
+        """The guards, each as its conditions and whom to ask where these are not true."""
+        return [(tuple(guard.conditions()), guard.miss) for guard in self.guards]
+
+    def watch_natively(self) -> None:
+        """Ask the guards in C++ from now on."""
+        self._watch = watch.watch(self.groups(), native=True)
 
     def miss(self, call: Call) -> str | None:
         """None if every guard holds for this call, else what the first broken one says."""
@@ -124,7 +133,7 @@ class Specialization:
     @cached_property
     def repeats(self) -> int:
         """How often the emitted module runs in one call: once, unless there are many particles."""
-        return _particles(self.options)[2]
+        return particles(self.options)[2]
 
     def calls(self, *, with_gradient: bool) -> int:
         """How often it has run on its present backend, for training or for the loss alone."""
@@ -149,6 +158,17 @@ class Specialization:
             yield f"{'loss and gradients' if with_gradient else 'loss alone'}, {backend}", compiled.report
         for report in self._steps:
             yield "whole step, inductor", report
+
+    def steps_natively(self) -> list[Condition]:
+        """That its training steps are Inductor's, as they are now."""
+        read = watch.entry(self._backends, True)
+        return [watch.equals(read, "inductor") if True in self._backends else watch.absent(read)]
+
+    @cached_property
+    def brought(self) -> tuple[int, ...]:
+        """Which of its inputs each call brings."""
+        owners = [self.owners[declared.name] for declared in self.inputs]
+        return tuple(position for position, owner in enumerate(owners) if isinstance(owner, ArgumentOwner))
 
     def use_backend(self, backend: Backend, *, with_gradient: bool) -> None:
         """Run on another backend from the next call on."""
@@ -178,6 +198,7 @@ class Specialization:
         """Compile a whole step."""
         with self._compiling():
             built.compile()
+            self.watch_natively()
 
     def written(self, tensors: list[Tensor]) -> list[Tensor]:
         """The buffers and running averages among the tensors of a call, which a step may write into."""
@@ -199,13 +220,15 @@ class Specialization:
             differentiated = self.differentiated(tensors)
         with self._compiling():
             if not with_gradient:
-                emitted = emit_surrogate(self.graph, *_particles(self.options)[:2], loss_only=True)
+                emitted = emit_surrogate(self.graph, *particles(self.options)[:2], loss_only=True)
                 differentiated = without_gradient(emitted.module, tensors)
             module = differentiated.module
             if differentiated.validates:
                 module = undone_if_invalid(module, tensors)
             built = build(module, tensors, backend, self.options.rng)
-        runner = _Repeated(built.run, self.repeats, self if differentiated.validates else None)
+            if backend == "inductor":
+                self.watch_natively()
+        runner = Repeated(built.run, self.repeats, self.written if differentiated.validates else None)
         return Compiled(runner if self.repeats > 1 else built.run, differentiated.gradient_of, module, built.report)
 
     @contextmanager
@@ -217,56 +240,6 @@ class Specialization:
         finally:
             restore_random_state(state)
             forget_with(self, known)
-
-
-class _Repeated:
-    """The mean of several runs of a callable that returns a list of tensors, one run after another.
-
-    :param validating: whose runs say whether they were valid; if one was not, what all have written is put back.
-    """
-
-    def __init__(self, run: Runner, times: int, validating: Specialization | None) -> None:
-        self._run = run
-        self._times = times
-        self._validating = validating
-
-    def __call__(self, *tensors: Tensor) -> list[Tensor]:
-        if self._validating is None:
-            return self._mean(tensors, [])
-        kept = [(tensor, tensor.clone()) for tensor in self._validating.written(list(tensors))]
-        valid: list[Tensor] = []
-        mean = self._mean(tensors, valid)
-        holds = torch.stack(valid).all()
-        for tensor, before in kept:
-            tensor.copy_(torch.where(holds, tensor, before))
-        return [*mean, holds]
-
-    def _mean(self, tensors: tuple[Tensor, ...], valid: list[Tensor]) -> list[Tensor]:
-        total: list[Tensor] = []
-        for _ in range(self._times):
-            results = list(self._run(*tensors))
-            if self._validating is not None:
-                valid.append(results.pop())
-            if total:
-                torch._foreach_add_(total, results)
-            else:
-                total = [result.clone() for result in results]
-        torch._foreach_div_(total, self._times)
-        return total
-
-
-def _particles(options: Options) -> tuple[int, int, int]:
-    """Runs in the emitted module, the particles that their sum is divided by, and how often the module is called.
-
-    Particles run one after another, or all in one vectorised run. A few are unrolled, which fuses; many are not.
-    """
-    count = options.num_particles
-    if options.vectorize_particles:
-        return 1, count, 1
-    return (count, count, 1) if count <= _UNROLLED else (1, 1, count)
-
-
-_UNROLLED = 4
 
 
 def specialize(
@@ -294,7 +267,7 @@ def specialize(
     graph = run_passes(build_graph(program))
     if rehearsal.failure is not None:
         raise rehearsal.failure
-    emitted = emit_surrogate(graph, *_particles(options)[:2])
+    emitted = emit_surrogate(graph, *particles(options)[:2])
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (
         ArgumentGuard(call, names, records),

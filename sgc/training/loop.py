@@ -18,8 +18,8 @@ from sgc.capturing.randomness import device_random_state, set_device_random_stat
 from sgc.errors import ArgumentError, NanLossError
 from sgc.run.guards import Call
 from sgc.run.validity import Trial
+from sgc.training.bound import Step
 from sgc.training.nan import nan_loss_error
-from sgc.training.step import Step
 
 _STRETCH = 0.1
 """Seconds that a stretch of steps takes, about: as long as the progress bar and a NaN may wait."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
@@ -14,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
-from sgc.run.identity import Pins
+from sgc.native import watch
+from sgc.native.watch import Condition
 
 Clip = Callable[[Tensor], None]
 
@@ -37,32 +35,33 @@ class Held:
     """Every object that some optimizers hold: groups, parameters, their state, hooks and a ``step`` of their own."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-        attributes = [(o, name, getattr(o, name)) for o in optimizers for name in ("param_groups", "state", *hooks)]
-        self._pins = Pins(
-            [
-                *((partial(getattr, optimizer, name), value) for optimizer, name, value in attributes),
-                *((partial(vars(optimizer).get, "step"), vars(optimizer).get("step")) for optimizer in optimizers),
-                *((partial(group.get, "params"), group["params"]) for group in groups),
-            ]
-        )
-        # Lists, and views of dictionaries that show what is in them later.
-        self._holders: list[Any] = [value for _, name, value in attributes if name != "state"]
-        self._holders += [torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks]
-        self._holders += [group["params"] for group in groups]
-        states = [optimizer.state.values() for optimizer in optimizers]
-        self._holders += [*states, *(state.values() for state in chain.from_iterable(states))]
-        self._counts = list(map(len, self._holders))
-        self._objects = list(chain.from_iterable(self._holders))
+        self.conditions: list[Condition] = []
+        for optimizer in optimizers:
+            for name in ("param_groups", "state", *_HOOKS):
+                value = getattr(optimizer, name)
+                self.conditions += [watch.is_same(watch.attribute(optimizer, name), value), _holds(value)]
+            own = watch.entry(vars(optimizer), "step")
+            wrapped = vars(optimizer).get("step")
+            self.conditions.append(watch.absent(own) if wrapped is None else watch.is_same(own, wrapped))
+            for group in optimizer.param_groups:
+                parameters = group["params"]
+                self.conditions += [watch.is_same(watch.entry(group, "params"), parameters), _holds(parameters)]
+            self.conditions += map(_holds, optimizer.state.values())
+        self.conditions += map(_holds, _GLOBAL_HOOKS)
+        self._watch = watch.watch([(tuple(self.conditions), None)], native=False)
 
     def hold(self) -> bool:
         """Whether they hold the same objects, and each holder as many as it held."""
-        return (
-            self._pins.hold()
-            and list(map(len, self._holders)) == self._counts
-            and all(map(is_, chain.from_iterable(self._holders), self._objects))
-        )
+        return self._watch(None)
+
+
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_GLOBAL_HOOKS = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
+
+
+def _holds(container: Any) -> Condition:
+    objects = [*container, *container.values()] if isinstance(container, dict) else container
+    return watch.holds(watch.fixed(container), type(container), objects)
 
 
 def has_hooks(members: Sequence[Member]) -> bool:

@@ -15,7 +15,10 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sgc.capturing.parameters import in_store
 from sgc.errors import ArgumentError, SgcError
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.identity import same
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
@@ -33,6 +36,10 @@ class Optimizing(ABC):
 
         :param parameters: those that receive a gradient.
         """
+
+    @abstractmethod
+    def conditions(self, found: Specialization) -> list[Condition]:
+        """Where these are true, :meth:`members` gives for the same parameters what it gave last."""
 
     @abstractmethod
     def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
@@ -97,6 +104,9 @@ class TorchOptimizing(Optimizing):
         if not self._members or self._members[0].optimizer is not optimizer:
             self._members = [Member(optimizer)]
         return self._members
+
+    def conditions(self, found: Specialization) -> list[Condition]:
+        return [watch.is_same(watch.entry(vars(self), "_optimizer"), self._optimizer)]
 
     def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
         if found is None and self._optimizer is None:
@@ -196,6 +206,11 @@ class PyroOptimizing(Optimizing):
             members.append(Member(getattr(made, "optimizer", made), clips[parameter], options))
         self._owned, self._objects, self._members = owned, list(objects.values()), members
         return members
+
+    def conditions(self, found: Specialization) -> list[Condition]:
+        objects = self._optimizer.optim_objs
+        held = watch.attribute(self._optimizer, "optim_objs")
+        return [watch.holds(held, type(objects), [*objects, *objects.values()]), *in_store(found.params)]
 
     def _make(self, parameter: Tensor) -> None:
         """Make the optimizer of a parameter. Pyro does so within a step only, which is too late to trace it."""

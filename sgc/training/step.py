@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,10 +17,13 @@ from sgc.config import Backend
 from sgc.emit.step import new_flag
 from sgc.emit.stepping import BuiltStep
 from sgc.errors import NanLossError, SgcError, StandInWarning
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
 from sgc.run.validity import Trial
+from sgc.training.bound import Bound, Step
 from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
 from sgc.training.optimizers import Optimizing
@@ -48,48 +50,6 @@ class _Compiled:
 
 
 @dataclass
-class _Bound:
-    """A compiled step with the tensors that it reads and writes besides those of a call: state, and ``halted``."""
-
-    specialization: Specialization
-    update: Update
-    built: BuiltStep
-    own: list[Tensor]
-
-
-@dataclass(slots=True)
-class Step:
-    """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes."""
-
-    specialization: Specialization
-    built: BuiltStep
-    inputs: list[Tensor]
-    halted: Tensor
-    valid: bool | None = None
-    """Whether the last step that was taken by itself was valid; None if that is not checked."""
-
-    def __call__(self, steps: int, stopped: Collection[Any] = ()) -> Tensor:
-        """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
-
-        From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
-        not valid, whose loss is given as NaN.
-        """
-        parts: list[Tensor] = []
-        taken = 0
-        while not taken or (taken < steps and not stopped):
-            losses, *_ = self.built(self.inputs, steps - taken)
-            parts.append(losses)
-            taken += len(losses)
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def once(self) -> float:
-        """Take one step; its loss."""
-        loss, *valid = self.built.once(self.inputs)
-        self.valid = valid[0] if valid else None
-        return float(loss)
-
-
-@dataclass
 class Stepper:
     """Takes the steps of one loss module and one optimizer, compiled where possible.
 
@@ -103,19 +63,23 @@ class Stepper:
     loss_module: Callable[[], LossModule]
     optimizing: Optimizing
     started: bool = False
-    _bound: list[_Bound] = field(default_factory=list)
+    _bound: list[Bound] = field(default_factory=list)
     _compiled: list[_Compiled] = field(default_factory=list)
     _failed: list[tuple[Specialization, Any]] = field(default_factory=list)
     _moving: frozenset[str] = _MOVING
     _constant: frozenset[str] = frozenset()
     _outside: set[str] = field(default_factory=set)
     _halted: dict[torch.device, Tensor] = field(default_factory=dict)
+    _latest: Bound | None = None
 
     def ready(self, call: Call) -> Step | None:
         """The compiled step for a call, or None where this one must be taken in Python.
 
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         """
+        if self._latest is not None and self._latest.is_for(call):
+            self._latest.specialization.hits += 1
+            return self._latest.step(call)
         loss_module = self.loss_module()
         if loss_module.eager_only:
             return None
@@ -147,7 +111,23 @@ class Stepper:
                     f"{torch.__version__} compiles. The results are the same; please report it",
                     StandInWarning,
                 )
-        return Step(found, bound.built, tensors + bound.own, bound.own[-1])
+        bound.bind(tensors)
+        self._latest = bound
+        if bound.is_to_be_watched():
+            bound.watch(self._conditions(loss_module, bound, parameters))
+        return bound.step(call)
+
+    def _conditions(self, loss_module: LossModule, bound: Bound, parameters: list[Tensor]) -> list[Condition]:
+        """All that :meth:`_ready` relies on besides guards and tensors."""
+        found = bound.specialization
+        return [
+            watch.is_same(watch.result(self.loss_module), loss_module),
+            *loss_module.conditions(found),
+            *found.steps_natively(),
+            *self.optimizing.conditions(found),
+            *bound.update.conditions(),
+            *(watch.is_empty(watch.attribute(p, name), getattr(p, name)) for p in parameters for name in _HOOKS),
+        ]
 
     def eagerly(self, call: Call) -> Tensor:
         """Take a step with the optimizer in Python; the loss is a 0-d tensor. If it is NaN, nothing is written."""
@@ -193,7 +173,7 @@ class Stepper:
             return NanLossError(f"the loss of step {number} is NaN; the optimizer has not taken that step")
         return nan_loss_error(number, *loss_module.select(call))
 
-    def _find(self, found: Specialization, members: list[Member], parameters: list[Tensor]) -> _Bound | None:
+    def _find(self, found: Specialization, members: list[Member], parameters: list[Tensor]) -> Bound | None:
         for bound in self._bound:
             if bound.specialization is found and bound.update.holds(members, parameters):
                 return bound
@@ -201,7 +181,7 @@ class Stepper:
 
     def _bind(
         self, found: Specialization, members: list[Member], tensors: list[Tensor], parameters: list[Tensor]
-    ) -> _Bound | None:
+    ) -> Bound | None:
         """A compiled step for optimizers that are new, or that someone has changed."""
         why = obstacle(members) or _unheld(found, tensors, members)
         if why is not None:
@@ -237,7 +217,7 @@ class Stepper:
                 return None
         for member in members:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
-        made = _Bound(found, update, built, [*update.state, self._flag(found.differentiated(tensors).device)])
+        made = Bound(found, update, built, [*update.state, self._flag(found.differentiated(tensors).device)])
         self._bound = [made, *(b for b in self._bound if b.specialization is not found)][: found.options.cache_size]
         return made
 
@@ -271,12 +251,12 @@ def _hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
         return "no parameter receives a gradient"
     if found.repeats > 1:
         return f"{found.repeats} particles are run one after another (vectorize_particles=True runs them at once)"
-    if any(map(_hooks, parameters)) or any(map(_accumulation_hooks, parameters)):
+    if any(getattr(parameter, name) for parameter in parameters for name in _HOOKS):
         return "a parameter has hooks on its gradient"
     return None
 
 
-_hooks, _accumulation_hooks = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def _unheld(found: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:

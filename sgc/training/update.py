@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.identity import same
 from sgc.training.hyperparameters import Hyperparameters, indices, is_number, without_numbers
 from sgc.training.members import Clip, Held, Member, optimizers_of
@@ -94,8 +96,12 @@ class Update:
         # A number has changed: the learning rate, most often.
         if [self._fixed(group) for group in self._groups] != self._expected or not self.hyperparameters.refresh():
             return False
-        self._options = [dict(group) for group in self._groups]
+        self._options[:] = [dict(group) for group in self._groups]
         return True
+
+    def conditions(self) -> list[Condition]:
+        """What is enough for :meth:`holds`, of the same parameters and optimizers."""
+        return [*self._held.conditions, watch.equals(watch.fixed(self._groups), self._options)]
 
     @property
     def has_capturable(self) -> bool:

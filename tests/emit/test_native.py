@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -86,6 +88,10 @@ def one_by_one(step: Callable[..., Sequence[Tensor]], count: int, inputs: list[T
     return torch.stack([step(*inputs)[0] for _ in range(count)])
 
 
+def take(built: BuiltStep, inputs: Sequence[Tensor], steps: int) -> list[Tensor]:
+    return built.bind(inputs)([], steps)
+
+
 def built_of(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> BuiltStep:
     built = build_step(make_fx(function, tracing_mode="fake")(*inputs), inputs, "torch")
     built.compile()
@@ -107,7 +113,7 @@ def test_many_steps_in_one_call(name: str, steps: list[tuple[BuiltStep, list[Ten
     assert built._native is not None
     for count in (1, STEPS):
         losses, expected = after(partial(one_by_one, built.module, count), inputs)
-        found, state = after(lambda copies, count=count: built(copies, count)[0], inputs)  # type: ignore[misc]
+        found, state = after(lambda copies, count=count: take(built, copies, count)[0], inputs)  # type: ignore[misc]
         torch.testing.assert_close(found, losses, rtol=1e-5, atol=1e-5)
         for a, b in zip(state, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -125,7 +131,7 @@ def test_a_step_that_swaps_two_inputs() -> None:
 
     inputs = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0]), torch.zeros(2)]
     built = built_of(step, inputs)
-    found, state = after(lambda copies: built(copies, STEPS)[0], inputs)
+    found, state = after(lambda copies: take(built, copies, STEPS)[0], inputs)
     losses, expected = after(partial(one_by_one, step, STEPS), inputs)
     assert torch.equal(found, losses)
     assert all(torch.equal(a, b) for a, b in zip(state, expected, strict=True))
@@ -149,7 +155,7 @@ def test_literals_that_are_views_of_one_another() -> None:
     built = build_step(fx.GraphModule(root, graph), inputs, "torch")
     built.compile()
     assert built._native is not None
-    assert torch.equal(built(inputs, STEPS)[0], torch.tensor([10.75, 20.75, 30.75]))
+    assert torch.equal(take(built, inputs, STEPS)[0], torch.tensor([10.75, 20.75, 30.75]))
     assert torch.equal(inputs[0], torch.tensor([12.5, 18.25]))
 
 
@@ -165,7 +171,7 @@ def test_written_inputs_that_share_memory() -> None:
     both = torch.tensor([1.0, 2.0, 3.0])
     built = built_of(step, [both[:2], both[1:]])
     assert built._native is None
-    (losses,) = built([both[:2], both[1:]], STEPS)
+    (losses,) = take(built, [both[:2], both[1:]], STEPS)
     assert losses.tolist() == [1.0 * 2.0 + 2.0 * 3.0]
     assert both.tolist() == [2.0, 3.0, 3.0]
 
@@ -183,7 +189,7 @@ def test_an_operator_that_raises() -> None:
     built = built_of(step, [a, b])
     before = a._version
     with pytest.raises(RuntimeError, match="lu_factor"):
-        built([a, b], 10)
+        take(built, [a, b], 10)
     assert a.item() == 0
     assert a._version > before
 
@@ -200,7 +206,7 @@ def test_an_operator_that_raises_in_python() -> None:
     a = torch.zeros(1)
     built = built_of(step, [a])
     with pytest.raises(RuntimeError, match="probability tensor contains either"):
-        built([a], 10)
+        take(built, [a], 10)
 
 
 @pytest.mark.inductor
@@ -213,7 +219,7 @@ def test_autograd_learns_of_what_is_written() -> None:
     a, b = torch.eye(2, requires_grad=True), torch.eye(2)
     built = built_of(step, [a, b])
     squared = (a * a).sum()
-    (losses,) = built([a, b], STEPS)
+    (losses,) = take(built, [a, b], STEPS)
     assert losses.tolist() == [4.0, 6.0, 8.0]
     assert losses.requires_grad is False
     assert a.requires_grad and a.grad_fn is None
@@ -235,7 +241,7 @@ def test_threads() -> None:
 
     def work(i: int) -> None:
         for _ in range(20):
-            (results[i],) = built([inputs[i]], 50)
+            (results[i],) = take(built, [inputs[i]], 50)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -263,11 +269,38 @@ def test_what_inductor_compiles_is_not_recognised(monkeypatch: pytest.MonkeyPatc
     assert native_program(lambda *inputs: None, [0], [torch.float32], 1) is None
     monkeypatch.setattr(stepping, "native_program", lambda *_: None)
     built = built_of(step, [a])
-    assert [built([a], STEPS)[0].item() for _ in range(2)] == [2.0, 4.0]
+    assert [take(built, [a], STEPS)[0].item() for _ in range(2)] == [2.0, 4.0]
     case = case_of("regression")
     svi = sgc.SVI(case.model, case.guide, momentum)
     with pytest.warns(StandInWarning, match="each step goes through Python"):
         assert len(svi.run(5, *case.args).losses) == 5
+
+
+@pytest.mark.inductor
+def test_inputs_that_stay_and_inputs_that_calls_bring() -> None:
+    """What is brought is written like the rest, and is let go of."""
+
+    def step(a: Tensor, b: Tensor, c: Tensor) -> list[Tensor]:
+        a.add_(1)
+        b.add_(a)
+        return [(a + b + c).sum()]
+
+    a, c = torch.zeros(2), torch.full((2,), 10.0)
+    built = built_of(step, [a, torch.zeros(2), c])
+    bound = built.bind([a, None, c])
+    assert bound.brought == [1]
+    b = torch.tensor([1.0, 2.0])
+    version, gone = b._version, weakref.ref(b)
+    assert bound.inputs([b]) == [a, b, c]
+    assert list(bound.once([b])) == [27.0]
+    assert bound([b], 2)[0].tolist() == [33.0, 41.0]
+    assert a.tolist() == [3.0, 3.0] and b.tolist() == [7.0, 8.0] and b._version > version
+    del b
+    assert gone() is None
+    kept = weakref.ref(c)
+    del c, bound, built
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.inductor
@@ -296,6 +329,6 @@ def test_a_loss_of_half_precision() -> None:
     inputs = [torch.zeros(2, dtype=torch.bfloat16)]
     built = built_of(step, inputs)
     assert built._native is not None
-    assert list(built.once(inputs)) == [2.0, False]
-    assert built(inputs, 1)[0].item() == 4.0
-    assert list(built.once(inputs)) == [6.0, True]
+    assert list(built.bind(inputs).once([])) == [2.0, False]
+    assert take(built, inputs, 1)[0].item() == 4.0
+    assert list(built.bind(inputs).once([])) == [6.0, True]

@@ -1,4 +1,4 @@
-"""The generated function that stands for the guards answers as they do, whatever is changed between two calls."""
+"""The conditions that stand for the guards answer as they do, in Python and in C++, whatever is changed meanwhile."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 import sgc
+from sgc.native import watch
+from sgc.native.library import library
 from sgc.run.guards import Call
-from sgc.run.notes import holds_the_same, note
+from sgc.run.notes import note, still_holds
 from sgc.run.specialization import Specialization
 
 NUMBER, NOTHING, FLAG, ZERO, BIG = 1.0, None, True, 0.0, 10**6
@@ -45,7 +47,7 @@ class Net(nn.Module):
 class Program:
     """A model that depends on something of every kind, and what a test may change."""
 
-    def __init__(self) -> None:
+    def __init__(self, native: bool) -> None:
         self.net, self.settings, self.constant = Net(), Settings(), torch.zeros(2)
         net, settings, constant, captured = self.net, self.settings, self.constant, 1.0
 
@@ -79,15 +81,17 @@ class Program:
         self.x = torch.ones(2)
         self.arguments: tuple[Any, ...] = (self.x,)
         self.module = sgc.compile(model, guide, backend="eager").initialize(self.x)
+        if native:
+            self.found.watch_natively()
 
     @property
     def found(self) -> Specialization:
         return self.module.specializations[0]
 
     def answers(self) -> tuple[bool, bool]:
-        """What the function says, and what the guards say one by one."""
+        """What the conditions say with the guards behind them, and what the guards say one by one."""
         call = Call(self.arguments, {})
-        return self.found.prologue.holds(call), self.found.miss(call) is None
+        return self.found.holds(call), self.found.miss(call) is None
 
 
 def store(name: str) -> Tensor:
@@ -202,10 +206,10 @@ HARMLESS: dict[str, Callable[[Program], Any]] = {
 }
 
 
-@pytest.fixture
-def program() -> Any:
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.inductor)], ids=["Python", "C++"])
+def program(request: pytest.FixtureRequest) -> Any:
     method, beta = Net.forward, Settings.scale
-    yield Program()
+    yield Program(request.param)
     globals().update(GLOBALS)
     LIST[:], NESTED[:] = [1.0, 2.0], [[1.0], [2.0]]
     DICT.clear(), SET.clear(), ARRAY.fill(1.0), TUPLE[0].fill(1.0)
@@ -217,7 +221,7 @@ def program() -> Any:
 
 
 @pytest.mark.parametrize("change", BREAKING)
-def test_what_the_guards_notice_the_function_notices(program: Program, change: str) -> None:
+def test_what_the_guards_notice_the_conditions_notice(program: Program, change: str) -> None:
     assert program.answers() == (True, True)
     BREAKING[change](program)
     assert program.answers() == (False, False)
@@ -297,9 +301,25 @@ def test_a_nested_tensor_is_an_error_and_not_the_end_of_the_process(program: Pro
         program.module(nested)
 
 
+@pytest.mark.inductor
+def test_the_usual_case_asks_no_guard(program: Program) -> None:
+    alone = tuple((conditions, None) for conditions, _ in program.found.groups())
+    call = Call(program.arguments, {})
+    for holds in (watch.all_hold, library().holds):
+        assert holds(alone, call)
+        assert all(isinstance(tensor, Tensor) for tensor in call.tensors)
+        del call.tensors
+
+
+@pytest.mark.inductor
 @pytest.mark.parametrize("value", [LIST, DICT, ARRAY, ARRAYS, TUPLE, [], {"a": (1, (2,))}, (1, np.ones((2, 3)))])
 def test_the_usual_case_is_told_without_taking_values_apart(value: Any) -> None:
-    assert holds_the_same(value, note(value))
+    def decide(_: Any) -> bool:
+        raise AssertionError("asked")
+
+    kind, read, (*objects, _) = still_holds(watch.fixed(value), note(value))
+    for holds in (watch.all_hold, library().holds):
+        assert holds(((((kind, read, (*objects, decide)),), None),), None)
 
 
 def test_odd_names() -> None:
@@ -312,13 +332,6 @@ def test_odd_names() -> None:
     for _ in range(2):
         module(torch.ones(2))
     assert len(module.specializations) == 1
-
-
-def test_it_prints(program: Program) -> None:
-    code = program.found.prologue.code
-    compile(code, "code", "exec")
-    assert code.index("# ArgumentGuard") < code.index("# TensorGuard") < code.index("# EnvironmentGuard")
-    assert ".get('NUMBER', " in code and ".training is True" in code and "params.get('loc')" in code
 
 
 def test_a_rebound_global_between_two_identical_calls_changes_the_loss(program: Program) -> None:

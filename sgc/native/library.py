@@ -1,0 +1,51 @@
+"""What is written in C++ because every step passes through it: the guards, and the calls of compiled programs.
+
+It is compiled once on a machine, by the compiler that Inductor uses, and kept where Inductor keeps what it compiles.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_HEADERS = ("Python.h", "cstdint", "cstring", "exception", "stdexcept", "string", "utility", "vector")
+_SOURCES = ("watch.cpp", "program.cpp")
+_lock = threading.Lock()
+
+
+def library() -> Any:
+    """The extension module; the first call compiles it where that has not been done.
+
+    :raises Exception: of several kinds, Inductor's, if there is no C++ compiler.
+    """
+    with _lock:
+        return _library()
+
+
+@cache
+def _library() -> Any:
+    texts = [f"#include <{name}>" for name in _HEADERS]
+    texts += [(Path(__file__).parent / name).read_text() for name in _SOURCES]
+    path = compiled("\n".join(texts), "-O1")._name
+    spec = importlib.util.spec_from_file_location("sgc_native", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compiled(source: str, *options: str) -> Any:
+    """A shared library of some C++, a ``ctypes.CDLL``: compiled by Inductor's compiler, and kept beside its programs.
+
+    :param options: for the compiler, after Inductor's own.
+    """
+    import torch._inductor.config as inductor_config
+    from torch._inductor.codecache import CppCodeCache
+
+    # What the processor has Inductor knows without: to try each width of vectors takes seconds.
+    known = {} if inductor_config.cpp.vec_isa_ok is not None else {"cpp.vec_isa_ok": True}
+    with inductor_config.patch(known):
+        return CppCodeCache.load(source, extra_flags=options)

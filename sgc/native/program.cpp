@@ -1,0 +1,195 @@
+// Calls a program that Inductor has compiled, any number of times for one call from Python, and kernels after it.
+
+namespace {
+
+using Handle = void*;
+using Function = void (*)(void* const* operands, int64_t begin, int64_t end, bool finish);
+
+struct Kernel {
+    Function function;
+    int64_t size;
+    std::vector<int64_t> operands;
+};
+
+struct Plan {
+    void (*program)(Handle*, Handle*);
+    int32_t (*copy)(Handle, Handle*);
+    int32_t (*release)(Handle);
+    int32_t (*data)(Handle, void**);
+    int32_t (*contiguous)(Handle, bool*);
+    bool (*with_gradients)();
+    void (*set_gradients)(bool);
+    std::vector<int64_t> takes;  // which inputs the program takes
+    std::string gives;           // the type of each result that the caller wants; the kernels want those after them
+    size_t results;
+    std::vector<Kernel> kernels;
+    std::vector<int64_t> operands;  // the inputs that are operands of kernels
+    int threads;
+};
+
+// The inputs of a plan; those that each call brings are null.
+struct Inputs {
+    const Plan* plan;
+    int32_t (*release)(Handle);  // the plan may be gone first
+    std::vector<Handle> handles;
+    std::vector<int64_t> brought;
+
+    ~Inputs() {
+        for (Handle handle : handles)
+            if (handle) release(handle);
+    }
+};
+
+size_t size(char type) { return type == 'd' ? 8 : type == 'f' ? 4 : type == 'h' ? 2 : 1; }
+
+PyObject* number(char type, const void* place) {
+    switch (type) {
+        case 'd': return PyFloat_FromDouble(*static_cast<const double*>(place));
+        case 'f': return PyFloat_FromDouble(*static_cast<const float*>(place));
+        default: return PyBool_FromLong(*static_cast<const bool*>(place));
+    }
+}
+
+template <typename T>
+void look_up(T& function, PyObject* address) { function = reinterpret_cast<T>(PyLong_AsVoidPtr(address)); }
+
+std::vector<int64_t> numbers(PyObject* tuple) {
+    std::vector<int64_t> found;
+    for (Py_ssize_t i = 0; i < length(tuple); ++i) found.push_back(PyLong_AsLongLong(part(tuple, i)));
+    return found;
+}
+
+template <typename T>
+T* held(PyObject* capsule) { return static_cast<T*>(PyCapsule_GetPointer(capsule, nullptr)); }
+
+template <typename T>
+void destroy(PyObject* capsule) { delete held<T>(capsule); }
+
+template <typename T>
+PyObject* capsule_of(T* made) {
+    PyObject* capsule = PyErr_Occurred() ? nullptr : PyCapsule_New(made, nullptr, destroy<T>);
+    if (!capsule) delete made;
+    return capsule;
+}
+
+// prepare(addresses, takes, gives, results, kernels, threads): what does not change from call to call.
+PyObject* prepare(PyObject*, PyObject* args) {
+    PyObject *addresses, *takes, *kernels;
+    const char* gives;
+    Py_ssize_t results;
+    int threads;
+    if (!PyArg_ParseTuple(args, "O!O!snO!i", &PyTuple_Type, &addresses, &PyTuple_Type, &takes, &gives, &results,
+                          &PyTuple_Type, &kernels, &threads)) return nullptr;
+    auto plan = new Plan;
+    look_up(plan->program, part(addresses, 0));
+    look_up(plan->copy, part(addresses, 1));
+    look_up(plan->release, part(addresses, 2));
+    look_up(plan->data, part(addresses, 3));
+    look_up(plan->contiguous, part(addresses, 4));
+    look_up(plan->with_gradients, part(addresses, 5));
+    look_up(plan->set_gradients, part(addresses, 6));
+    plan->takes = numbers(takes);
+    plan->gives = gives;
+    plan->results = static_cast<size_t>(results);
+    plan->threads = threads;
+    for (Py_ssize_t i = 0; i < length(kernels); ++i) {
+        PyObject* kernel = part(kernels, i);
+        Kernel made{nullptr, PyLong_AsLongLong(part(kernel, 1)), numbers(part(kernel, 2))};
+        look_up(made.function, part(kernel, 0));
+        for (int64_t operand : made.operands)
+            if (operand >= 0) plan->operands.push_back(operand);
+        plan->kernels.push_back(std::move(made));
+    }
+    return capsule_of(plan);
+}
+
+// bind(plan, handles): inputs from a list of capsules, whose handles are taken over; None for those that calls bring.
+PyObject* bind(PyObject*, PyObject* args) {
+    PyObject *plan, *handles;
+    if (!PyArg_ParseTuple(args, "OO!", &plan, &PyList_Type, &handles)) return nullptr;
+    const auto known = held<const Plan>(plan);
+    if (!known) return nullptr;
+    auto inputs = new Inputs{known, known->release};
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(handles); ++i) {
+        PyObject* handle = PyList_GET_ITEM(handles, i);
+        if (handle == Py_None) inputs->brought.push_back(i);
+        inputs->handles.push_back(handle == Py_None ? nullptr : PyCapsule_GetPointer(handle, nullptr));
+    }
+    return capsule_of(inputs);
+}
+
+constexpr int64_t SHARE = 1 << 15;  // elements that are worth a thread
+
+void run(const Kernel& kernel, void* const* operands, int threads) {
+    if (kernel.size <= SHARE) return kernel.function(operands, 0, kernel.size, true);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t begin = 0; begin < kernel.size; begin += SHARE)
+        kernel.function(operands, begin, begin + SHARE < kernel.size ? begin + SHARE : kernel.size, false);
+    kernel.function(operands, 0, 0, true);
+}
+
+// call(inputs, brought, times, *addresses): calls the program so many times, each time followed by the kernels. What
+// the call brings is a list of capsules, whose handles are taken over. Each result that is wanted has an address: that
+// of call t goes to address + t * size. Without addresses the results of the last call are returned as numbers. With
+// the lock of Python held, of which the program itself lets go.
+PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    auto inputs = held<const Inputs>(args[0]);
+    if (!inputs) return nullptr;
+    const Plan& plan = *inputs->plan;
+    const int64_t times = PyLong_AsLongLong(args[2]);
+    std::vector<Handle> handles(inputs->handles), given(plan.takes.size()), results(plan.results);
+    std::vector<void*> bytes(handles.size()), found(results.size()), operands;
+    std::vector<char*> places;
+    for (size_t i = 0; i < inputs->brought.size(); ++i)
+        handles[inputs->brought[i]] = PyCapsule_GetPointer(PyList_GET_ITEM(args[1], i), nullptr);
+    for (int64_t i : plan.operands) plan.data(handles[i], &bytes[i]);
+    for (Py_ssize_t i = 3; i < count; ++i) places.push_back(static_cast<char*>(PyLong_AsVoidPtr(args[i])));
+    PyObject* returned = places.empty() ? PyTuple_New(plan.gives.size()) : Py_NewRef(Py_None);
+    const bool with_gradients = plan.with_gradients();
+    plan.set_gradients(false);
+    try {
+        for (int64_t time = 0; time < times; ++time) {
+            for (size_t i = 0; i < given.size(); ++i) plan.copy(handles[plan.takes[i]], &given[i]);
+            plan.program(given.data(), results.data());
+            // An operator that is called through Python has raised: the program has returned, with nothing.
+            if (PyErr_Occurred()) break;
+            for (size_t i = 0; i < results.size(); ++i) {
+                bool contiguous = true;
+                if (time == 0) plan.contiguous(results[i], &contiguous);
+                if (!contiguous) throw std::runtime_error("a result does not lie in the order of its elements");
+                plan.data(results[i], &found[i]);
+            }
+            for (size_t i = 0; i < places.size(); ++i)
+                std::memcpy(places[i] + time * size(plan.gives[i]), found[i], size(plan.gives[i]));
+            for (Py_ssize_t i = 0; places.empty() && time == times - 1 && i < PyTuple_GET_SIZE(returned); ++i)
+                PyTuple_SET_ITEM(returned, i, number(plan.gives[i], found[i]));
+            for (const Kernel& kernel : plan.kernels) {
+                operands.clear();
+                for (int64_t place : kernel.operands) operands.push_back(place < 0 ? found[-1 - place] : bytes[place]);
+                run(kernel, operands.data(), plan.threads);
+            }
+            for (Handle result : results) plan.release(result);
+        }
+    } catch (const std::exception& error) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    plan.set_gradients(with_gradients);
+    for (int64_t i : inputs->brought) plan.release(handles[i]);
+    if (PyErr_Occurred()) Py_CLEAR(returned);
+    return returned;
+}
+
+template <typename T>
+PyCFunction method(T function) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)); }
+
+PyMethodDef methods[] = {
+    {"holds", method(holds), METH_FASTCALL, nullptr},
+    {"prepare", prepare, METH_VARARGS, nullptr},
+    {"bind", bind, METH_VARARGS, nullptr},
+    {"call", method(call), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "sgc_native", nullptr, -1, methods};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_sgc_native() { return PyModule_Create(&module); }

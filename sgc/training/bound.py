@@ -1,0 +1,100 @@
+"""A compiled step with its tensors, and what must hold for it to be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgc.emit.stepping import BoundStep, BuiltStep
+from sgc.native import watch
+from sgc.native.watch import Condition
+from sgc.run.guards import Call
+from sgc.run.identity import same
+from sgc.run.specialization import Specialization
+from sgc.training.update import Update
+
+
+@dataclass(slots=True)
+class Step:
+    """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes."""
+
+    specialization: Specialization
+    bound: BoundStep
+    brought: list[Tensor]
+    halted: Tensor
+    valid: bool | None = None
+    """Whether the last step that was taken by itself was valid; None if that is not checked."""
+
+    def __call__(self, steps: int, stopped: Collection[Any] = ()) -> Tensor:
+        """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
+
+        From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
+        not valid, whose loss is given as NaN.
+        """
+        parts: list[Tensor] = []
+        taken = 0
+        while not taken or (taken < steps and not stopped):
+            losses, *_ = self.bound(self.brought, steps - taken)
+            parts.append(losses)
+            taken += len(losses)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def once(self) -> float:
+        """Take one step; its loss."""
+        loss, *valid = self.bound.once(self.brought)
+        self.valid = valid[0] if valid else None
+        return float(loss)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """All inputs of the compiled step, those of the program first."""
+        return self.bound.inputs(self.brought)
+
+
+@dataclass
+class Bound:
+    """A compiled step with the tensors that it reads and writes, but for those that each call brings.
+
+    :param own: the last of them: the optimizer's state, and ``halted``.
+    """
+
+    specialization: Specialization
+    update: Update
+    built: BuiltStep
+    own: list[Tensor]
+    _kept: list[Tensor | None] = field(default_factory=list)
+    _call: BoundStep | None = None
+    _watch: Callable[[Call], bool] | None = None
+    _unwatched: int = 0
+
+    def is_for(self, call: Call) -> bool:
+        """Whether a call is known to be for this step, with the same tensors and optimizers."""
+        return self._watch is not None and self._watch(call)
+
+    def is_to_be_watched(self) -> bool:
+        """Whether to note anew what :meth:`is_for` is to ask: the second time that it did not know, the fourth ..."""
+        self._unwatched += 1
+        return self._watch is None or self._unwatched & (self._unwatched - 1) == 0
+
+    def watch(self, conditions: list[Condition]) -> None:
+        """Note that a call is for this step if the guards hold, the tensors are those of now, and these are true."""
+        of_call = self._kept[: len(self.specialization.inputs)]
+        own = (*conditions, watch.same_tensors(of_call))
+        self._watch = watch.watch([*self.specialization.groups(), (own, None)], native=True)
+
+    def bind(self, tensors: list[Tensor]) -> None:
+        """Take the tensors of a call."""
+        kept: list[Tensor | None] = list(tensors)
+        for position in self.specialization.brought:
+            kept[position] = None
+        if self._call is None or not same(kept, self._kept):
+            self._kept, self._call, self._watch = kept, self.built.bind([*kept, *self.own]), None
+
+    def step(self, call: Call) -> Step:
+        """A step with the tensors that a call brings."""
+        assert self._call is not None
+        return Step(self.specialization, self._call, [call.tensors[i] for i in self._call.brought], self.own[-1])
