@@ -6,6 +6,7 @@ It is compiled once on a machine, by the compiler that Inductor uses, and kept w
 from __future__ import annotations
 
 import importlib.util
+import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,18 @@ from typing import Any
 _HEADERS = ("Python.h", "cstdint", "cstring", "exception", "stdexcept", "string", "utility", "vector")
 _SOURCES = ("watch.cpp", "program.cpp")
 _lock = threading.Lock()
+
+
+@cache
+def is_available() -> bool:
+    """Whether there is a C++ compiler to make it. On Windows nobody has tried."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return sys.platform != "win32" and bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False
 
 
 def library() -> Any:

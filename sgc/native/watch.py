@@ -14,7 +14,7 @@ from operator import is_
 from types import CellType, MappingProxyType
 from typing import Any
 
-from sgc.native.library import library
+from sgc.native.library import is_available, library
 
 Read = tuple[Any, ...]
 Condition = tuple[Any, ...]
@@ -152,9 +152,9 @@ NEVER = is_same(fixed(None), True)
 def watch(groups: Sequence[Group], *, native: bool) -> Callable[[Any], bool]:
     """A function that says of a call whether all groups hold, asked one after another.
 
-    :param native: ask in C++, which needs a compiler.
+    :param native: ask in C++ if there is a compiler, as there must be for Inductor on a CPU.
     """
-    return partial(library().holds if native else all_hold, tuple(groups))
+    return partial(library().holds if native and is_available() else all_hold, tuple(groups))
 
 
 def all_hold(groups: Sequence[Group], call: Any) -> bool:

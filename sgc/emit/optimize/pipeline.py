@@ -45,7 +45,7 @@ PASSES: dict[str, Pass] = {
 _OUTLINED_BEFORE = "batch_small_operators"
 """The pass before which an update is taken out of a module: what it leaves behind may be batched."""
 
-_AFTER_BATCHING = ("remove_identities", "merge_common_subexpressions", "drop_dead_nodes")
+_AFTER_BATCHING = ("merge_constants", "remove_identities", "merge_common_subexpressions", "drop_dead_nodes")
 """Passes that run once more where operators were batched: stacking leaves views behind."""
 
 
