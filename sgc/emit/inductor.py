@@ -73,6 +73,8 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
     options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
     # The guards have seen the inputs; checks of every tensor at every call take a fifth of a small step.
     options |= {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+    # Sums of a few categories are written out: over a dimension shorter than a vector Inductor loops number by number.
+    options |= {"unroll_reductions_threshold": 17}
     if rng == "torch":
         options |= {"reorder_for_locality": False, "post_grad_custom_post_pass": RandomOrder()}
     if on_cpu:

@@ -22,7 +22,9 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.emit.backends import Runner, build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
+from sgc.emit.gathers import gather_last
 from sgc.emit.guarded import undone_if_invalid
+from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report
 from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.stepping import BuiltStep, build_step
@@ -181,7 +183,7 @@ class Specialization:
         if self._differentiated is None:
             with self._compiling():
                 wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-                self._differentiated = differentiate(self.emitted.module, tensors, wanted)
+                self._differentiated = differentiate(self._lean(self.emitted.module), tensors, wanted)
         return self._differentiated
 
     def build_step(self, tensors: list[Tensor], state: list[Tensor], update: Update) -> BuiltStep:
@@ -221,7 +223,7 @@ class Specialization:
         with self._compiling():
             if not with_gradient:
                 emitted = emit_surrogate(self.graph, *particles(self.options)[:2], loss_only=True)
-                differentiated = without_gradient(emitted.module, tensors)
+                differentiated = without_gradient(self._lean(emitted.module), tensors)
             module = differentiated.module
             if differentiated.validates:
                 module = undone_if_invalid(module, tensors)
@@ -230,6 +232,14 @@ class Specialization:
                 self.watch_natively()
         runner = Repeated(built.run, self.repeats, self.written if differentiated.validates else None)
         return Compiled(runner if self.repeats > 1 else built.run, differentiated.gradient_of, module, built.report)
+
+    def _lean(self, module: fx.GraphModule) -> fx.GraphModule:
+        """The emitted module as it is differentiated: as it is on the eager backend, which adds up as Pyro does."""
+        if self.options.backend == "eager":
+            return module
+        module = copy_of(module)
+        gather_last(module)
+        return module
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:

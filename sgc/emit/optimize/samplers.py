@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.optimize.nodes import call, is_functional, is_static, replace, tensor_of
+from sgc.emit.optimize.nodes import call, is_functional, is_static, replace, tensor_of, value_of
 
 _aten = torch.ops.aten
 _convert = torch.ops.prims.convert_element_type.default
@@ -110,7 +110,7 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
         return None
     categories = shape.shape[-1]
     wide = call(node, _convert, weights, torch.float64)
-    cumulative = call(node, _aten.cumsum.default, wide, -1)
+    cumulative = _cumulative(node, wide, categories)
     total = call(node, _aten.slice.Tensor, cumulative, -1, categories - 1, categories)
     uniform = _draw(node, _aten.rand.default, own, torch.float64)
     target = call(node, _aten.unsqueeze.default, call(node, _aten.mul.Tensor, uniform, total), -1)
@@ -124,6 +124,27 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
     fits = call(node, _aten.bitwise_and.Tensor, exceeds, call(node, _aten.unsqueeze.default, positive, -2))
     candidates = call(node, _aten.where.self, fits, index, call(node, _aten.unsqueeze.default, last, -1))
     return call(node, _aten.amin.default, candidates, [-1])
+
+
+_FEW = 7
+"""Inductor writes out sums of up to so many terms within the loop that reads them."""
+
+
+def _cumulative(node: fx.Node, weights: fx.Node, categories: int) -> fx.Node:
+    """The cumulative sums of the last dimension; of few numbers, by sums that fuse, in the same order."""
+    if categories > _FEW:
+        return call(node, _aten.cumsum.default, weights, -1)
+    places = {"dtype": torch.int64, "device": value_of(weights).device, "pin_memory": False}
+    term = call(node, _aten.arange.start_step, 0, categories, 1, **places)
+    until = call(node, _aten.unsqueeze.default, call(node, _aten.arange.start_step, 0, categories, 1, **places), -1)
+    masked = call(
+        node,
+        _aten.where.self,
+        call(node, _aten.le.Tensor, term, until),
+        call(node, _aten.unsqueeze.default, weights, -2),
+        call(node, _aten.full.default, [], 0.0, dtype=torch.float64, device=value_of(weights).device, pin_memory=False),
+    )
+    return call(node, _aten.sum.dim_IntList, masked, [-1])
 
 
 _SAME_LAW: dict[Any, Callable[[fx.Node, Tensor], fx.Node | None]] = {
