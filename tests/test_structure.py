@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import sgc
@@ -55,3 +56,11 @@ def test_no_arrow_runs_back() -> None:
 def test_files_stay_readable() -> None:
     long = {str(p.relative_to(ROOT)): n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 350}
     assert not long
+
+
+def test_every_source_is_packaged() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["sgc"]
+    packaged = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    others = {path for path in ROOT.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == packaged
