@@ -21,6 +21,7 @@ from sgc.emit.ordering import RandomOrder
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
+from sgc.native.processor import forget, trusted_processor
 
 _EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
 
@@ -46,12 +47,13 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
     module = _own_memory(module)
     try:
         try:
-            return _compile(module, examples, options)
+            with trusted_processor():
+                return _compile(module, examples, options)
         except Exception as error:
-            if "CppCompileError" not in str(error) or options.pop("cpp.vec_isa_ok", None) is None:
+            if "CppCompileError" not in str(error) or inductor_config.cpp.vec_isa_ok is not None:
                 raise
-            # The compiler may be too old for the widest vectors of this processor: let Inductor try each width.
-            _forget_vector_widths()
+            # The compiler may be too old for the vectors of this processor: let Inductor try.
+            forget()
             return _compile(module, examples, options)
     except Exception as error:
         raise _explained(error, examples) from error
@@ -84,10 +86,6 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
         options["force_pointwise_cat"] = _has_small_stacks_only(module)
         if _is_small(module):
             options["cpp.simdlen"] = 1  # no vectors
-        if inductor_config.cpp.vec_isa_ok is None:
-            # Inductor compiles and loads a program for each vector width to see whether that works, several seconds
-            # before the first compilation. What the processor has it knows without.
-            options["cpp.vec_isa_ok"] = True
     return options
 
 
@@ -126,12 +124,6 @@ def _without_advice() -> Iterator[None]:
     finally:
         for name in _ADVICE:
             logging.getLogger(name).removeFilter(wanted)
-
-
-def _forget_vector_widths() -> None:
-    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-
-    valid_vec_isa_list.cache_clear()
 
 
 def _own_memory(module: fx.GraphModule) -> fx.GraphModule:

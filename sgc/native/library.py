@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sgc.native.processor import trusted_processor
+
 _HEADERS = ("Python.h", "cstdint", "cstring", "exception", "stdexcept", "string", "utility", "vector")
 _SOURCES = ("watch.cpp", "program.cpp")
 _lock = threading.Lock()
@@ -55,10 +57,7 @@ def compiled(source: str, *options: str) -> Any:
 
     :param options: for the compiler, after Inductor's own.
     """
-    import torch._inductor.config as inductor_config
     from torch._inductor.codecache import CppCodeCache
 
-    # What the processor has Inductor knows without: to try each width of vectors takes seconds.
-    known = {} if inductor_config.cpp.vec_isa_ok is not None else {"cpp.vec_isa_ok": True}
-    with inductor_config.patch(known):
+    with trusted_processor():
         return CppCodeCache.load(source, extra_flags=options)

@@ -35,6 +35,8 @@ long integer(PyObject* tuple, Py_ssize_t position) { return PyLong_AsLong(part(t
 
 // The call that is asked about, and what was read last of whom entries are asked again and again: Pyro's store.
 struct Asked {
+    explicit Asked(PyObject* asked) : call(asked) {}
+
     PyObject* call;
     Ref leaves;
     PyObject* holder_read = nullptr;
@@ -176,7 +178,7 @@ PyObject* holds(PyObject*, PyObject* const* args, Py_ssize_t count) {
         PyErr_SetString(PyExc_TypeError, "holds(groups, call)");
         return nullptr;
     }
-    Asked asked{args[1]};
+    Asked asked(args[1]);
     for (Py_ssize_t i = 0; i < length(args[0]); ++i) {
         PyObject *conditions = part(part(args[0], i), 0), *miss = part(part(args[0], i), 1);
         bool all = true;

@@ -1,0 +1,46 @@
+"""Lets Inductor take the vector instructions from the processor, instead of compiling a program for each to try it.
+
+Before its first compilation Inductor (``torch._inductor.cpu_vec_isa``) compiles and loads a program for each width of
+vectors, and for each extension of the widest, seconds in all. Its option ``cpp.vec_isa_ok`` spares the widths alone.
+What the processor has it asks before each trial; left to be tried is whether the compiler knows these instructions. A
+compiler that does not fails at the first program: :func:`forget` has the trials made after all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch._inductor.config as inductor_config
+
+
+@contextmanager
+def trusted_processor() -> Iterator[None]:
+    """Compile without trials, unless the user has decided about them (``TORCHINDUCTOR_VEC_ISA_OK``)."""
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    if inductor_config.cpp.vec_isa_ok is not None:
+        yield
+        return
+    with (
+        inductor_config.patch({"cpp.vec_isa_ok": True}),
+        mock.patch.object(VecISA, "check_build", lambda self, code: True),
+    ):
+        yield
+
+
+def forget() -> None:
+    """Forget what was taken from the processor."""
+    from torch._inductor import cpu_vec_isa
+
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+    for kind in vars(cpu_vec_isa).values():
+        # Some answers are kept by the method that gives them.
+        if isinstance(kind, type) and issubclass(kind, cpu_vec_isa.VecISA):
+            for answer in vars(kind).values():
+                if hasattr(answer, "cache_clear"):
+                    answer.cache_clear()
+    for known in cpu_vec_isa.supported_vec_isa_list:
+        for flag in ("_is_avx512_bf16_supported", "_is_amx_fp16_supported"):
+            vars(known).pop(flag, None)
