@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,7 +61,14 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
 
 
 def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
-    with torch.no_grad(), inductor_config.patch(options), _without_advice(), lean_wrapper(), quick_strides():
+    with (
+        torch.no_grad(),
+        inductor_config.patch(options),
+        _without_advice(),
+        _deep_recursion(),
+        lean_wrapper(),
+        quick_strides(),
+    ):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
         compiled = torch._inductor.standalone_compile(module, examples, dynamic_shapes="from_example_inputs")
@@ -103,6 +111,20 @@ def _is_small(module: fx.GraphModule) -> bool:
 
 
 _STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
+
+
+_DEEPEST = 20_000
+"""Calls within calls: Inductor lays out memory recursively, some ten calls for each buffer of a long chain."""
+
+
+@contextmanager
+def _deep_recursion() -> Iterator[None]:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 _ADVICE = {

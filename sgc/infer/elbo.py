@@ -15,9 +15,15 @@ from sgc.capturing.source import warn
 from sgc.config import Backend, Options, Rng
 from sgc.errors import ArgumentError, RespecializationWarning
 from sgc.infer.compiled import CompiledELBO, Dynamic, Settings
+from sgc.native import watch
+from sgc.native.watch import Condition
 
 _KEPT = 8
 """How many pairs of model and guide one ELBO keeps compiled."""
+
+
+_SETTINGS = ("num_particles", "vectorize_particles", "max_plate_nesting", "backend", "rng", "dynamic", "validate")
+"""Attributes that a user may change between two calls."""
 
 
 class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
@@ -141,12 +147,14 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
                 self._warn_of_many()
         return made
 
+    def conditions(self) -> list[Condition]:
+        """Where these are true, :meth:`compiled` gives for the same model and guide what it gave last."""
+        kept = [watch.is_same(watch.entry(vars(self), name), getattr(self, name)) for name in _SETTINGS]
+        return [*kept, watch.is_same(watch.item(self._compiled, -1), self._compiled[-1])]
+
     def _settings(self) -> Settings:
         """What the attributes say now: a user may change them between two calls."""
-        given = (
-            *(self.num_particles, self.vectorize_particles, self.max_plate_nesting),
-            *(self.backend, self.rng, self.dynamic, self.validate),
-        )
+        given = tuple(getattr(self, name) for name in _SETTINGS)
         if given != self._given:
             self._current, self._given = self._read_settings(), given
         return self._current

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from sgc.errors import ArgumentError, NanLossError, SgcError
 from sgc.infer.compiled import CompiledELBO
 from sgc.infer.elbo import TraceGraph_ELBO
+from sgc.native import watch
+from sgc.native.watch import Condition
 from sgc.run.guards import Call
 from sgc.run.validity import Trial
 from sgc.training import checkpoint
@@ -73,10 +75,16 @@ class SVI(pyro.infer.SVI):
         self._optim = optim
         self._stepper: Stepper | None = None
         if self._elbo is not None:
-            self._stepper = Stepper(self._own_module, optimizing(optim, self._own_module))
+            self._stepper = Stepper(self._own_module, optimizing(optim, self._own_module), self._conditions)
 
     def _own_module(self) -> CompiledELBO:
         return self.loss_module
+
+    def _conditions(self) -> list[Condition]:
+        """Where these are true, the compiled loss is still the same."""
+        assert self._elbo is not None
+        own = [watch.is_same(watch.entry(vars(self), name), vars(self)[name]) for name in ("model", "guide", "_elbo")]
+        return [*own, *self._elbo.conditions()]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle has nothing compiled; an optimizer made by a callable is made anew, from its start."""
@@ -113,14 +121,14 @@ class SVI(pyro.infer.SVI):
         step = self._stepper.ready(call)
         if step is None:
             return self._stepper.eagerly(call).item()
-        trial = Trial.of(call, step.specialization, "inductor")
+        before = step.random_state()
         try:
             loss = step.once()
         except RuntimeError:
-            self.loss_module.explain(trial)
+            self.loss_module.explain(step.trial(call, before))
             raise
         if step.halted:
-            taken = self._stepper.judged(step, trial)
+            taken = self._stepper.judged(step, step.trial(call, before))
             if taken is not None:
                 return taken.item()
             self.loss_module.warn_if_nan(torch.tensor(loss))

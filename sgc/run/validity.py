@@ -57,12 +57,13 @@ class Trial:
     valid: Tensor | bool | None = None
 
     @classmethod
-    def of(cls, call: Call, found: Specialization, backend: Backend) -> Trial | None:
-        """A call that is about to be made; None if nothing is checked."""
+    def of(cls, call: Call, found: Specialization, backend: Backend, before: RandomState | None = None) -> Trial | None:
+        """A call that is made now, or that was made from a random state before; None if nothing is checked."""
         if not found.checks:
             return None
-        device = call.tensors[0].device if call.tensors else torch.device("cpu")
-        return cls(call, found, RandomState.now(device), backend != "inductor" or found.options.rng == "torch")
+        if before is None:
+            before = RandomState.now(call.tensors[0].device if call.tensors else torch.device("cpu"))
+        return cls(call, found, before, backend != "inductor" or found.options.rng == "torch")
 
 
 def judge(trial: Trial, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:

@@ -15,6 +15,7 @@ from sgc.native.watch import Condition
 from sgc.run.guards import Call
 from sgc.run.identity import same
 from sgc.run.specialization import Specialization
+from sgc.run.validity import RandomState, Trial
 from sgc.training.update import Update
 
 
@@ -48,6 +49,14 @@ class Step:
         loss, *valid = self.bound.once(self.brought)
         self.valid = valid[0] if valid else None
         return float(loss)
+
+    def random_state(self) -> RandomState | None:
+        """The present random state, if the step checks parameters or values: what is not valid is replayed from it."""
+        return RandomState.now(self.halted.device) if self.specialization.checks else None
+
+    def trial(self, call: Call, before: RandomState | None) -> Trial | None:
+        """The step as one that has been tried from a random state."""
+        return None if before is None else Trial.of(call, self.specialization, "inductor", before)
 
     @property
     def inputs(self) -> list[Tensor]:

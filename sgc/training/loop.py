@@ -140,7 +140,7 @@ class Loop:
             if valid:
                 step(valid)
             before = device_random_state(device)
-            trial = Trial.of(call, step.specialization, "inductor")
+            trial = step.trial(call, step.random_state())
             step.once()
             resumed = self.steps.judged(step, trial)
             if resumed is None:

@@ -57,11 +57,13 @@ class Stepper:
 
     :param loss_module: gives the loss module.
     :param optimizing: the optimizer.
+    :param unchanged: conditions under which ``loss_module()`` is the one that it was.
     :param started: whether the optimizer has made its state.
     """
 
     loss_module: Callable[[], LossModule]
     optimizing: Optimizing
+    unchanged: Callable[[], list[Condition]]
     started: bool = False
     _bound: list[Bound] = field(default_factory=list)
     _compiled: list[_Compiled] = field(default_factory=list)
@@ -121,7 +123,7 @@ class Stepper:
         """All that :meth:`_ready` relies on besides guards and tensors."""
         found = bound.specialization
         return [
-            watch.is_same(watch.result(self.loss_module), loss_module),
+            *self.unchanged(),
             *loss_module.conditions(found),
             *found.steps_natively(),
             *self.optimizing.conditions(found),

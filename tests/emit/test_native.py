@@ -142,14 +142,14 @@ def test_literals_that_are_views_of_one_another() -> None:
     """Tensors of the module become inputs of the program."""
     graph = fx.Graph()
     x = graph.placeholder("x")
-    one, other = graph.get_attr("one"), graph.get_attr("other")
-    total = graph.call_function(torch.ops.aten.add.Tensor, (one, other))
+    one, two = graph.get_attr("one"), graph.get_attr("two")
+    total = graph.call_function(torch.ops.aten.add.Tensor, (one, two))
     new = graph.call_function(torch.ops.aten.add.Tensor, (x, total))
     loss = graph.call_function(torch.ops.aten.sum.default, (new,))
     graph.call_function(torch.ops.aten.copy_.default, (x, new))
     graph.output([loss])
     root = torch.nn.Module()
-    for name, tensor in (("one", PAIR[0]), ("other", PAIR[1])):
+    for name, tensor in (("one", PAIR[0]), ("two", PAIR[1])):
         root.register_buffer(name, tensor)
     inputs = [torch.tensor([0.5, 0.25])]
     built = build_step(fx.GraphModule(root, graph), inputs, "torch")
