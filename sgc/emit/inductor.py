@@ -85,6 +85,8 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
     options |= {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
     # Sums of a few categories are written out: over a dimension shorter than a vector Inductor loops number by number.
     options |= {"unroll_reductions_threshold": 17}
+    # Kernels that share a buffer are tried in pairs; of the hundreds that a long chain has, each with those next to it.
+    options |= {"max_fusion_buffer_group_pairwise_attempts": 8}
     if rng == "torch":
         options |= {"reorder_for_locality": False, "post_grad_custom_post_pass": RandomOrder()}
     if on_cpu:

@@ -66,3 +66,25 @@ def test_the_wrapper_is_as_it_was() -> None:
         assert CppWrapperCpu.codegen_alloc_from_pool is not before["codegen_alloc_from_pool"]
         raise ZeroDivisionError
     assert dict(vars(CppWrapperCpu)) == before
+
+
+@pytest.mark.inductor
+def test_draws_without_python() -> None:
+    """The numbers of eager torch, from operators that torch's dispatcher calls."""
+
+    def draws(x: Tensor) -> list[Tensor]:
+        return [torch._sample_dirichlet(x) * 2, torch._standard_gamma(x * 4)]
+
+    x = torch.rand(3, 4) + 0.1
+    compiled = compile_graph(trace(draws, [x]), [x], "torch")
+    (module,) = _native_modules(compiled)
+    text = Path(module.__file__).with_suffix(".cpp").read_text()
+    assert all(
+        f'aoti_torch_call_dispatcher("aten::{name}"' in text for name in ("_sample_dirichlet", "_standard_gamma")
+    )
+    assert "PyObject_Call" not in text.partition("void inductor_entry_impl")[2]
+    for seed in range(2):
+        torch.manual_seed(seed)
+        found = compiled(x)
+        torch.manual_seed(seed)
+        assert all(torch.equal(ours, expected) for ours, expected in zip(found, draws(x), strict=True))
