@@ -12,6 +12,8 @@ from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
 from sgc.emit.inductor import compile_graph
+from sgc.emit.optimize.fold import FULL
+from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report, optimize
 
 Runner = Callable[..., Sequence[Tensor]]
@@ -48,6 +50,11 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
 
 def _torchscript(module: fx.GraphModule, examples: list[Tensor]) -> Runner:
     copies = [example.clone() for example in examples]
+    module = copy_of(module)
+    for node in module.graph.find_nodes(op="call_function", target=FULL):
+        if isinstance(node.args[1], bool) and node.kwargs["dtype"] is torch.bool:
+            node.update_arg(1, int(node.args[1]))  # TorchScript's numbers are no bools
+    module.recompile()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates TorchScript at each use; the documentation says so once
         return torch.jit.trace(_Tuple(module), tuple(copies), check_trace=False)

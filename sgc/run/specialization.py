@@ -29,6 +29,7 @@ from sgc.emit.optimize.pipeline import Report
 from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.stepping import BuiltStep, build_step
 from sgc.emit.surrogate import Emitted, emit_surrogate
+from sgc.emit.whitened import take_whitened
 from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
 from sgc.graph.graph import StochasticGraph
@@ -239,6 +240,7 @@ class Specialization:
             return module
         module = copy_of(module)
         gather_last(module)
+        take_whitened(module)
         return module
 
     @contextmanager
