@@ -203,6 +203,7 @@ def _arguments(node: fx.Node, rows: dict[fx.Node, _Rows], known: _Rows) -> list[
         assert isinstance(given, int)
         place = given % (before + 1)
         return None if place < depth else [table, place - before - 1]
-    if node.target in _SHAPED and own.shape[:depth] == value_of(known.index).shape:
+    longer = node.target is _aten.expand.default and own.dim() > before  # its new dimensions come first
+    if node.target in _SHAPED and not longer and own.shape[:depth] == value_of(known.index).shape:
         return [table, [value_of(table).shape[0], *own.shape[depth:]]]
     return None

@@ -53,6 +53,7 @@ LEFT: dict[str, tuple[Function, tuple[Tensor, ...]]] = {
     "two indices": (lambda t, z, y: t[z] + t[y], (TABLE, Z, COLUMN % 3)),
     "an index in the second place": (lambda t, z: t[:, z].exp(), (TABLE, Z)),
     "another index for each row": (lambda t, z: t[z].gather(-1, z.unsqueeze(-1).expand(2, 4, 3)), (TABLE, Z)),
+    "new dimensions like the index": (lambda t, z: t[z].expand(2, 4, 2, 4, 5).exp(), (TABLE[:, :1], Z)),
     "a product": (lambda t, z: t[z] @ t[z].mT, (TABLE, Z)),
     "a draw": (lambda t, z: torch.bernoulli(t[z]), (TABLE.sigmoid(), Z)),
 }
