@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sgc.emit.optimize.nodes import attribute, mark_literal, results_of, value_of
-from sgc.graph.effects import drop_dead, storages, written_arguments
+from sgc.graph.effects import drop_dead, storages, written_storages
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ def _tidy(module: fx.GraphModule) -> None:
         # What a program copies before its first use is a literal of its own; nobody else holds that tensor.
         if node.target is torch.ops.aten.lift_fresh_copy.default and node.args[0].op == "get_attr":
             mark_literal(attribute(node.args[0]))
-    written = {
-        storage for node in graph.nodes for argument in written_arguments(node) for storage in storages(argument)
-    }
+    written = written_storages(graph.nodes)
     idle = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default)
     for node in list(graph.nodes):
         if node.target in idle and not any(storage in written for storage in storages(node)):

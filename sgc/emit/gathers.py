@@ -20,7 +20,7 @@ from torch import fx
 
 from sgc.emit.optimize.nodes import call, replace, tensor_of, value_of
 from sgc.emit.optimize.purity import is_pure
-from sgc.graph.effects import drop_dead, storages, written_arguments
+from sgc.graph.effects import drop_dead, storages, written_storages
 
 _aten = torch.ops.aten
 
@@ -60,9 +60,7 @@ def gather_last(module: fx.GraphModule) -> bool:
     :param module: a graph of aten operators with fake values in ``meta["val"]``, before or after differentiation.
     """
     graph = module.graph
-    written = {
-        storage for node in graph.nodes for argument in written_arguments(node) for storage in storages(argument)
-    }
+    written = written_storages(graph.nodes)
     rows: dict[fx.Node, _Rows] = {}
     moved = False
     for node in list(graph.nodes):

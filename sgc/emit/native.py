@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sgc.emit.outline import Kernel
-from sgc.native.library import compiled, library
+from sgc.native.library import library, shared_library
 
 _ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
 """``void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs)``: uses the inputs' handles up."""
@@ -175,4 +175,4 @@ def _kernels(functions: Sequence[str]) -> Any:
     for number, body in enumerate(functions):
         name = f"function_{number}(void* const* p, int64_t begin, int64_t end, bool finish)"
         texts.append(f'extern "C" void {name} {{\n{body}\n}}')
-    return compiled("\n".join(texts), *_VECTORISED)
+    return shared_library("\n".join(texts), *_VECTORISED)

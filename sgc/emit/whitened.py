@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from sgc.emit.optimize.nodes import call, replace, tensor_of
-from sgc.graph.effects import drop_dead, storages, written_arguments
+from sgc.graph.effects import drop_dead, storages, written_arguments, written_storages
 
 _aten = torch.ops.aten
 
@@ -49,7 +49,7 @@ def take_whitened(module: fx.GraphModule) -> bool:
 
 def _changes(writer: fx.Node, matched: tuple[fx.Node, ...]) -> bool:
     """Whether a node may change one of these values after it was used. Random numbers are drawn by a write, too."""
-    written = {storage for argument in written_arguments(writer) for storage in storages(argument)}
+    written = written_storages([writer])
     return any(writer is not node and written & storages(node) for node in matched)
 
 

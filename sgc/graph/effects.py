@@ -48,6 +48,11 @@ def storages(node: fx.Node) -> set[int]:
     return {value.untyped_storage()._cdata for value in values if value.layout is torch.strided}
 
 
+def written_storages(nodes: Iterable[fx.Node]) -> set[int]:
+    """The storages that some nodes write into."""
+    return {storage for node in nodes for argument in written_arguments(node) for storage in storages(argument)}
+
+
 def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """The nodes that each node directly depends on: its arguments, and what last wrote into their storages."""
     writers: dict[int, list[fx.Node]] = {}

@@ -44,7 +44,7 @@ def library() -> Any:
 def _library() -> Any:
     texts = [f"#include <{name}>" for name in _HEADERS]
     texts += [(Path(__file__).parent / name).read_text() for name in _SOURCES]
-    path = compiled("\n".join(texts), "-O1")._name
+    path = shared_library("\n".join(texts), "-O1")._name
     spec = importlib.util.spec_from_file_location("sgc_native", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -52,7 +52,7 @@ def _library() -> Any:
     return module
 
 
-def compiled(source: str, *options: str) -> Any:
+def shared_library(source: str, *options: str) -> Any:
     """A shared library of some C++, a ``ctypes.CDLL``: compiled by Inductor's compiler, and kept beside its programs.
 
     :param options: for the compiler, after Inductor's own.

@@ -46,7 +46,7 @@ _OUTLINED_BEFORE = "batch_small_operators"
 """The pass before which an update is taken out of a module: what it leaves behind may be batched."""
 
 _AFTER_BATCHING = ("merge_constants", "remove_identities", "merge_common_subexpressions", "drop_dead_nodes")
-"""Passes that run once more where operators were batched: stacking leaves views behind."""
+"""Passes that run once more where operators were batched: that leaves views behind, and copies of literals."""
 
 
 @dataclass(frozen=True)

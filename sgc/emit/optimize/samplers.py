@@ -110,13 +110,13 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
         return None
     categories = shape.shape[-1]
     wide = call(node, _convert, weights, torch.float64)
-    cumulative = _cumulative(node, wide, categories)
-    total = call(node, _aten.slice.Tensor, cumulative, -1, categories - 1, categories)
-    uniform = _draw(node, _aten.rand.default, own, torch.float64)
-    target = call(node, _aten.unsqueeze.default, call(node, _aten.mul.Tensor, uniform, total), -1)
     index = call(
         node, _aten.arange.start_step, 0, categories, 1, dtype=torch.int64, device=own.device, pin_memory=False
     )
+    cumulative = _cumulative(node, wide, index)
+    total = call(node, _aten.slice.Tensor, cumulative, -1, categories - 1, categories)
+    uniform = _draw(node, _aten.rand.default, own, torch.float64)
+    target = call(node, _aten.unsqueeze.default, call(node, _aten.mul.Tensor, uniform, total), -1)
     positive = call(node, _aten.gt.Scalar, weights, 0)
     zero = call(node, _aten.full.default, [], 0, dtype=torch.int64, device=own.device, pin_memory=False)
     last = call(node, _aten.amax.default, call(node, _aten.where.self, positive, index, zero), [-1], True)
@@ -127,22 +127,20 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
 
 
 _FEW = 7
-"""Inductor writes out sums of up to so many terms within the loop that reads them."""
+"""Of more categories the sums, each of which goes through all, take longer than a call of ``cumsum``."""
 
 
-def _cumulative(node: fx.Node, weights: fx.Node, categories: int) -> fx.Node:
+def _cumulative(node: fx.Node, weights: fx.Node, index: fx.Node) -> fx.Node:
     """The cumulative sums of the last dimension; of few numbers, by sums that fuse, in the same order."""
-    if categories > _FEW:
+    places = value_of(index)
+    if len(places) > _FEW:
         return call(node, _aten.cumsum.default, weights, -1)
-    places = {"dtype": torch.int64, "device": value_of(weights).device, "pin_memory": False}
-    term = call(node, _aten.arange.start_step, 0, categories, 1, **places)
-    until = call(node, _aten.unsqueeze.default, call(node, _aten.arange.start_step, 0, categories, 1, **places), -1)
     masked = call(
         node,
         _aten.where.self,
-        call(node, _aten.le.Tensor, term, until),
+        call(node, _aten.le.Tensor, index, call(node, _aten.unsqueeze.default, index, -1)),
         call(node, _aten.unsqueeze.default, weights, -2),
-        call(node, _aten.full.default, [], 0.0, dtype=torch.float64, device=value_of(weights).device, pin_memory=False),
+        call(node, _aten.full.default, [], 0.0, dtype=torch.float64, device=places.device, pin_memory=False),
     )
     return call(node, _aten.sum.dim_IntList, masked, [-1])
 
