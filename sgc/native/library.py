@@ -15,7 +15,7 @@ from typing import Any
 from sgc.native.processor import trusted_processor
 
 _HEADERS = ("Python.h", "cstdint", "cstring", "exception", "stdexcept", "string", "utility", "vector")
-_SOURCES = ("watch.cpp", "program.cpp")
+_SOURCES = ("objects.cpp", "watch.cpp", "program.cpp")
 _lock = threading.Lock()
 
 

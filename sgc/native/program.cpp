@@ -59,19 +59,6 @@ std::vector<int64_t> numbers(PyObject* tuple) {
     return found;
 }
 
-template <typename T>
-T* held(PyObject* capsule) { return static_cast<T*>(PyCapsule_GetPointer(capsule, nullptr)); }
-
-template <typename T>
-void destroy(PyObject* capsule) { delete held<T>(capsule); }
-
-template <typename T>
-PyObject* capsule_of(T* made) {
-    PyObject* capsule = PyErr_Occurred() ? nullptr : PyCapsule_New(made, nullptr, destroy<T>);
-    if (!capsule) delete made;
-    return capsule;
-}
-
 // prepare(addresses, takes, gives, results, kernels, threads): what does not change from call to call.
 PyObject* prepare(PyObject*, PyObject* args) {
     PyObject *addresses, *takes, *kernels;
@@ -183,6 +170,7 @@ template <typename T>
 PyCFunction method(T function) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)); }
 
 PyMethodDef methods[] = {
+    {"watch", watch, METH_O, nullptr},
     {"holds", method(holds), METH_FASTCALL, nullptr},
     {"prepare", prepare, METH_VARARGS, nullptr},
     {"bind", bind, METH_VARARGS, nullptr},

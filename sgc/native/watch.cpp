@@ -1,10 +1,13 @@
-// holds(groups, call): whether groups of conditions hold for a call. What the tuples mean is said in watch.py, whose
-// all_hold gives the same answers.
+// watch(groups): groups of conditions, taken apart. holds(watched, groups, call): whether they hold for a call. What
+// the tuples mean is said in watch.py, whose all_hold gives the same answers.
+//
+// A step of a large program leaves little of Python's objects in the caches, and each look at one waits for memory. So
+// what is asked lies in a row, and an entry of a dictionary is looked up only if the dictionary has changed since.
 
 namespace {
 
-enum Read { ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, OF_CALL, FIXED };
-enum Condition { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME };
+enum Kind { ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, OF_CALL, FIXED };
+enum Test { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME };
 
 // Names of attributes.
 PyObject* const LEAVES = PyUnicode_InternFromString("leaves");
@@ -13,25 +16,51 @@ PyObject* const DTYPE = PyUnicode_InternFromString("dtype");
 PyObject* const SHAPE = PyUnicode_InternFromString("shape");
 PyObject* const IS_NESTED = PyUnicode_InternFromString("is_nested");
 
-// An owned reference.
-class Ref {
-  public:
-    explicit Ref(PyObject* object = nullptr) : object_(object) {}
-    Ref(const Ref&) = delete;
-    Ref& operator=(const Ref&) = delete;
-    ~Ref() { Py_XDECREF(object_); }
-    void take(PyObject* object) { Py_XSETREF(object_, object); }
-    PyObject* get() const { return object_; }
-    explicit operator bool() const { return object_ != nullptr; }
+// A number that no other dictionary has, nor this one once it has changed; 0 where Python keeps none.
+uint64_t version_of(PyObject* dictionary) {
+#if PY_VERSION_HEX < 0x030D0000
+    return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
+#else
+    return 0;
+#endif
+}
 
-  private:
-    PyObject* object_;
+// How a value is read. The objects belong to the groups, the entry to the dictionary as long as its version stays.
+struct Read {
+    explicit Read(PyObject* read) : kind(static_cast<Kind>(integer(read, 0))), of(part(read, 1)), key(part(read, 2)) {}
+
+    Kind kind;
+    bool is_plain = false;  // the entry is a tensor that is not nested
+    PyObject* of;
+    PyObject* key;
+    PyObject* entry = nullptr;
+    uint64_t version = 0;
 };
 
-Py_ssize_t length(PyObject* tuple) { return PyTuple_GET_SIZE(tuple); }
-PyObject** parts(PyObject* tuple) { return reinterpret_cast<PyTupleObject*>(tuple)->ob_item; }
-PyObject* part(PyObject* tuple, Py_ssize_t position) { return parts(tuple)[position]; }
-long integer(PyObject* tuple, Py_ssize_t position) { return PyLong_AsLong(part(tuple, position)); }
+struct Condition {
+    explicit Condition(PyObject* condition) : test(static_cast<Test>(integer(condition, 0))) {
+        if (test == ALIKE) {
+            for (Py_ssize_t i = 0; i < length(part(condition, 1)); ++i) reads.emplace_back(part(part(condition, 1), i));
+            gives = part(condition, 3);
+        } else if (test != SAME) {
+            reads.emplace_back(part(condition, 1));
+        }
+        expected = part(condition, test == SAME ? 1 : 2);
+    }
+
+    Test test;
+    PyObject* expected;
+    PyObject* gives = nullptr;
+    uint64_t version = 0;  // of a dictionary that holds what is expected
+    std::vector<Read> reads;
+};
+
+struct Group {
+    std::vector<Condition> conditions;
+    PyObject* miss;
+};
+
+using Watched = std::vector<Group>;
 
 // The call that is asked about, and what was read last of whom entries are asked again and again: Pyro's store.
 struct Asked {
@@ -47,33 +76,48 @@ struct Asked {
         if (!leaves || position >= PyList_GET_SIZE(leaves.get())) return nullptr;
         return Py_NewRef(PyList_GET_ITEM(leaves.get(), position));
     }
-};
 
-// The value of a read, a new reference; null with an exception, or without one where a name is not there.
-PyObject* value_of(PyObject* read, Asked& asked) {
-    PyObject *of = part(read, 1), *key = part(read, 2);
-    switch (integer(read, 0)) {
-        case ENTRY: return Py_XNewRef(PyDict_GetItemWithError(of, key));
-        case ENTRY_OF:
-            if (asked.holder_read != of) {
-                asked.holder.take(value_of(of, asked));
-                asked.holder_read = asked.holder ? of : nullptr;
-            }
-            if (!asked.holder || !PyDict_Check(asked.holder.get())) return nullptr;
-            return Py_XNewRef(PyDict_GetItemWithError(asked.holder.get(), key));
-        case ITEM: return PyObject_GetItem(of, key);
-        case CELL: {
-            PyObject* value = PyCell_Get(of);
-            if (!value) PyErr_SetNone(PyExc_ValueError);
-            return value;
+    PyObject* holder_of(PyObject* read) {
+        if (holder_read != read) {
+            holder.take(value_of(Read(read)));
+            holder_read = holder ? read : nullptr;
         }
-        case ATTRIBUTE: return PyObject_GetAttr(of, key);
-        case RESULT: return PyObject_Vectorcall(of, parts(key), length(key), nullptr);
-        case LEAF: return asked.leaf(PyLong_AsSsize_t(key));
-        case OF_CALL: return PyObject_GetAttr(asked.call, key);
-        default: return Py_NewRef(of);
+        return holder && PyDict_Check(holder.get()) ? holder.get() : nullptr;
     }
-}
+
+    // The entry of a dictionary, a borrowed reference; null with an exception, or without one where there is none.
+    PyObject* entry_of(Read& read) {
+        PyObject* dictionary = read.kind == ENTRY ? read.of : holder_of(read.of);
+        if (!dictionary) return nullptr;
+        const uint64_t version = version_of(dictionary);
+        if (!version || version != read.version) {
+            read.is_plain = false;
+            read.entry = PyDict_GetItemWithError(dictionary, read.key);
+            read.version = PyErr_Occurred() ? 0 : version;
+        }
+        return read.entry;
+    }
+
+    // What is read, a new reference; null likewise.
+    PyObject* value_of(Read&& read) { return value_of(read); }
+    PyObject* value_of(Read& read) {
+        switch (read.kind) {
+            case ENTRY:
+            case ENTRY_OF: return Py_XNewRef(entry_of(read));
+            case ITEM: return PyObject_GetItem(read.of, read.key);
+            case CELL: {
+                PyObject* value = PyCell_Get(read.of);
+                if (!value) PyErr_SetNone(PyExc_ValueError);
+                return value;
+            }
+            case ATTRIBUTE: return PyObject_GetAttr(read.of, read.key);
+            case RESULT: return PyObject_Vectorcall(read.of, parts(read.key), length(read.key), nullptr);
+            case LEAF: return leaf(PyLong_AsSsize_t(read.key));
+            case OF_CALL: return PyObject_GetAttr(call, read.key);
+            default: return Py_NewRef(read.of);
+        }
+    }
+};
 
 // Whether an array has the type, dtype, shape and bytes that were noted.
 bool is_same_array(PyObject* value, PyObject* noted) {
@@ -115,25 +159,28 @@ bool holds_the_same(PyObject* value, PyObject* noted) {
 
 // Whether the tensors that are read are like those that were there; if so, the call is given its inputs: of these
 // tensors one each, or where a position is negative of its own leaves.
-bool are_alike(PyObject* condition, Asked& asked) {
-    PyObject *reads = part(condition, 1), *check = part(condition, 2), *gives = part(condition, 3);
-    Ref found(PyTuple_New(length(reads)));
-    for (Py_ssize_t i = 0; i < length(reads); ++i) {
-        PyObject* tensor = value_of(part(reads, i), asked);
+bool are_alike(Condition& condition, Asked& asked) {
+    const Py_ssize_t count = condition.reads.size();
+    Ref found(PyTuple_New(count));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+        Read& read = condition.reads[i];
+        PyObject* tensor = asked.value_of(read);
         if (!tensor) return false;
         PyTuple_SET_ITEM(found.get(), i, tensor);
+        if (read.is_plain) continue;
         // A nested tensor has no sizes; torch would end the process when asked for them.
         Ref nested(PyObject_GetAttr(tensor, IS_NESTED));
         if (nested.get() != Py_False) return false;
+        read.is_plain = read.version || read.kind == FIXED;
     }
-    if (length(reads)) {
-        Ref alike(PyObject_Vectorcall(check, parts(found.get()), length(reads), nullptr));
+    if (count) {
+        Ref alike(PyObject_Vectorcall(condition.expected, parts(found.get()), count, nullptr));
         if (alike.get() != Py_True) return false;
     }
-    if (gives == Py_None) return true;
-    Ref inputs(PyList_New(length(gives)));
-    for (Py_ssize_t i = 0; i < length(gives); ++i) {
-        const long position = integer(gives, i);
+    if (condition.gives == Py_None) return true;
+    Ref inputs(PyList_New(length(condition.gives)));
+    for (Py_ssize_t i = 0; i < length(condition.gives); ++i) {
+        const long position = integer(condition.gives, i);
         PyObject* tensor = position < 0 ? asked.leaf(-1 - position) : Py_NewRef(part(found.get(), position));
         if (!tensor) return false;
         PyList_SET_ITEM(inputs.get(), i, tensor);
@@ -155,34 +202,61 @@ bool decides(PyObject* function, PyObject* value) {
     return decided && PyObject_IsTrue(decided.get()) == 1;
 }
 
-bool is_true(PyObject* condition, Asked& asked) {
-    const long kind = integer(condition, 0);
-    if (kind == ALIKE) return are_alike(condition, asked);
-    if (kind == SAME) return are_the_same(part(condition, 1), asked);
-    Ref value(value_of(part(condition, 1), asked));
-    PyObject* expected = part(condition, 2);
-    if (kind == ABSENT) return !value && !PyErr_Occurred();
+// Whether a value holds what is expected. A dictionary that has done so does, as long as its version stays.
+bool holds_still(Condition& condition, PyObject* value) {
+    const bool by_version = PyDict_Check(value) && length(part(condition.expected, 2)) == 0;
+    const uint64_t version = by_version ? version_of(value) : 0;
+    if (version && version == condition.version) return true;
+    if (!holds_the_same(value, condition.expected)) return false;
+    condition.version = version;
+    return true;
+}
+
+bool is_true(Condition& condition, Asked& asked) {
+    if (condition.test == ALIKE) return are_alike(condition, asked);
+    if (condition.test == SAME) return are_the_same(condition.expected, asked);
+    Read& read = condition.reads[0];
+    if (condition.test == IS && (read.kind == ENTRY || read.kind == ENTRY_OF))
+        return asked.entry_of(read) == condition.expected;
+    Ref value(asked.value_of(read));
+    PyObject* expected = condition.expected;
+    if (condition.test == ABSENT) return !value && !PyErr_Occurred();
     if (!value) return false;
-    switch (kind) {
+    switch (condition.test) {
         case IS: return value.get() == expected;
         case EQUALS: return PyObject_RichCompareBool(value.get(), expected, Py_EQ) == 1;
         case LIKE: return value.get() == part(expected, 0) || decides(part(expected, 1), value.get());
         default:
-            if (holds_the_same(value.get(), expected)) return true;
+            if (holds_still(condition, value.get())) return true;
             return !PyErr_Occurred() && part(expected, 3) != Py_None && decides(part(expected, 3), value.get());
     }
 }
 
+PyObject* watch(PyObject*, PyObject* groups) {
+    auto watched = new Watched;
+    for (Py_ssize_t i = 0; i < length(groups); ++i) {
+        PyObject* conditions = part(part(groups, i), 0);
+        Group group{{}, part(part(groups, i), 1)};
+        for (Py_ssize_t j = 0; j < length(conditions); ++j) group.conditions.emplace_back(part(conditions, j));
+        watched->push_back(std::move(group));
+    }
+    return capsule_of(watched);
+}
+
 PyObject* holds(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != 2 || !PyTuple_Check(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "holds(groups, call)");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "holds(watched, groups, call)");
         return nullptr;
     }
-    Asked asked(args[1]);
-    for (Py_ssize_t i = 0; i < length(args[0]); ++i) {
-        PyObject *conditions = part(part(args[0], i), 0), *miss = part(part(args[0], i), 1);
+    auto watched = held<Watched>(args[0]);
+    if (!watched) return nullptr;
+    for (const Group& group : *watched)
+        for (const Condition& condition : group.conditions)
+            for (const Read& read : condition.reads) __builtin_prefetch(read.of);
+    Asked asked(args[2]);
+    for (Group& group : *watched) {
         bool all = true;
-        for (Py_ssize_t j = 0; all && j < length(conditions); ++j) all = is_true(part(conditions, j), asked);
+        for (size_t i = 0; all && i < group.conditions.size(); ++i) all = is_true(group.conditions[i], asked);
         if (PyErr_Occurred()) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError) && !PyErr_ExceptionMatches(PyExc_LookupError) &&
                 !PyErr_ExceptionMatches(PyExc_ValueError)) return nullptr;
@@ -190,8 +264,8 @@ PyObject* holds(PyObject*, PyObject* const* args, Py_ssize_t count) {
             all = false;
         }
         if (all) continue;
-        if (miss == Py_None) Py_RETURN_FALSE;
-        Ref missed(PyObject_CallOneArg(miss, args[1]));
+        if (group.miss == Py_None) Py_RETURN_FALSE;
+        Ref missed(PyObject_CallOneArg(group.miss, args[2]));
         if (!missed) return nullptr;
         if (missed.get() != Py_None) Py_RETURN_FALSE;
     }

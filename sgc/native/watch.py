@@ -154,7 +154,10 @@ def watch(groups: Sequence[Group], *, native: bool) -> Callable[[Any], bool]:
 
     :param native: ask in C++ if there is a compiler, as there must be for Inductor on a CPU.
     """
-    return partial(library().holds if native and is_available() else all_hold, tuple(groups))
+    asked = tuple(groups)
+    if native and is_available():
+        return partial(library().holds, library().watch(asked), asked)
+    return partial(all_hold, asked)
 
 
 def all_hold(groups: Sequence[Group], call: Any) -> bool:

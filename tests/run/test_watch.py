@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import sgc
 from sgc.native import watch
-from sgc.native.library import library
 from sgc.run.guards import Call
 from sgc.run.notes import note, still_holds
 from sgc.run.specialization import Specialization
@@ -305,8 +304,8 @@ def test_a_nested_tensor_is_an_error_and_not_the_end_of_the_process(program: Pro
 def test_the_usual_case_asks_no_guard(program: Program) -> None:
     alone = tuple((conditions, None) for conditions, _ in program.found.groups())
     call = Call(program.arguments, {})
-    for holds in (watch.all_hold, library().holds):
-        assert holds(alone, call)
+    for native in (False, True):
+        assert watch.watch(alone, native=native)(call)
         assert all(isinstance(tensor, Tensor) for tensor in call.tensors)
         del call.tensors
 
@@ -318,8 +317,9 @@ def test_the_usual_case_is_told_without_taking_values_apart(value: Any) -> None:
         raise AssertionError("asked")
 
     kind, read, (*objects, _) = still_holds(watch.fixed(value), note(value))
-    for holds in (watch.all_hold, library().holds):
-        assert holds(((((kind, read, (*objects, decide)),), None),), None)
+    for native in (False, True):
+        holds = watch.watch(((((kind, read, (*objects, decide)),), None),), native=native)
+        assert holds(None) and holds(None)
 
 
 def test_odd_names() -> None:
