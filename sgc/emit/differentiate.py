@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from sgc.emit.lazy import trace_fake
 from sgc.emit.optimize.nodes import attribute, mark_literal, results_of, value_of
 from sgc.graph.effects import drop_dead, storages, written_storages
 
@@ -80,7 +80,7 @@ def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:
     examples = [tensor.detach() for tensor in tensors]
     # Autograd runs an accelerator's backward in a thread of that device, fake tensors' too; a trace stays in its own.
     with torch.autograd.set_multithreading_enabled(False):
-        traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+        traced = trace_fake(step, examples)
     _tidy(traced)
     return traced
 

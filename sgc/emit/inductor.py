@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +17,14 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from sgc.config import Rng
+from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
-from sgc.native.processor import forget, trusted_processor
+from sgc.native.processor import trusting
 
 _EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
 
@@ -47,15 +49,8 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
     options = _options(module, examples, rng)
     module = _own_memory(module)
     try:
-        try:
-            with trusted_processor():
-                return _compile(module, examples, options)
-        except Exception as error:
-            if "CppCompileError" not in str(error) or inductor_config.cpp.vec_isa_ok is not None:
-                raise
-            # The compiler may be too old for the vectors of this processor: let Inductor try.
-            forget()
-            return _compile(module, examples, options)
+        compile_it = partial(_compile, module, examples, options)
+        return trusting(compile_it, compile_it)
     except Exception as error:
         raise _explained(error, examples) from error
 
@@ -178,7 +173,7 @@ def _own_memory(module: fx.GraphModule) -> fx.GraphModule:
                 )
             own.meta["val"] = node.args[0].meta["val"].contiguous()
             node.update_arg(0, own)
-    return fx.GraphModule(module, graph)
+    return graph_module(module, graph)
 
 
 def _copied(node: fx.Node) -> Iterator[fx.Node]:

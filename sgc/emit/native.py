@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sgc.emit.outline import Kernel
 from sgc.native.library import library, shared_library
@@ -63,47 +64,54 @@ class NativeProgram:
     dtypes: tuple[torch.dtype, ...]
     libraries: tuple[Any, ...]  # they must stay loaded
 
-    def bind(self, inputs: Sequence[Tensor | None]) -> NativeCall:
-        """Calls with these inputs; None stands for one that each call brings."""
+    def bind(self, inputs: Sequence[Tensor | None], written: Sequence[int]) -> NativeCall:
+        """Calls with these inputs; None stands for one that each call brings.
+
+        :param written: the positions of those that are written, which autograd is told about.
+        """
         handles = iter(_handles([tensor for tensor in inputs if tensor is not None]))
         bound = library().bind(self.plan, [tensor if tensor is None else next(handles) for tensor in inputs])
-        return NativeCall(self, partial(library().call, bound), _AS_NUMBERS.issuperset(self.dtypes))
+        return NativeCall(self, bound, inputs, written)
 
 
-@dataclass(frozen=True)
 class NativeCall:
-    """A program with those of its inputs that stay the same tensors."""
+    """A program with those of its inputs that stay the same tensors.
 
-    program: NativeProgram
-    call: Callable[..., Any]
-    as_numbers: bool  # whether C++ can make Python's numbers of the results
+    The tensors that a call is given are its first inputs, of which it takes those that were not there to be bound.
+    """
 
-    def __call__(self, brought: list[Tensor], times: int) -> list[Tensor]:
+    def __init__(
+        self, program: NativeProgram, bound: Any, inputs: Sequence[Tensor | None], written: Sequence[int]
+    ) -> None:
+        self._program = program
+        self._bound = bound
+        self._brought = [position for position, tensor in enumerate(inputs) if tensor is None]
+        self._written = [tensor for position in written if (tensor := inputs[position]) is not None]
+        self._brought_and_written = [position for position in self._brought if position in written]
+        self.once: Callable[[list[Tensor]], tuple[Any, ...]] = self._once
+        """Call it once; what it gives, as numbers. Raises what a call of many times raises."""
+        if not self._brought_and_written and _AS_NUMBERS.issuperset(program.dtypes):
+            self.once = partial(library().once, bound, _handles, increment_version, self._written)
+
+    def __call__(self, tensors: list[Tensor], times: int) -> list[Tensor]:
         """Call it ``times`` times; what it gives, each time's, as tensors of shape ``[times]``.
 
-        What is written into its inputs stays unnoticed by autograd: that is for the caller to announce.
-
-        :param brought: the inputs that no tensor was given for, in order.
         :raises RuntimeError: if an operator raises; what the calls before that one gave is lost.
         """
-        results = [torch.empty(times, dtype=dtype, device="cpu") for dtype in self.program.dtypes]
-        self.call(_handles(brought), times, *(result.data_ptr() for result in results))
+        results = [torch.empty(times, dtype=dtype, device="cpu") for dtype in self._program.dtypes]
+        brought = _handles([tensors[i] for i in self._brought])
+        try:
+            library().call(self._bound, brought, times, *(result.data_ptr() for result in results))
+        finally:
+            increment_version([*self._written, *(tensors[i] for i in self._brought_and_written)])
         return results
 
-    def once(self, brought: list[Tensor]) -> tuple[Any, ...]:
-        """Call it once; what it gives, as numbers.
-
-        :raises RuntimeError: if an operator raises.
-        """
-        if not self.as_numbers:
-            return tuple(result.item() for result in self(brought, 1))
-        found: tuple[Any, ...] = self.call(_handles(brought), 1)
-        return found
+    def _once(self, tensors: list[Tensor]) -> tuple[Any, ...]:
+        return tuple(result.item() for result in self(tensors, 1))
 
 
-def _handles(tensors: list[Tensor]) -> list[Any]:
-    """Handles of tensors, for C++ to take over."""
-    return torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+_handles: Callable[[list[Tensor]], list[Any]] = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
+"""Gives handles of tensors, for C++ to take over."""
 
 
 def native_program(
@@ -111,15 +119,15 @@ def native_program(
     takes: Sequence[int],
     dtypes: Sequence[torch.dtype],
     results: int,
-    functions: Sequence[str] = (),
     kernels: Sequence[Kernel] = (),
+    functions: Callable[[], Any] | None = None,
 ) -> NativeProgram | None:
     """What ``compiled``, of Inductor, calls in the end; None if it is not found, or is not what is expected.
 
     :param takes: which of the inputs it takes. Those that it writes must not share memory: torch would make one of
         them.
     :param dtypes: of those of its ``results`` that the caller wants, the first ones, all 0-d.
-    :param functions: the bodies of what the kernels call.
+    :param functions: gives the library of what the kernels call (:func:`library_of`).
     """
     if not dtypes or not set(dtypes) <= _KINDS.keys():
         return None
@@ -133,7 +141,7 @@ def native_program(
         if all(hasattr(compiled_by_inductor, name) for name in _FUNCTIONS):
             addresses = tuple(_address(compiled_by_inductor, name) for name in _FUNCTIONS)
             kinds = "".join(_KINDS[dtype] for dtype in dtypes)
-            own = _kernels(functions)
+            own = functions() if functions is not None else None
             calls = tuple(
                 (_address(own, f"function_{kernel.function}"), kernel.size, kernel.operands) for kernel in kernels
             )
@@ -167,10 +175,8 @@ _VECTORISED = () if sys.platform == "win32" else ("-ftree-loop-vectorize", "-fno
 """Inductor's options are for loops that are vectorised by hand."""
 
 
-def _kernels(functions: Sequence[str]) -> Any:
-    """A library of these functions."""
-    if not functions:
-        return None
+def library_of(functions: Sequence[str]) -> Callable[[], Any]:
+    """Start to compile a library of functions, given their bodies; what this returns waits for it and gives it."""
     texts = [f"#include <{name}>" for name in ("cmath", "cstdint", "cstring", "limits")]
     for number, body in enumerate(functions):
         name = f"function_{number}(void* const* p, int64_t begin, int64_t end, bool finish)"

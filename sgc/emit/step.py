@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.guarded import Writes, written_inputs
+from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.functionalise import functionalise
 from sgc.emit.optimize.nodes import attribute, results_of, value_of
 from sgc.emit.outline import GRADIENT
@@ -107,7 +108,7 @@ def _appended(differentiated: Differentiated, state: Sequence[Tensor], flag: Ten
         copies[node].meta.update(node.meta)
     graph.output(graph.graph_copy(behind.graph, copies))
     _mark([copies[node] for node in given[1 : 1 + len(differentiated.gradient_of)]])
-    return fx.GraphModule(attributes, graph)
+    return graph_module(attributes, graph)
 
 
 def _mark(gradients: Sequence[fx.Node]) -> None:

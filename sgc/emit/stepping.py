@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
 from sgc.emit.backends import Runner
 from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import compile_graph
-from sgc.emit.native import NativeCall, NativeProgram, native_program
+from sgc.emit.lazy import graph_module
+from sgc.emit.native import NativeCall, NativeProgram, library_of, native_program
 from sgc.emit.optimize.nodes import attribute, results_of, value_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.outline import Outlined
@@ -66,13 +66,15 @@ class BuiltStep:
     def _compile(self, module: fx.GraphModule, examples: list[Tensor], *, native: bool) -> None:
         lifted, takes, self._attributes = _lifted(module)
         everything = [*examples, *self._attributes]
+        outlined = self.outlined if native else None
+        functions = library_of(outlined.functions) if outlined is not None else None
         run = compile_graph(lifted, [everything[i] for i in takes], self.rng)
         self._run = lambda *inputs: run(*(inputs[i] for i in takes))
         if native:
             dtypes = [value_of(node).dtype for node in results_of(self.module)]
             results = len(results_of(module))
-            functions, kernels = (self.outlined.functions, self.outlined.kernels) if self.outlined else ((), ())
-            self._native = native_program(run, takes, dtypes, results, functions, kernels)
+            kernels = outlined.kernels if outlined is not None else ()
+            self._native = native_program(run, takes, dtypes, results, kernels, functions)
 
     @cached_property
     def written(self) -> list[int]:
@@ -83,61 +85,40 @@ class BuiltStep:
         """The compiled step for these inputs; None stands for one that each call brings."""
         assert self._run is not None
         everything = [*inputs, *self._attributes]
-        return BoundStep(
-            self._run,
-            everything,
-            None if self._native is None else self._native.bind(everything),
-            self.written,
-        )
+        native = None if self._native is None else self._native.bind(everything, self.written)
+        return BoundStep(self._run, everything, native)
 
 
 class BoundStep:
-    """A compiled step with its inputs, but for those that each call brings: their positions are ``brought``."""
+    """A compiled step with its inputs, but for those that each call brings.
 
-    def __init__(
-        self, run: Runner, inputs: list[Tensor | None], native: NativeCall | None, written: Sequence[int]
-    ) -> None:
+    The tensors that it is given are its first inputs.
+    """
+
+    def __init__(self, run: Runner, inputs: list[Tensor | None], native: NativeCall | None) -> None:
         self._run = run
         self._inputs = inputs
         self._native = native
-        self.brought = [position for position, tensor in enumerate(inputs) if tensor is None]
-        self._written = [tensor for position in written if (tensor := inputs[position]) is not None]
-        self._brought_and_written = [i for i, position in enumerate(self.brought) if position in written]
+        self.once: Callable[[list[Tensor]], Sequence[Any]] = self._once if native is None else native.once
+        """Take one step; what it returns, as numbers, the loss first."""
 
-    def __call__(self, brought: list[Tensor], steps: int) -> list[Tensor]:
+    def __call__(self, tensors: list[Tensor], steps: int) -> list[Tensor]:
         """Take at least one step and at most so many.
 
         :return: what they return, losses first, each result a tensor of shape ``[taken]``.
         """
-        if self._native is None:
-            return [result.reshape(1) for result in self._run(*self.inputs(brought))]
-        try:
-            return self._native(brought, steps)
-        finally:
-            self._announce(brought)
+        if self._native is not None:
+            return self._native(tensors, steps)
+        return [result.reshape(1) for result in self._run(*self.inputs(tensors))]
 
-    def once(self, brought: list[Tensor]) -> Sequence[Any]:
-        """Take one step.
+    def _once(self, tensors: list[Tensor]) -> Sequence[Any]:
+        return [result.item() for result in self(tensors, 1)]
 
-        :return: what it returns, as numbers, the loss first.
-        """
-        if self._native is None:
-            return [result.item() for result in self(brought, 1)]
-        try:
-            return self._native.once(brought)
-        finally:
-            self._announce(brought)
-
-    def inputs(self, brought: Sequence[Tensor]) -> list[Tensor]:
+    def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All inputs, with those that a call brings."""
-        others = iter(brought)
-        return [next(others) if tensor is None else tensor for tensor in self._inputs]
-
-    def _announce(self, brought: list[Tensor]) -> None:
-        """Let autograd know what has been written."""
-        torch.autograd.graph.increment_version(self._written)
-        if self._brought_and_written:
-            torch.autograd.graph.increment_version([brought[i] for i in self._brought_and_written])
+        found = [*tensors, *self._inputs[len(tensors) :]]
+        assert all(tensor is not None for tensor in found)
+        return cast(list[Tensor], found)
 
 
 def _lifted(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
@@ -162,7 +143,7 @@ def _lifted(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Ten
             copies[node] = graph.placeholder(f"attribute_{len(found)}")
             copies[node].meta.update(node.meta)
     graph.output(graph.graph_copy(module.graph, copies))
-    return fx.GraphModule(module, graph), takes, found
+    return graph_module(module, graph), takes, found
 
 
 def _shares_storage(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:

@@ -127,7 +127,7 @@ class SVI(pyro.infer.SVI):
         except RuntimeError:
             self.loss_module.explain(step.trial(call, before))
             raise
-        if step.halted:
+        if loss != loss:  # NaN: it has halted
             taken = self._stepper.judged(step, step.trial(call, before))
             if taken is not None:
                 return taken.item()

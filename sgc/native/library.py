@@ -8,13 +8,15 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-from functools import cache
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sgc.native.processor import trusted_processor
+from sgc.native.processor import trusted_processor, trusting
 
-_HEADERS = ("Python.h", "cstdint", "cstring", "exception", "stdexcept", "string", "utility", "vector")
+_HEADERS = ("Python.h", "cstdint", "cstring", "exception", "memory", "stdexcept", "string", "utility", "vector")
 _SOURCES = ("objects.cpp", "watch.cpp", "program.cpp")
 _lock = threading.Lock()
 
@@ -40,11 +42,16 @@ def library() -> Any:
         return _library()
 
 
+def start() -> None:
+    """Compile it in the background, where that has not been done: :func:`library` will be asked for."""
+    if is_available():
+        with _lock:
+            _started()
+
+
 @cache
 def _library() -> Any:
-    texts = [f"#include <{name}>" for name in _HEADERS]
-    texts += [(Path(__file__).parent / name).read_text() for name in _SOURCES]
-    path = shared_library("\n".join(texts), "-O1")._name
+    path = _started()()._name
     spec = importlib.util.spec_from_file_location("sgc_native", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -52,12 +59,29 @@ def _library() -> Any:
     return module
 
 
-def shared_library(source: str, *options: str) -> Any:
-    """A shared library of some C++, a ``ctypes.CDLL``: compiled by Inductor's compiler, and kept beside its programs.
+@cache
+def _started() -> Callable[[], Any]:
+    texts = [f"#include <{name}>" for name in _HEADERS]
+    texts += [(Path(__file__).parent / name).read_text() for name in _SOURCES]
+    return shared_library("\n".join(texts), "-O1")
+
+
+def shared_library(source: str, *options: str) -> Callable[[], Any]:
+    """Compile a shared library of some C++ in the background, by Inductor's compiler and kept beside its programs.
 
     :param options: for the compiler, after Inductor's own.
+    :return: a function that waits for it and returns it, a ``ctypes.CDLL``.
     """
     from torch._inductor.codecache import CppCodeCache
 
+    compile_anew = partial(CppCodeCache.load, source, extra_flags=options)
     with trusted_processor():
-        return CppCodeCache.load(source, extra_flags=options)
+        compiled = CppCodeCache.load_async(source, extra_flags=options, submit_fn=_in_background)
+    return lambda: trusting(compiled, compile_anew)
+
+
+def _in_background(work: Callable[[], Any]) -> Future[Any]:
+    executor = ThreadPoolExecutor(1)
+    future = executor.submit(work)
+    executor.shutdown(wait=False)  # once the work is done
+    return future

@@ -3,16 +3,19 @@
 Before its first compilation Inductor (``torch._inductor.cpu_vec_isa``) compiles and loads a program for each width of
 vectors, and for each extension of the widest, seconds in all. Its option ``cpp.vec_isa_ok`` spares the widths alone.
 What the processor has it asks before each trial; left to be tried is whether the compiler knows these instructions. A
-compiler that does not fails at the first program: :func:`forget` has the trials made after all.
+compiler that does not fails at the first program: then the trials are made after all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from unittest import mock
 
 import torch._inductor.config as inductor_config
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -28,6 +31,21 @@ def trusted_processor() -> Iterator[None]:
         mock.patch.object(VecISA, "check_build", lambda self, code: True),
     ):
         yield
+
+
+def trusting(attempt: Callable[[], T], again: Callable[[], T]) -> T:
+    """What ``attempt`` compiles without trials; or what ``again`` compiles with them, if the compiler fails.
+
+    :raises Exception: of several kinds, Inductor's.
+    """
+    try:
+        with trusted_processor():
+            return attempt()
+    except Exception as error:
+        if "CppCompileError" not in str(error) or inductor_config.cpp.vec_isa_ok is not None:
+            raise
+        forget()  # the compiler may be too old for this processor
+        return again()
 
 
 def forget() -> None:

@@ -29,14 +29,13 @@ struct Plan {
 
 // The inputs of a plan; those that each call brings are null.
 struct Inputs {
-    const Plan* plan;
-    int32_t (*release)(Handle);  // the plan may be gone first
+    std::shared_ptr<const Plan> plan;
     std::vector<Handle> handles;
     std::vector<int64_t> brought;
 
     ~Inputs() {
         for (Handle handle : handles)
-            if (handle) release(handle);
+            if (handle) plan->release(handle);
     }
 };
 
@@ -67,7 +66,7 @@ PyObject* prepare(PyObject*, PyObject* args) {
     int threads;
     if (!PyArg_ParseTuple(args, "O!O!snO!i", &PyTuple_Type, &addresses, &PyTuple_Type, &takes, &gives, &results,
                           &PyTuple_Type, &kernels, &threads)) return nullptr;
-    auto plan = new Plan;
+    auto plan = std::make_shared<Plan>();
     look_up(plan->program, part(addresses, 0));
     look_up(plan->copy, part(addresses, 1));
     look_up(plan->release, part(addresses, 2));
@@ -87,16 +86,16 @@ PyObject* prepare(PyObject*, PyObject* args) {
             if (operand >= 0) plan->operands.push_back(operand);
         plan->kernels.push_back(std::move(made));
     }
-    return capsule_of(plan);
+    return capsule_of(new std::shared_ptr<const Plan>(plan));
 }
 
 // bind(plan, handles): inputs from a list of capsules, whose handles are taken over; None for those that calls bring.
 PyObject* bind(PyObject*, PyObject* args) {
     PyObject *plan, *handles;
     if (!PyArg_ParseTuple(args, "OO!", &plan, &PyList_Type, &handles)) return nullptr;
-    const auto known = held<const Plan>(plan);
+    const auto known = held<std::shared_ptr<const Plan>>(plan);
     if (!known) return nullptr;
-    auto inputs = new Inputs{known, known->release};
+    auto inputs = new Inputs{*known};
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(handles); ++i) {
         PyObject* handle = PyList_GET_ITEM(handles, i);
         if (handle == Py_None) inputs->brought.push_back(i);
@@ -107,7 +106,7 @@ PyObject* bind(PyObject*, PyObject* args) {
 
 constexpr int64_t SHARE = 1 << 15;  // elements that are worth a thread
 
-void run(const Kernel& kernel, void* const* operands, int threads) {
+void run_kernel(const Kernel& kernel, void* const* operands, int threads) {
     if (kernel.size <= SHARE) return kernel.function(operands, 0, kernel.size, true);
 #pragma omp parallel for num_threads(threads)
     for (int64_t begin = 0; begin < kernel.size; begin += SHARE)
@@ -115,22 +114,17 @@ void run(const Kernel& kernel, void* const* operands, int threads) {
     kernel.function(operands, 0, 0, true);
 }
 
-// call(inputs, brought, times, *addresses): calls the program so many times, each time followed by the kernels. What
-// the call brings is a list of capsules, whose handles are taken over. Each result that is wanted has an address: that
-// of call t goes to address + t * size. Without addresses the results of the last call are returned as numbers. With
-// the lock of Python held, of which the program itself lets go.
-PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    auto inputs = held<const Inputs>(args[0]);
-    if (!inputs) return nullptr;
-    const Plan& plan = *inputs->plan;
-    const int64_t times = PyLong_AsLongLong(args[2]);
-    std::vector<Handle> handles(inputs->handles), given(plan.takes.size()), results(plan.results);
+// Calls the program so many times, each time followed by the kernels. What the call brings is a list of capsules, whose
+// handles are taken over. Each result that is wanted has a place: that of call t goes to place + t * size. Without
+// places the results of the last call are returned as numbers. With the lock of Python held, of which the program itself
+// lets go.
+PyObject* run(const Inputs& inputs, PyObject* brought, int64_t times, const std::vector<char*>& places) {
+    const Plan& plan = *inputs.plan;
+    std::vector<Handle> handles(inputs.handles), given(plan.takes.size()), results(plan.results);
     std::vector<void*> bytes(handles.size()), found(results.size()), operands;
-    std::vector<char*> places;
-    for (size_t i = 0; i < inputs->brought.size(); ++i)
-        handles[inputs->brought[i]] = PyCapsule_GetPointer(PyList_GET_ITEM(args[1], i), nullptr);
+    for (size_t i = 0; i < inputs.brought.size(); ++i)
+        handles[inputs.brought[i]] = PyCapsule_GetPointer(PyList_GET_ITEM(brought, i), nullptr);
     for (int64_t i : plan.operands) plan.data(handles[i], &bytes[i]);
-    for (Py_ssize_t i = 3; i < count; ++i) places.push_back(static_cast<char*>(PyLong_AsVoidPtr(args[i])));
     PyObject* returned = places.empty() ? PyTuple_New(plan.gives.size()) : Py_NewRef(Py_None);
     const bool with_gradients = plan.with_gradients();
     plan.set_gradients(false);
@@ -153,7 +147,7 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
             for (const Kernel& kernel : plan.kernels) {
                 operands.clear();
                 for (int64_t place : kernel.operands) operands.push_back(place < 0 ? found[-1 - place] : bytes[place]);
-                run(kernel, operands.data(), plan.threads);
+                run_kernel(kernel, operands.data(), plan.threads);
             }
             for (Handle result : results) plan.release(result);
         }
@@ -161,9 +155,36 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
     }
     plan.set_gradients(with_gradients);
-    for (int64_t i : inputs->brought) plan.release(handles[i]);
+    for (int64_t i : inputs.brought) plan.release(handles[i]);
     if (PyErr_Occurred()) Py_CLEAR(returned);
     return returned;
+}
+
+// call(inputs, brought, times, *addresses): see run.
+PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    auto inputs = held<const Inputs>(args[0]);
+    if (!inputs) return nullptr;
+    std::vector<char*> places;
+    for (Py_ssize_t i = 3; i < count; ++i) places.push_back(static_cast<char*>(PyLong_AsVoidPtr(args[i])));
+    return run(*inputs, args[1], PyLong_AsLongLong(args[2]), places);
+}
+
+// once(inputs, handles_of, announce, written, tensors): one call, with what it brings among these tensors, of which
+// handles_of gives handles. However it ends, the tensors written are announced.
+PyObject* once(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    auto inputs = count == 5 ? held<const Inputs>(args[0]) : nullptr;
+    if (!inputs) return nullptr;
+    Ref brought(PyList_New(0));
+    for (int64_t i : inputs->brought)
+        if (PyList_Append(brought.get(), PyList_GET_ITEM(args[4], i)) < 0) return nullptr;
+    Ref handles(PyObject_CallOneArg(args[1], brought.get()));
+    if (!handles) return nullptr;
+    Ref returned(run(*inputs, handles.get(), 1, {}));
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    Ref announced(PyObject_CallOneArg(args[2], args[3]));
+    if (type) PyErr_Restore(type, value, trace);
+    return announced ? Py_XNewRef(returned.get()) : nullptr;
 }
 
 template <typename T>
@@ -175,6 +196,7 @@ PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, nullptr},
     {"bind", bind, METH_VARARGS, nullptr},
     {"call", method(call), METH_FASTCALL, nullptr},
+    {"once", method(once), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "sgc_native", nullptr, -1, methods};
 

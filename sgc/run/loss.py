@@ -12,6 +12,7 @@ import pyro.util
 import torch
 from torch import Tensor, fx, nn
 
+from sgc.capturing.garbage import rarely_collected
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
 from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, rehearse
@@ -191,7 +192,7 @@ class LossModule(nn.Module):
             return found
         reason = self._specializations[-1].miss(call) if self._specializations else None
         recreated = any(candidate.tensors.gone() for candidate in self._specializations)
-        with self._undone_on_error(), unobserved():
+        with self._undone_on_error(), unobserved(), rarely_collected():
             rehearsal = self._rehearse(call)
             if recreated:
                 # clear_param_store() was called: the rehearsal has created the parameters anew.

@@ -15,6 +15,7 @@ from sgc.capturing.arguments import argument_names
 from sgc.capturing.calls import CallRecord
 from sgc.capturing.capture import capture_program
 from sgc.capturing.declare import Capture
+from sgc.capturing.garbage import rarely_collected
 from sgc.capturing.parameters import ArgumentOwner, Owner
 from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.rehearsal import Rehearsal
@@ -35,7 +36,7 @@ from sgc.graph.build import build_graph
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
-from sgc.native import watch
+from sgc.native import library, watch
 from sgc.native.watch import Condition, Group
 from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
@@ -189,6 +190,7 @@ class Specialization:
 
     def build_step(self, tensors: list[Tensor], state: list[Tensor], update: Update) -> BuiltStep:
         """The whole step, of ``(*tensors, *state, halted)``, not compiled yet; see :mod:`sgc.emit.step`."""
+        library.start()
         differentiated = self.differentiated(tensors)
         with self._compiling():
             module = emit_step(differentiated, tensors, state, update)
@@ -219,6 +221,8 @@ class Specialization:
         return {node.name: value for node, value in zip(output.args[0], results, strict=True)}
 
     def _build(self, tensors: list[Tensor], with_gradient: bool, backend: Backend) -> Compiled:
+        if backend == "inductor":
+            library.start()
         if with_gradient:
             differentiated = self.differentiated(tensors)
         with self._compiling():
@@ -248,7 +252,8 @@ class Specialization:
         """Compilers draw random numbers and leave sources behind."""
         state, known = random_state(), known_sources()
         try:
-            yield
+            with rarely_collected():
+                yield
         finally:
             restore_random_state(state)
             forget_with(self, known)

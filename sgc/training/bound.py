@@ -21,14 +21,17 @@ from sgc.training.update import Update
 
 @dataclass(slots=True)
 class Step:
-    """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes."""
+    """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes.
+
+    :param tensors: those of the program in the call that it was made ready for.
+    :param valid: whether the last step that was taken by itself was valid; None if that is not checked.
+    """
 
     specialization: Specialization
     bound: BoundStep
-    brought: list[Tensor]
+    tensors: list[Tensor]
     halted: Tensor
     valid: bool | None = None
-    """Whether the last step that was taken by itself was valid; None if that is not checked."""
 
     def __call__(self, steps: int, stopped: Collection[Any] = ()) -> Tensor:
         """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
@@ -39,16 +42,18 @@ class Step:
         parts: list[Tensor] = []
         taken = 0
         while not taken or (taken < steps and not stopped):
-            losses, *_ = self.bound(self.brought, steps - taken)
+            losses, *_ = self.bound(self.tensors, steps - taken)
             parts.append(losses)
             taken += len(losses)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def once(self) -> float:
-        """Take one step; its loss."""
-        loss, *valid = self.bound.once(self.brought)
-        self.valid = valid[0] if valid else None
-        return float(loss)
+        """Take one step; its loss. If that is NaN, the step has halted."""
+        results = self.bound.once(self.tensors)
+        if len(results) > 1:
+            self.valid = results[1]
+        loss: float = results[0]
+        return loss
 
     def random_state(self) -> RandomState | None:
         """The present random state, if the step checks parameters or values: what is not valid is replayed from it."""
@@ -61,7 +66,7 @@ class Step:
     @property
     def inputs(self) -> list[Tensor]:
         """All inputs of the compiled step, those of the program first."""
-        return self.bound.inputs(self.brought)
+        return self.bound.inputs(self.tensors)
 
 
 @dataclass
@@ -106,4 +111,4 @@ class Bound:
     def step(self, call: Call) -> Step:
         """A step with the tensors that a call brings."""
         assert self._call is not None
-        return Step(self.specialization, self._call, [call.tensors[i] for i in self._call.brought], self.own[-1])
+        return Step(self.specialization, self._call, call.tensors, self.own[-1])

@@ -288,12 +288,11 @@ def test_inputs_that_stay_and_inputs_that_calls_bring() -> None:
     a, c = torch.zeros(2), torch.full((2,), 10.0)
     built = built_of(step, [a, torch.zeros(2), c])
     bound = built.bind([a, None, c])
-    assert bound.brought == [1]
     b = torch.tensor([1.0, 2.0])
     version, gone = b._version, weakref.ref(b)
-    assert bound.inputs([b]) == [a, b, c]
-    assert list(bound.once([b])) == [27.0]
-    assert bound([b], 2)[0].tolist() == [33.0, 41.0]
+    assert bound.inputs([a, b]) == [a, b, c]
+    assert list(bound.once([a, b])) == [27.0]
+    assert bound([a, b], 2)[0].tolist() == [33.0, 41.0]
     assert a.tolist() == [3.0, 3.0] and b.tolist() == [7.0, 8.0] and b._version > version
     del b
     assert gone() is None
@@ -301,6 +300,31 @@ def test_inputs_that_stay_and_inputs_that_calls_bring() -> None:
     del c, bound, built
     gc.collect()
     assert kept() is None
+
+
+@pytest.mark.inductor
+def test_autograd_learns_what_one_call_writes() -> None:
+    def step(a: Tensor, b: Tensor) -> list[Tensor]:
+        a.add_(b)
+        return [a.sum()]
+
+    def failing(a: Tensor, b: Tensor) -> list[Tensor]:
+        loss = torch.linalg.lu_factor_ex(b, check_errors=True)[0].sum()
+        a.add_(1)
+        return [loss]
+
+    a, b = torch.zeros(1, 1, requires_grad=True), torch.ones(1, 1)
+    squared = a.exp()
+    square = a * a
+    bound = built_of(step, [a.detach(), b]).bind([a.detach(), None])
+    assert list(bound.once([a, b])) == [1.0] and list(bound.once([a, b + 1])) == [3.0]
+    squared.sum().backward()  # saves its result
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        square.sum().backward()
+    version = a._version
+    with pytest.raises(RuntimeError):
+        built_of(failing, [a.detach(), b]).bind([a.detach(), None]).once([a, torch.zeros(1, 1)])
+    assert a._version > version
 
 
 @pytest.mark.inductor

@@ -14,13 +14,13 @@ from typing import cast
 import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from sgc.config import Rng
 from sgc.emit.batching.agenda import Agenda
 from sgc.emit.batching.execute import Execution, pack
 from sgc.emit.batching.operations import LARGEST, tensor_of
 from sgc.emit.batching.sums import reduce_sums
+from sgc.emit.lazy import graph_module, trace_fake
 from sgc.graph.effects import drop_dead, storages, written_arguments
 
 aten = torch.ops.aten
@@ -45,7 +45,7 @@ def batch(module: fx.GraphModule, *, rng: Rng) -> tuple[fx.GraphModule, bool]:
     steps = Agenda([node for node in graph.nodes if _is_scheduled(node)], rng).steps()
     if not reduced and all(len(step) == 1 for step in steps):
         return module, False
-    made = _execute(fx.GraphModule(module, graph), steps)
+    made = _execute(graph_module(module, graph), steps)
     return (made, True) if _operators(made) < _operators(module) else (module, False)
 
 
@@ -87,7 +87,7 @@ def _execute(module: fx.GraphModule, steps: list[list[fx.Node]]) -> fx.GraphModu
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         examples = [_like(node) for node in placeholders]
-    made = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    made = trace_fake(run, examples)
     for node, original in zip(made.graph.find_nodes(op="placeholder"), placeholders, strict=True):
         node.meta = {**original.meta, "val": node.meta["val"]}
     for node in made.graph.find_nodes(op="call_function", target=aten.lift_fresh_copy.default):

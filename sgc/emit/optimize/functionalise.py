@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_map_only
 
+from sgc.emit.lazy import trace_fake
 from sgc.emit.optimize.nodes import attribute, call, is_functional, replace, same_kind, value_of, writes
 from sgc.emit.optimize.purity import is_view
 
@@ -59,7 +59,7 @@ def functionalise(module: fx.GraphModule) -> bool:
     for node in owned.values():
         examples.append(mode.from_tensor(attribute(node), static_shapes=True) if mode is not None else attribute(node))
     with preserve_node_meta(), torch.no_grad():
-        traced = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+        traced = trace_fake(run, examples)
     module.graph = _adopt(traced.graph, before, placeholders, list(owned), origins)
     return True
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.utils._pytree import tree_map_only
 
+from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.purity import is_view
 from sgc.graph.effects import written_arguments
 
@@ -202,4 +203,4 @@ def copy_of(module: fx.GraphModule) -> fx.GraphModule:
     """A module with a graph of its own and those tensors of the module that the graph reads."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
-    return fx.GraphModule(module, graph, class_name="Optimized")
+    return graph_module(module, graph)
