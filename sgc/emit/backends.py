@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
 from sgc.emit.inductor import compile_graph
+from sgc.emit.lazy import write_python
 from sgc.emit.optimize.fold import FULL
 from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report, optimize
@@ -40,6 +41,7 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
     """
     examples: list[Any] = [tensor.detach() for tensor in tensors]
     if backend == "eager":
+        write_python(module)
         return Built(module, module, Report())
     if backend == "torchscript":
         optimized = optimize(module, examples, rng="torch")

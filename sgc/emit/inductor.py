@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from sgc.config import Rng
+from sgc.emit.building import concurrent_builds
 from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
@@ -62,6 +63,7 @@ def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any
         _without_advice(),
         _deep_recursion(),
         lean_wrapper(),
+        concurrent_builds(),
         quick_strides(),
     ):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
@@ -87,7 +89,7 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
     if on_cpu:
         # A small model spends its time on calls of kernels and on memory, not in kernels: the calls are made from
         # C++, the memory is laid out beforehand, and small stacks are never written.
-        options |= {"cpp_wrapper": True, "memory_planning": True}
+        options |= {"cpp_wrapper": True, "memory_planning": True, "cpp_wrapper_build_separate": True}
         options["force_pointwise_cat"] = _has_small_stacks_only(module)
         if _is_small(module):
             options["cpp.simdlen"] = 1  # no vectors

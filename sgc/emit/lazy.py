@@ -19,6 +19,11 @@ def graph_module(root: Any, graph: fx.Graph) -> fx.GraphModule:
     return _LazyGraphModule(root, graph, class_name="Optimized")
 
 
+def write_python(module: fx.GraphModule) -> None:
+    """Have its Python written now."""
+    _LazyGraphModule.force_recompile(module)
+
+
 def trace_fake(function: Callable[..., Any], examples: Sequence[Any]) -> fx.GraphModule:
     """The aten operators of ``function(*examples)``, on fake tensors."""
     with _use_lazy_graph_module(True):

@@ -1,10 +1,8 @@
-"""The C++ around Inductor's kernels, made lean: addresses for buffers, and little to optimise.
+"""The C++ around Inductor's kernels, made lean: addresses for buffers.
 
 Inductor's C++ wrapper (torch 2.11 to 2.13) makes a tensor of each buffer and of each view of one, 80 ns each, although
 most of them are passed to its own kernels, which take addresses: in a program of many small kernels that is a fifth of
-the time. Here a buffer that is taken from a pool is an address, and a tensor only where an operator asks for one. And
-the function that calls the kernels, thousands of lines long and without a loop, is optimised less than they are, which
-halves the time of the C++ compiler.
+the time. Here a buffer that is taken from a pool is an address, and a tensor only where an operator asks for one.
 
 Operators with a generator of random numbers it calls through Python, 5 us each, also where none is given. Those that
 have nothing to complain of are called by torch's dispatcher here, whose errors say less.
@@ -23,9 +21,6 @@ from typing import Any
 from unittest import mock
 
 _HEADER = """
-#if defined(__GNUC__) && !defined(__clang__)
-__attribute__((optimize("O1"))) void inductor_entry_impl(AtenTensorHandle*, AtenTensorHandle*);
-#endif
 #if defined(__GNUC__)
 #define SGC_NOT_INLINED __attribute__((noinline))
 #else
