@@ -42,7 +42,7 @@ def trusting(attempt: Callable[[], T], again: Callable[[], T]) -> T:
         with trusted_processor():
             return attempt()
     except Exception as error:
-        if "CppCompileError" not in str(error) or inductor_config.cpp.vec_isa_ok is not None:
+        if "CppCompileError" not in f"{type(error).__name__}: {error}" or inductor_config.cpp.vec_isa_ok is not None:
             raise
         forget()  # the compiler may be too old for this processor
         return again()

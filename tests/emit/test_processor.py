@@ -17,6 +17,7 @@ from torch._inductor.utils import fresh_cache
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor import compile_graph
 from sgc.native import processor
+from sgc.native.library import shared_library
 
 
 @pytest.fixture
@@ -64,6 +65,23 @@ def test_a_compiler_older_than_the_processor(compiler: Path) -> None:
     (compiler.parent / "old").touch()
     assert is_right()
     assert not any("avx512" in str(isa) for isa in valid_vec_isa_list())
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("old", [False, True])
+def test_a_library_in_the_background(compiler: Path, old: bool) -> None:
+    if old:
+        (compiler.parent / "old").touch()
+    library = shared_library('extern "C" int three() { return 3; }')
+    assert library().three() == 3
+    assert len(sources(compiler)) >= 1 + old
+
+
+@pytest.mark.inductor
+def test_a_library_that_cannot_be_compiled(compiler: Path) -> None:
+    library = shared_library("three")
+    with pytest.raises(Exception, match="CppCompileError|C\\+\\+ compile error"):
+        library()
 
 
 @pytest.mark.inductor

@@ -80,6 +80,7 @@ class Program:
         self.x = torch.ones(2)
         self.arguments: tuple[Any, ...] = (self.x,)
         self.module = sgc.compile(model, guide, backend="eager").initialize(self.x)
+        self.native = native
         if native:
             self.found.watch_natively()
 
@@ -238,6 +239,32 @@ def test_what_the_guards_let_pass_passes(program: Program, change: str) -> None:
     assert program.answers() == (True, True)
     assert program.module(*program.arguments).isfinite()
     assert len(program.module.specializations) == 1
+
+
+def test_back_and_forth(program: Program) -> None:
+    """What was noted of a dictionary is not taken for what it holds now, nor that of another one."""
+    store, first = pyro.get_param_store(), pyro.get_param_store()._params
+    second = {**first, "loc": torch.ones(3, requires_grad=True)}
+    for _ in range(2):
+        for value, expected in ((2.0, False), (NUMBER, True)):
+            set_global("NUMBER", value)(program)
+            assert program.answers() == (expected, expected)
+        for value, expected in ((2.0, False), (1.0, True)):
+            DICT["a"] = value
+            assert program.answers() == (expected, expected)
+        for params, expected in ((second, False), (first, True)):
+            store._params = params
+            assert program.answers() == (expected, expected)
+
+
+def test_a_parameter_becomes_nested(program: Program) -> None:
+    assert program.answers() == (True, True)
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], requires_grad=True)
+    replace_in_store("loc", nested)
+    alone = watch.watch(program.found.groups(), native=program.native)
+    for holds in (program.found.holds, alone):
+        with pytest.raises(RuntimeError):
+            holds(Call(program.arguments, {}))
 
 
 def test_the_tensors_of_a_call_are_those_of_now(program: Program) -> None:
