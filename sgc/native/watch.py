@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
 from operator import is_
-from types import CellType, MappingProxyType
+from types import CellType
 from typing import Any
 
 from sgc.native.library import is_available, library
@@ -38,8 +38,8 @@ class _Condition(IntEnum):
 
 
 def entry(holder: Mapping[Any, Any], key: Any) -> Read:
-    """An entry of a dictionary, or of a view of one."""
-    return (_Read.ITEM if isinstance(holder, MappingProxyType) else _Read.ENTRY), holder, key
+    """An entry of a dictionary, or of another mapping, of which it must be there."""
+    return (_Read.ENTRY if isinstance(holder, dict) else _Read.ITEM), holder, key
 
 
 def entry_of(holder: Read, key: Any) -> Read:
