@@ -314,11 +314,10 @@ def test_autograd_learns_what_one_call_writes() -> None:
         return [loss]
 
     a, b = torch.zeros(1, 1, requires_grad=True), torch.ones(1, 1)
-    squared = a.exp()
-    square = a * a
+    exponential, square = a.exp(), a * a
     bound = built_of(step, [a.detach(), b]).bind([a.detach(), None])
     assert list(bound.once([a, b])) == [1.0] and list(bound.once([a, b + 1])) == [3.0]
-    squared.sum().backward()  # saves its result
+    exponential.sum().backward()  # what it needs is its own result, not a
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         square.sum().backward()
     version = a._version
