@@ -132,6 +132,7 @@ def environment(job: Job) -> dict[str, str]:
         "TRITON_CACHE_DIR": os.path.join(job.cache, "triton"),
         "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={one} intra_op_parallelism_threads={job.threads}",
         "JAX_PLATFORMS": job.device,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes of a workload share one GPU
     }
 
 

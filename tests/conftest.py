@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pyro
 import pytest
 import torch
+
+if "SGC_TEST_DEVICE" in os.environ:
+    torch.set_default_device(os.environ["SGC_TEST_DEVICE"])  # before any test module makes a tensor
 
 
 @pytest.fixture(autouse=True)

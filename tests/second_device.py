@@ -94,6 +94,8 @@ module = _Module()
 
 def unavailable() -> str | None:
     """Why there can be no such device, or None: the one place that looks whether this torch has the interface."""
+    if torch.cuda.is_available():
+        return "torch has an accelerator of its own"
     needed = (
         (torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
         (torch._C, "_construct_storage_from_data_pointer"),

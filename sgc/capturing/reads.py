@@ -67,7 +67,7 @@ class Reads(TorchFunctionMode):
     buffers: Mapping[int, Tensor] = field(default_factory=dict)
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
-    require: Callable[[Tensor], None] | None = None
+    require: Callable[..., None] | None = None
     _refusing: bool = False
 
     def __post_init__(self) -> None:
@@ -116,8 +116,15 @@ class Reads(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _assert(self, condition: Tensor) -> bool:
-        """Turn ``assert tensor`` into a check that runs with the compiled program."""
-        torch.ops.aten._assert_async.msg(condition, f"assertion failed at {current_line()}")
+        """Turn ``assert tensor`` into a check that runs with the compiled program.
+
+        After an operator that asserts a GPU computes nothing any more in this process: there it is a check like those
+        of distributions, unless these are switched off.
+        """
+        if condition.device.type != "cpu" and self.require is not None:
+            self.require(condition, "an assertion of the program")
+        else:
+            torch.ops.aten._assert_async.msg(condition, f"assertion failed at {current_line()}")
         return True
 
     def _get(self, func: Callable[..., Any], tensor: Tensor, index: Any) -> Any:

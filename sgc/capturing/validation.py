@@ -85,9 +85,9 @@ class Requirements:
         made = self._require(valid, f"{what} ({type(constraint).__name__.strip('_')})", opaque)
         self._known[key] = made, (constraint, value)  # kept, so that the identities in the key stay theirs
 
-    def condition(self, holds: Tensor) -> None:
-        """Record what a distribution or a handler checks by itself, and would raise an error for."""
-        self._require(holds, "a condition of the library", opaque=False)
+    def condition(self, holds: Tensor, what: str = "a condition of the library") -> None:
+        """Record what a distribution, a handler or the program checks by itself, and would raise an error for."""
+        self._require(holds, what, opaque=False)
 
     def _require(self, valid: Tensor, what: str, opaque: bool) -> Requirement:
         valid = valid if valid.dtype is torch.bool else valid.bool()

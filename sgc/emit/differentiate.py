@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,7 +56,8 @@ def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[in
         found[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
         return [loss.detach(), *(gradient for gradient in gradients if gradient is not None), *checked]
 
-    traced = trace(step, tensors)
+    with _recurrent_cells_in_torch(module):
+        traced = trace(step, tensors)
     return Differentiated(traced, tuple(found), bool(checked))
 
 
@@ -68,8 +70,20 @@ def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Different
             results[:] = module(*inputs)
         return results
 
-    traced = trace(step, tensors)
+    with _recurrent_cells_in_torch(module):
+        traced = trace(step, tensors)
     return Differentiated(traced, (), len(results) > 1)
+
+
+@contextmanager
+def _recurrent_cells_in_torch(module: fx.GraphModule) -> Iterator[None]:
+    """Trace GRUs and LSTMs as torch's own cells: cuDNN's lay out the weights anew, which cannot be traced."""
+    recurrent = any(getattr(node.target, "overloadpacket", None) in _RECURRENT for node in module.graph.nodes)
+    with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+        yield
+
+
+_RECURRENT = {getattr(torch.ops.aten, name) for name in ("gru", "lstm", "rnn_tanh", "rnn_relu")}
 
 
 def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:

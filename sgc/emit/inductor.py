@@ -21,7 +21,7 @@ from sgc.emit.building import concurrent_builds
 from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
-from sgc.emit.ordering import RandomOrder
+from sgc.emit.ordering import RandomOrder, draw_as_torch
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
@@ -49,6 +49,8 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
     """
     options = _options(module, examples, rng)
     module = _own_memory(module)
+    if rng == "torch":
+        draw_as_torch(module.graph)
     try:
         compile_it = partial(_compile, module, examples, options)
         return trusting(compile_it, compile_it)

@@ -1,4 +1,4 @@
-"""Keeps random operators in their order under Inductor, which knows no reason not to reorder them.
+"""Keeps random operators as they are, and in their order, under Inductor, which knows no reason for either.
 
 With ``rng="torch"`` a compiled program must draw the numbers that the eager one draws. Inductor's scheduler orders
 operators by their data alone; a pass of ours, run after all of its own, makes each random operator wait for the one
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
@@ -28,3 +29,15 @@ class RandomOrder(CustomGraphPass):
     def uuid(self) -> str:
         """Part of the key of Inductor's cache."""
         return "sgc.emit.ordering 1"
+
+
+def draw_as_torch(graph: fx.Graph) -> None:
+    """Let torch draw Bernoulli numbers on a GPU too.
+
+    Inductor compares uniform numbers with the probability. On a CPU those are the numbers that torch's operator
+    compares with it, on a GPU they are others. Of the operator that fills a given tensor Inductor makes nothing else.
+    """
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.default):
+        if node.meta["val"].device.type != "cpu" and not node.kwargs:
+            node.target = torch.ops.aten.bernoulli.Tensor
+            node.args = (node.args[0], node.args[0])

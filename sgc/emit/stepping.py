@@ -17,8 +17,9 @@ from sgc.emit.inductor import compile_graph
 from sgc.emit.lazy import graph_module
 from sgc.emit.native import NativeCall, NativeProgram, library_of, native_program
 from sgc.emit.optimize.nodes import attribute, results_of, value_of
-from sgc.emit.optimize.pipeline import Report, optimize
+from sgc.emit.optimize.pipeline import Record, Report, optimize
 from sgc.emit.outline import Outlined
+from sgc.emit.replay import Replayed, why_not_replayed
 
 
 @dataclass
@@ -26,8 +27,9 @@ class BuiltStep:
     """A step as it was rewritten, and what it was compiled to.
 
     On the CPU the compiled program is called from C++ (:mod:`sgc.emit.native`), which spares each step the way through
-    Python, and the update of most parameters is taken out of it (:mod:`sgc.emit.outline`). On another device, and where
-    what is written shares memory, each step is a call of its own.
+    Python, and the update of most parameters is taken out of it (:mod:`sgc.emit.outline`). On a GPU it is replayed as a
+    CUDA graph (:mod:`sgc.emit.replay`). Elsewhere, and where what is written shares memory, each step is a call of its
+    own.
 
     :param outlined: ``module`` in two parts.
     """
@@ -37,6 +39,7 @@ class BuiltStep:
     examples: list[Tensor]
     rng: Rng
     outlined: Outlined | None = None
+    replayable: bool = False
     detour: bool = False
     """Whether each step goes through Python because the compiled program was not recognised."""
     _run: Runner | None = None
@@ -85,8 +88,11 @@ class BuiltStep:
         """The compiled step for these inputs; None stands for one that each call brings."""
         assert self._run is not None
         everything = [*inputs, *self._attributes]
-        native = None if self._native is None else self._native.bind(everything, self.written)
-        return BoundStep(self._run, everything, native)
+        if self._native is not None:
+            return BoundStep(self._run, everything, self._native.bind(everything, self.written))
+        if self.replayable and all(everything[i] is not None for i in self.written):
+            return BoundStep(self._run, everything, Replayed(self._run, everything, self.written))
+        return BoundStep(self._run, everything, None)
 
 
 class BoundStep:
@@ -95,11 +101,11 @@ class BoundStep:
     The tensors that it is given are its first inputs.
     """
 
-    def __init__(self, run: Runner, inputs: list[Tensor | None], native: NativeCall | None) -> None:
+    def __init__(self, run: Runner, inputs: list[Tensor | None], call: NativeCall | Replayed | None) -> None:
         self._run = run
         self._inputs = inputs
-        self._native = native
-        self.once: Callable[[list[Tensor]], Sequence[Any]] = self._once if native is None else native.once
+        self._call = call
+        self.once: Callable[[list[Tensor]], Sequence[Any]] = call.once if isinstance(call, NativeCall) else self._once
         """Take one step; what it returns, as numbers, the loss first."""
 
     def __call__(self, tensors: list[Tensor], steps: int) -> list[Tensor]:
@@ -107,12 +113,14 @@ class BoundStep:
 
         :return: what they return, losses first, each result a tensor of shape ``[taken]``.
         """
-        if self._native is not None:
-            return self._native(tensors, steps)
+        if self._call is not None:
+            return self._call(tensors, steps)
         return [result.reshape(1) for result in self._run(*self.inputs(tensors))]
 
     def _once(self, tensors: list[Tensor]) -> Sequence[Any]:
-        return [result.item() for result in self(tensors, 1)]
+        loss, *others = self(tensors, 1)
+        number = loss.item()  # waits for a GPU; what a step that has not halted says besides is that it was valid
+        return [number, *(other.item() if number != number else True for other in others)]
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All inputs, with those that a call brings."""
@@ -160,4 +168,10 @@ def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, upda
     examples = [tensor.detach() for tensor in tensors]
     on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
-    return BuiltStep(optimized.module, optimized.report, examples, rng, optimized.outlined)
+    report, replayable = optimized.report, False
+    if any(tensor.device.type == "cuda" for tensor in examples):
+        obstacle = why_not_replayed(optimized.module, examples)
+        replayable, count = obstacle is None, len(optimized.module.graph.nodes)
+        record = Record("replay", replayable, count, count, f"no CUDA graph: {obstacle}" if obstacle else "")
+        report = Report((*report.records, record))
+    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, replayable)

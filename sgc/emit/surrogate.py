@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
+from sgc.emit.harmless import harmless
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import (
     BaselineInputNode,
@@ -112,6 +114,8 @@ class _Builder:
                 copied = self._out.node_copy(node, lambda argument: self._copies[argument])
                 copied.meta["sgc"] = node.meta.get("sgc_mark", "")
                 self._copies[node] = copied
+                if self._program.checks:
+                    self._keep_from_harm(node, copied)
             if node in self._forced:
                 # The draw may be written into later; so may its stand-in.
                 self._copies[node] = self._call(torch.clone, self._forced[node], name="forced")
@@ -129,8 +133,8 @@ class _Builder:
             self._values[part.key] = self._copies[self._program.node(part.fx)]
         for learned in self._graph.of_type(BaselineInputNode):
             self._values[learned.key] = self._copies[self._program.node(learned.fx)]
-        for partial in self._graph.of_type(PartialSumNode):
-            self._values[partial.key] = self._partial_sum(partial)
+        for addends in self._graph.of_type(PartialSumNode):
+            self._values[addends.key] = self._partial_sum(addends)
         for downstream in self._graph.of_type(DownstreamCostNode):
             self._values[downstream.key] = self._downstream(downstream)
         for baseline in self._graph.of_type(BaselineNode):
@@ -138,6 +142,13 @@ class _Builder:
         surrogate = self._graph.payload("surrogate")
         assert isinstance(surrogate, TotalNode)
         return elbo, self._total(surrogate, self._surrogate_term)
+
+    def _keep_from_harm(self, node: fx.Node, copied: fx.Node) -> None:
+        with self._out.inserting_before(copied):
+            found = harmless(node, copied.args, partial(self._call, name="harmless"))
+        if found is not None:
+            condition, copied.args = found
+            self._checks.setdefault((), []).append(self._call(torch.all, condition, name="valid"))
 
     def finish(self, elbos: list[fx.Node], surrogates: list[fx.Node | None], particles: int) -> Emitted:
         loss = self._call(torch.neg, self._mean(elbos, particles), name="loss")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from sgc.capturing.randomness import device_random_state, set_device_random_state
 from sgc.errors import ArgumentError, NanLossError
 from sgc.run.guards import Call
+from sgc.run.late import LateNumber
 from sgc.run.validity import Trial
 from sgc.training.bound import Step
 from sgc.training.nan import nan_loss_error
@@ -26,6 +28,9 @@ _STRETCH = 0.1
 
 _LONGEST = 1000
 """The most steps in a stretch."""
+
+_AHEAD = 16
+"""How many minibatches a GPU may be sent before the loss of the first of them is looked at."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,17 @@ class Steps(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """Steps with the same arguments that have been sent to the device; ``before`` is its random state before them."""
+
+    call: Call
+    step: Step
+    before: Tensor
+    losses: Tensor
+    halted: SupportsFloat
+
+
 @dataclass
 class Loop:
     """A run of training in progress; :meth:`result` may be asked for at any time, after an interruption too.
@@ -79,6 +95,7 @@ class Loop:
     progress_bar: bool
     _losses: list[Tensor] = field(default_factory=list)
     _count: int = 0
+    _sent: deque[_Sent] = field(default_factory=deque)
     _began: float = field(default_factory=time.perf_counter)
     _ended: float | None = None
 
@@ -92,7 +109,9 @@ class Loop:
 
     def result(self) -> RunResult:
         """The losses so far."""
-        losses = torch.cat([part.cpu() for part in self._losses]) if self._losses else torch.empty(0)
+        one_device = len({part.device for part in self._losses}) == 1
+        parts = self._losses if one_device else [part.cpu() for part in self._losses]
+        losses = torch.cat(parts).cpu() if parts else torch.empty(0)
         return RunResult(losses, (self._ended or time.perf_counter()) - self._began)
 
     def _take(self, stretches: Iterable[tuple[Call, int]]) -> None:
@@ -101,58 +120,83 @@ class Loop:
                 for call, steps in stretches:
                     length, left = 1, steps
                     while left:
-                        started = time.perf_counter()
-                        taken = self._stretch(call, min(length, left), interrupted)
+                        started, before = time.perf_counter(), self._taken
+                        self._stretch(call, min(length, left), interrupted)
+                        taken = self._taken - before
                         left -= taken
                         if bar is not None:
-                            bar.update(taken)
-                            bar.set_postfix_str(f"ELBO {-float(self._losses[-1].mean()):.4g}", refresh=False)
+                            bar.show(taken, self._losses)
                         if interrupted:
                             return
                         each = (time.perf_counter() - started) / taken
                         length = max(1, min(_LONGEST, int(_STRETCH / each)))
             finally:
+                self._settle()
                 self._ended = time.perf_counter()
 
-    def _stretch(self, call: Call, steps: int, interrupted: list[int]) -> int:
-        """Take up to so many steps, without looking at the losses in between; how many were taken."""
+    @property
+    def _taken(self) -> int:
+        """How many steps have been taken, those on their way included."""
+        return self._count + sum(len(sent.losses) for sent in self._sent)
+
+    def _stretch(self, call: Call, steps: int, interrupted: Collection[Any] = ()) -> None:
+        """Take up to so many steps, without looking at the losses in between."""
         step = self.steps.ready(call)
         if step is None:
+            self._settle()
             loss = self.steps.eagerly(call).reshape(1)
             if loss.isnan():
                 raise self.steps.nan_error(self._count + 1, call)
-            self._losses.append(loss)
-            self._count += 1
-            return 1
+            self._note(loss)
+            return
         device = step.halted.device
         before = device_random_state(device)
         losses = step(steps if step.specialization.reads_inputs_only else 1, interrupted)
-        if not step.halted:
-            self._losses.append(losses)
-            self._count += len(losses)
-            return len(losses)
-        valid = int(losses.isnan().int().argmax())
-        self._losses.append(losses[:valid])
-        self._count += valid
+        late = device.type != "cpu" and steps == 1
+        self._sent.append(_Sent(call, step, before, losses, LateNumber(step.halted) if late else step.halted))
+        self._settle(_AHEAD if late else 0)
+
+    def _settle(self, ahead: int = 0) -> None:
+        """Look whether what was sent has halted, until no more than so many stretches are on their way."""
+        while len(self._sent) > ahead:
+            sent = self._sent.popleft()
+            if not float(sent.halted):
+                self._note(sent.losses)
+                continue
+            # Nothing was written any more: later steps have only drawn.
+            later, self._sent = self._sent, deque()
+            self._resume(sent)
+            for other in later:
+                self._stretch(other.call, 1)
+
+    def _resume(self, sent: _Sent) -> None:
+        """Go on with a stretch that has halted, up to the step where it did and with that one, or raise its error."""
+        step, device = sent.step, sent.step.halted.device
+        before = sent.before
+        valid = int(sent.losses.isnan().int().argmax())
+        if valid:
+            self._note(sent.losses[:valid])
         try:
             # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
             set_device_random_state(before, device)
             if valid:
                 step(valid)
             before = device_random_state(device)
-            trial = step.trial(call, step.random_state())
+            trial = step.trial(sent.call, step.random_state())
             step.once()
             resumed = self.steps.judged(step, trial)
             if resumed is None:
                 set_device_random_state(before, device)
                 raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
             before = device_random_state(device)
-            self._losses.append(resumed.reshape(1))
-            self._count += 1
-            return valid + 1
+            self._note(resumed.reshape(1))
         finally:
             set_device_random_state(before, device)
             step.halted.zero_()
+
+    def _note(self, losses: Tensor) -> None:
+        self._losses.append(losses)
+        self._count += len(losses)
 
 
 @contextmanager
@@ -181,8 +225,24 @@ def _postponed_interrupt() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
 
+class _Bar:
+    """A bar with the running ELBO, which is read as often as a bar is drawn: on a GPU that waits for a step."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._shown = 0.0
+
+    def show(self, taken: int, losses: Sequence[Tensor]) -> None:
+        """So many steps more; the latest losses are the last of these."""
+        self._bar.update(taken)
+        now = time.perf_counter()
+        if losses and now - self._shown >= _STRETCH:
+            self._shown = now
+            self._bar.set_postfix_str(f"ELBO {-float(losses[-1].mean()):.4g}", refresh=False)
+
+
 @contextmanager
-def _bar(total: int | None, wanted: bool) -> Iterator[Any]:
+def _bar(total: int | None, wanted: bool) -> Iterator[_Bar | None]:
     if not wanted:
         yield None
         return
@@ -191,4 +251,4 @@ def _bar(total: int | None, wanted: bool) -> Iterator[Any]:
     except ImportError as error:
         raise ArgumentError("a progress bar needs tqdm", remedy="pip install tqdm, or progress_bar=False") from error
     with tqdm(total=total, unit="step") as bar:
-        yield bar
+        yield _Bar(bar)

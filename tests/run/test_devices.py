@@ -25,7 +25,7 @@ import sgc
 import sgc.errors
 import sgc.infer
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
-from tests.programs import switches_on
+from tests.programs import asserting_model, switches_on
 from tests.reference.pyro_side import AVERAGE, Outcome, Program
 from tests.reference.test_zoo import SEED, assert_equal
 from tests.reference.zoo import ZOO as CPU_ZOO
@@ -212,3 +212,64 @@ def test_validity_is_looked_at_one_call_late() -> None:
         assert module(data()).isnan()
         with pytest.raises(ValueError, match="satisfy the constraint Real"):
             module(data())
+
+
+DRAWS = {
+    "bernoulli": lambda p: dist.Bernoulli(p),
+    "multinomial": lambda p: dist.Categorical(p.expand(2)),
+    "poisson": lambda p: dist.Poisson(p),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_an_operator_that_would_assert_is_given_what_does_no_harm(draw: str) -> None:
+    """On a GPU it would end all computation of the process there; on the CPU, and here, it raises."""
+
+    on, drawn = device(), DRAWS[draw]
+
+    def model() -> None:
+        z = pyro.sample("z", drawn(torch.tensor(0.4, device=on)))
+        pyro.sample("x", dist.Normal(z.double(), 1.0), obs=torch.tensor(0.3, device=on))
+
+    def guide() -> None:
+        pyro.sample("z", drawn(pyro.param("p", torch.tensor(0.3, device=on))))
+
+    module = sgc.compile(model, guide, backend="eager")
+    module()
+    with torch.no_grad():
+        pyro.param("p").fill_(math.nan)
+        module()
+        with pytest.raises(ValueError, match="to satisfy the constraint"):
+            module()
+        pyro.param("p").fill_(0.3)
+    assert module().isfinite()
+
+
+def test_an_index_out_of_bounds_is_given_what_does_no_harm() -> None:
+    """``Categorical`` looks its value up; Pyro checks that value first."""
+
+    on = device()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("x", dist.Categorical(torch.tensor([0.4, 0.6], device=on)), obs=x)
+
+    module = sgc.compile(model, lambda x: None, backend="eager")
+    assert module(torch.tensor([0, 1], device=device())).isfinite()
+    bad = torch.tensor([0, 7], device=device())
+    module(bad)
+    with pytest.raises(ValueError, match="within the support"):
+        module(bad)
+
+
+def test_an_assertion_of_the_program_is_a_check() -> None:
+    model, guide = asserting_model, guide_of_z
+    module = sgc.compile(model, guide, backend="eager", validate=True)
+    assert module(torch.tensor(1.0, device=device())).isfinite()
+    with pytest.raises(AssertionError):
+        for _ in range(20):  # z is 1 within 20 draws but for a chance of 1e-7
+            module(torch.tensor(0.5, device=device()))
+
+
+def guide_of_z(limit: Tensor) -> None:
+    pyro.sample("z", dist.Bernoulli(pyro.param("p", torch.tensor(0.55, device=limit.device))))
