@@ -11,6 +11,7 @@ import torch
 
 if "SGC_TEST_DEVICE" in os.environ:
     torch.set_default_device(os.environ["SGC_TEST_DEVICE"])  # before any test module makes a tensor
+    torch.backends.cudnn.allow_tf32 = False  # what is compared is float32
 
 
 @pytest.fixture(autouse=True)

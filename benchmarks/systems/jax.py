@@ -19,6 +19,7 @@ class JitUpdate(System):
     """
 
     def prepare(self) -> None:
+        jax.config.update("jax_default_matmul_precision", "highest")  # on a GPU float32, as torch, not TF32
         self.args = tuple(jax.numpy.asarray(array) for array in self.workload.data)
         model, guide = self.workload.numpyro()
         loss = (TraceGraph_ELBO if self.workload.discrete else Trace_ELBO)(num_particles=self.particles)

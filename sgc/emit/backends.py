@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
+from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import compile_graph
 from sgc.emit.lazy import write_python
 from sgc.emit.optimize.fold import FULL
 from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report, optimize
-
-Runner = Callable[..., Sequence[Tensor]]
+from sgc.emit.replay import ReplayedCall, Runner, replayed_on
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,11 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
         optimized = optimize(module, examples, rng="torch")
         return Built(_torchscript(optimized.module, examples), optimized.module, optimized.report)
     optimized = optimize(module, examples, rng=rng)
-    return Built(compile_graph(optimized.module, examples, rng), optimized.module, optimized.report)
+    run: Runner = compile_graph(optimized.module, examples, rng)
+    gpu, report = replayed_on(optimized.module, examples, optimized.report)
+    if gpu is not None:
+        run = ReplayedCall(run, sorted(written_inputs(optimized.module)), gpu)
+    return Built(run, optimized.module, report)
 
 
 def _torchscript(module: fx.GraphModule, examples: list[Tensor]) -> Runner:

@@ -37,7 +37,7 @@ def harmless(node: fx.Node, arguments: _Arguments, call: Call) -> tuple[fx.Node,
 def _probability(call: Call, node: fx.Node, arguments: _Arguments) -> tuple[fx.Node, _Arguments]:
     p, *others = arguments
     holds = call(torch.bitwise_and, call(torch.ge, p, 0), call(torch.le, p, 1))
-    return holds, (call(torch.where, holds, p, 0.0), *others)
+    return holds, (_chosen(call, holds, p, 0.0), *others)
 
 
 def _weights(call: Call, node: fx.Node, arguments: _Arguments) -> tuple[fx.Node, _Arguments]:
@@ -45,21 +45,31 @@ def _weights(call: Call, node: fx.Node, arguments: _Arguments) -> tuple[fx.Node,
     total = call(torch.sum, weights, -1, True)
     positive = call(torch.bitwise_and, call(torch.gt, total, 0), call(torch.lt, total, math.inf))
     holds = call(torch.bitwise_and, positive, call(torch.all, call(torch.ge, weights, 0), -1, True))
-    return holds, (call(torch.where, holds, weights, 1.0), *others)
+    return holds, (_chosen(call, holds, weights, 1.0), *others)
 
 
 def _rate(call: Call, node: fx.Node, arguments: _Arguments) -> tuple[fx.Node, _Arguments]:
     rate, *others = arguments
     holds = call(torch.ge, rate, 0)
-    return holds, (call(torch.where, holds, rate, 0.0), *others)
+    return holds, (_chosen(call, holds, rate, 0.0), *others)
 
 
 def _index(call: Call, node: fx.Node, arguments: _Arguments) -> tuple[fx.Node, _Arguments]:
     table, dim, index, *others = arguments
     shape = node.all_input_nodes[0].meta["val"].shape
-    size = shape[dim] if shape else 1
+    size: Any = shape[dim] if shape else 1
+    if not isinstance(size, int):
+        size = call(torch.ops.aten.sym_size.int, table, dim)
     holds = call(torch.bitwise_and, call(torch.ge, index, 0), call(torch.lt, index, size))
-    return holds, (table, dim, call(torch.where, holds, index, 0), *others)
+    return holds, (table, dim, _chosen(call, holds, index, 0), *others)
+
+
+def _chosen(call: Call, holds: fx.Node, value: fx.Node, otherwise: float) -> fx.Node:
+    """The value where it will do, of the same shape and type."""
+    chosen = call(torch.where, holds, value, otherwise)
+    if "val" in value.meta:
+        chosen.meta["val"] = value.meta["val"]
+    return chosen
 
 
 _RULES: dict[Any, _Rule] = {

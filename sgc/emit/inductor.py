@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from sgc.config import Rng
 from sgc.emit.building import concurrent_builds
 from sgc.emit.lazy import graph_module
+from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder, draw_as_torch
@@ -47,7 +48,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
     :param module: a graph of aten operators, without in-place ones but copies into inputs, that returns a list.
     :raises BackendError: if Inductor cannot work on this machine; the text says what to install.
     """
-    options = _options(module, examples, rng)
+    options = _options(module, rng)
     module = _own_memory(module)
     if rng == "torch":
         draw_as_torch(module.graph)
@@ -55,7 +56,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
         compile_it = partial(_compile, module, examples, options)
         return trusting(compile_it, compile_it)
     except Exception as error:
-        raise _explained(error, examples) from error
+        raise _explained(error, on_cpu=_is_on_cpu(module)) from error
 
 
 def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
@@ -76,8 +77,8 @@ def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any
     return compiled
 
 
-def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str, Any]:
-    on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
+def _options(module: fx.GraphModule, rng: Rng) -> dict[str, Any]:
+    on_cpu = _is_on_cpu(module)
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
     # The guards have seen the inputs; checks of every tensor at every call take a fifth of a small step.
@@ -95,7 +96,14 @@ def _options(module: fx.GraphModule, examples: list[Any], rng: Rng) -> dict[str,
         options["force_pointwise_cat"] = _has_small_stacks_only(module)
         if _is_small(module):
             options["cpp.simdlen"] = 1  # no vectors
+    else:
+        # A kernel of few elements takes as long as its launch: those that do not depend on one another are one.
+        options |= {"combo_kernels": True, "triton.autotune_pointwise": not _has_few_elements(module)}
     return options
+
+
+def _is_on_cpu(module: fx.GraphModule) -> bool:
+    return devices(module) <= {torch.device("cpu")}
 
 
 def _has_small_stacks_only(module: fx.GraphModule) -> bool:
@@ -110,6 +118,14 @@ def _is_small(module: fx.GraphModule) -> bool:
     sizes = [value.numel() for value in tree_leaves(values) if isinstance(value, Tensor)]
     return sum(sizes) <= max(_FEW_IN_ALL, _FEW_EACH * len(sizes))
 
+
+def _has_few_elements(module: fx.GraphModule) -> bool:
+    """Whether a kernel takes about as long with any number of threads in a block."""
+    values = tree_leaves([node.meta.get("val") for node in module.graph.nodes])
+    return all(value.numel() <= _FEW_FOR_A_GPU for value in values if isinstance(value, Tensor))
+
+
+_FEW_FOR_A_GPU = 2**20
 
 _STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 
@@ -204,9 +220,8 @@ def _shares_memory(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-def _explained(error: Exception, examples: list[Tensor]) -> BackendError:
+def _explained(error: Exception, *, on_cpu: bool) -> BackendError:
     text = f"{type(error).__name__}: {error}"[:_LONGEST]
-    on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     no_compiler = "InvalidCxxCompiler" in text or (
         on_cpu and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
     )

@@ -11,15 +11,14 @@ from typing import Any, cast
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.backends import Runner
 from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import compile_graph
 from sgc.emit.lazy import graph_module
 from sgc.emit.native import NativeCall, NativeProgram, library_of, native_program
 from sgc.emit.optimize.nodes import attribute, results_of, value_of
-from sgc.emit.optimize.pipeline import Record, Report, optimize
+from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.outline import Outlined
-from sgc.emit.replay import Replayed, why_not_replayed
+from sgc.emit.replay import ReplayedStep, Runner, replayed_on
 
 
 @dataclass
@@ -91,7 +90,7 @@ class BuiltStep:
         if self._native is not None:
             return BoundStep(self._run, everything, self._native.bind(everything, self.written))
         if self.replayable and all(everything[i] is not None for i in self.written):
-            return BoundStep(self._run, everything, Replayed(self._run, everything, self.written))
+            return BoundStep(self._run, everything, ReplayedStep(self._run, everything, self.written))
         return BoundStep(self._run, everything, None)
 
 
@@ -101,11 +100,11 @@ class BoundStep:
     The tensors that it is given are its first inputs.
     """
 
-    def __init__(self, run: Runner, inputs: list[Tensor | None], call: NativeCall | Replayed | None) -> None:
+    def __init__(self, run: Runner, inputs: list[Tensor | None], call: NativeCall | ReplayedStep | None) -> None:
         self._run = run
         self._inputs = inputs
         self._call = call
-        self.once: Callable[[list[Tensor]], Sequence[Any]] = call.once if isinstance(call, NativeCall) else self._once
+        self.once: Callable[[list[Tensor]], Sequence[Any]] = self._once if call is None else call.once
         """Take one step; what it returns, as numbers, the loss first."""
 
     def __call__(self, tensors: list[Tensor], steps: int) -> list[Tensor]:
@@ -118,9 +117,7 @@ class BoundStep:
         return [result.reshape(1) for result in self._run(*self.inputs(tensors))]
 
     def _once(self, tensors: list[Tensor]) -> Sequence[Any]:
-        loss, *others = self(tensors, 1)
-        number = loss.item()  # waits for a GPU; what a step that has not halted says besides is that it was valid
-        return [number, *(other.item() if number != number else True for other in others)]
+        return [result.item() for result in self(tensors, 1)]
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All inputs, with those that a call brings."""
@@ -168,10 +165,5 @@ def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, upda
     examples = [tensor.detach() for tensor in tensors]
     on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
-    report, replayable = optimized.report, False
-    if any(tensor.device.type == "cuda" for tensor in examples):
-        obstacle = why_not_replayed(optimized.module, examples)
-        replayable, count = obstacle is None, len(optimized.module.graph.nodes)
-        record = Record("replay", replayable, count, count, f"no CUDA graph: {obstacle}" if obstacle else "")
-        report = Report((*report.records, record))
-    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, replayable)
+    gpu, report = replayed_on(optimized.module, examples, optimized.report)
+    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu is not None)

@@ -21,12 +21,13 @@ from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.rehearsal import Rehearsal
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
-from sgc.emit.backends import Runner, build
+from sgc.emit.backends import build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.gathers import gather_last
 from sgc.emit.guarded import undone_if_invalid
 from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report
+from sgc.emit.replay import Runner
 from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.stepping import BuiltStep, build_step
 from sgc.emit.surrogate import Emitted, emit_surrogate

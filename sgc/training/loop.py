@@ -96,6 +96,7 @@ class Loop:
     _losses: list[Tensor] = field(default_factory=list)
     _count: int = 0
     _sent: deque[_Sent] = field(default_factory=deque)
+    _pending: int = 0
     _began: float = field(default_factory=time.perf_counter)
     _ended: float | None = None
 
@@ -120,9 +121,9 @@ class Loop:
                 for call, steps in stretches:
                     length, left = 1, steps
                     while left:
-                        started, before = time.perf_counter(), self._taken
+                        started, before = time.perf_counter(), self._count + self._pending
                         self._stretch(call, min(length, left), interrupted)
-                        taken = self._taken - before
+                        taken = self._count + self._pending - before
                         left -= taken
                         if bar is not None:
                             bar.show(taken, self._losses)
@@ -133,11 +134,6 @@ class Loop:
             finally:
                 self._settle()
                 self._ended = time.perf_counter()
-
-    @property
-    def _taken(self) -> int:
-        """How many steps have been taken, those on their way included."""
-        return self._count + sum(len(sent.losses) for sent in self._sent)
 
     def _stretch(self, call: Call, steps: int, interrupted: Collection[Any] = ()) -> None:
         """Take up to so many steps, without looking at the losses in between."""
@@ -153,6 +149,7 @@ class Loop:
         before = device_random_state(device)
         losses = step(steps if step.specialization.reads_inputs_only else 1, interrupted)
         late = device.type != "cpu" and steps == 1
+        self._pending += len(losses)
         self._sent.append(_Sent(call, step, before, losses, LateNumber(step.halted) if late else step.halted))
         self._settle(_AHEAD if late else 0)
 
@@ -160,11 +157,12 @@ class Loop:
         """Look whether what was sent has halted, until no more than so many stretches are on their way."""
         while len(self._sent) > ahead:
             sent = self._sent.popleft()
+            self._pending -= len(sent.losses)
             if not float(sent.halted):
                 self._note(sent.losses)
                 continue
             # Nothing was written any more: later steps have only drawn.
-            later, self._sent = self._sent, deque()
+            later, self._sent, self._pending = self._sent, deque(), 0
             self._resume(sent)
             for other in later:
                 self._stretch(other.call, 1)

@@ -1,0 +1,19 @@
+"""Tests of what only a GPU has; elsewhere they are skipped.
+
+The rest of the suite runs there too, on tensors of the GPU: ``SGC_TEST_DEVICE=cuda python -m pytest tests/reference``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def tensors_on_the_gpu() -> Iterator[None]:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    with torch.device("cuda"):
+        yield
