@@ -71,10 +71,17 @@ def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any
     ):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
-        compiled = torch._inductor.standalone_compile(module, examples, dynamic_shapes="from_example_inputs")
+        compiled = torch._inductor.standalone_compile(
+            module, examples, dynamic_shapes="from_example_inputs", options=None if _is_on_cpu(module) else _ON_A_GPU
+        )
     if compiled is None:
         raise BackendError("Inductor returned nothing", remedy=_EAGER_REMEDY)
     return compiled
+
+
+_ON_A_GPU = {"config_patches": {"triton.autotune_at_compile_time": False}}
+"""Kernels are tuned in their first run. ``standalone_compile`` would have them tuned beforehand, on random inputs: as
+indices these are out of bounds, and a kernel that asserts that they are not ends all computation on the GPU."""
 
 
 def _options(module: fx.GraphModule, rng: Rng) -> dict[str, Any]:
