@@ -159,6 +159,8 @@ class ReplayedCall:
         if not self._places.take(inputs):
             self._graph = None
             self._moves += 1
+            if self._moves > _MOVES:
+                return self._run(*tensors)
         if self._graph is None:
             self._graph = _captured(lambda: self._joined(self._run(*inputs)), self._device)
             if self._graph is None:
@@ -214,10 +216,12 @@ class _Places:
                 if position in self._written:
                     self._addresses[position] = address
                     continue
-                copy = self._copies[position] = torch.empty_like(_memory(tensor)).as_strided(
-                    tensor.shape, tensor.stride()
-                )
-            _memory(copy).copy_(_memory(tensor))
+                copy = torch.empty_like(_memory(tensor)).as_strided(tensor.shape, tensor.stride())
+                self._copies[position] = copy
+            if copy.is_contiguous():
+                copy.copy_(tensor)
+            else:  # its elements may share memory
+                _memory(copy).copy_(_memory(tensor))
             inputs[position] = copy
         return stayed
 

@@ -16,6 +16,52 @@ PyObject* const DTYPE = PyUnicode_InternFromString("dtype");
 PyObject* const SHAPE = PyUnicode_InternFromString("shape");
 PyObject* const IS_NESTED = PyUnicode_InternFromString("is_nested");
 
+PyObject* of_torch(const char* name) {
+    Ref module(PyImport_ImportModule("torch._C"));
+    return module ? PyObject_GetAttrString(module.get(), name) : nullptr;
+}
+
+PyObject* const TENSOR = of_torch("TensorBase");
+PyObject* const COUNT_MODES = of_torch("_len_torch_function_stack");
+PyObject* const WITHOUT_MODES = of_torch("DisableTorchFunction");
+
+bool is_tensor(PyObject* object) {
+    return TENSOR && PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(TENSOR));
+}
+
+// While it lasts, no mode of torch's (a default device is one) sees that an attribute of a tensor is read, which takes
+// a microsecond each time.
+class Unseen {
+  public:
+    ~Unseen() { end(); }
+    void begin() {
+        if (context_ || !are_there_modes()) return;
+        context_.take(PyObject_CallNoArgs(WITHOUT_MODES));
+        Ref entered(context_ ? PyObject_CallMethod(context_.get(), "__enter__", nullptr) : nullptr);
+        if (!entered) context_.take(nullptr);
+    }
+    void end() {
+        if (!context_) return;
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        Ref left(PyObject_CallMethod(context_.get(), "__exit__", "OOO", Py_None, Py_None, Py_None));
+        PyErr_Restore(type, value, traceback);
+        context_.take(nullptr);
+    }
+
+  private:
+    bool are_there_modes() {
+        if (modes_ < 0) {
+            Ref count(PyObject_CallNoArgs(COUNT_MODES));
+            modes_ = count ? PyLong_AsLong(count.get()) : 0;
+        }
+        return modes_ > 0;
+    }
+
+    Ref context_;
+    long modes_ = -1;
+};
+
 // A number that no other dictionary has, nor this one once it has changed; 0 where Python keeps none.
 uint64_t version_of(PyObject* dictionary) {
 #if PY_VERSION_HEX < 0x030D0000
@@ -33,6 +79,7 @@ struct Read {
     bool is_plain = false;  // the entry is a tensor that is not nested
     PyObject* of;
     PyObject* key;
+    bool is_of_tensor = kind == ATTRIBUTE && is_tensor(of);
     PyObject* entry = nullptr;
     uint64_t version = 0;
 };
@@ -68,6 +115,7 @@ struct Asked {
 
     PyObject* call;
     Ref leaves;
+    Unseen unseen;
     PyObject* holder_read = nullptr;
     Ref holder;
 
@@ -110,8 +158,12 @@ struct Asked {
                 if (!value) PyErr_SetNone(PyExc_ValueError);
                 return value;
             }
-            case ATTRIBUTE: return PyObject_GetAttr(read.of, read.key);
-            case RESULT: return PyObject_Vectorcall(read.of, parts(read.key), length(read.key), nullptr);
+            case ATTRIBUTE:
+                if (read.is_of_tensor) unseen.begin();
+                return PyObject_GetAttr(read.of, read.key);
+            case RESULT:
+                unseen.end();
+                return PyObject_Vectorcall(read.of, parts(read.key), length(read.key), nullptr);
             case LEAF: return leaf(PyLong_AsSsize_t(read.key));
             case OF_CALL: return PyObject_GetAttr(call, read.key);
             default: return Py_NewRef(read.of);

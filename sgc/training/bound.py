@@ -39,6 +39,8 @@ class Step:
         From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
         not valid, whose loss is given as NaN.
         """
+        if steps == 1:
+            return self.bound(self.tensors, 1)[0]
         parts: list[Tensor] = []
         taken = 0
         while not taken or (taken < steps and not stopped):

@@ -29,8 +29,8 @@ _STRETCH = 0.1
 _LONGEST = 1000
 """The most steps in a stretch."""
 
-_AHEAD = 16
-"""How many minibatches a GPU may be sent before the loss of the first of them is looked at."""
+_GROUP = 16
+"""How many minibatches a GPU is sent before it is asked whether one has halted; one such group more may be ahead."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,16 @@ class Steps(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Sent:
-    """Steps with the same arguments that have been sent to the device; ``before`` is its random state before them."""
+@dataclass
+class _Group:
+    """Stretches of steps that were sent to a device, each with the call, the step and the losses.
 
-    call: Call
-    step: Step
+    :param before: the random state of the device before them.
+    """
+
     before: Tensor
-    losses: Tensor
-    halted: SupportsFloat
+    sent: list[tuple[Call, Step, Tensor]] = field(default_factory=list)
+    halted: SupportsFloat = 0.0
 
 
 @dataclass
@@ -95,8 +96,8 @@ class Loop:
     progress_bar: bool
     _losses: list[Tensor] = field(default_factory=list)
     _count: int = 0
-    _sent: deque[_Sent] = field(default_factory=deque)
-    _pending: int = 0
+    _groups: deque[_Group] = field(default_factory=deque)
+    _pending: int = 0  # how many steps they have
     _began: float = field(default_factory=time.perf_counter)
     _ended: float | None = None
 
@@ -146,41 +147,55 @@ class Loop:
             self._note(loss)
             return
         device = step.halted.device
-        before = device_random_state(device)
+        if not self._groups or len(self._groups[-1].sent) == _GROUP:
+            self._groups.append(_Group(device_random_state(device)))
+        group = self._groups[-1]
         losses = step(steps if step.specialization.reads_inputs_only else 1, interrupted)
-        late = device.type != "cpu" and steps == 1
-        self._pending += len(losses)
-        self._sent.append(_Sent(call, step, before, losses, LateNumber(step.halted) if late else step.halted))
-        self._settle(_AHEAD if late else 0)
+        group.sent.append((call, step, losses))
+        self._pending += 1 if steps == 1 else len(losses)
+        if device.type == "cpu" or steps > 1:
+            self._settle()
+        elif len(group.sent) == _GROUP:
+            group.halted = LateNumber(step.halted)
+            self._settle(1)
 
     def _settle(self, ahead: int = 0) -> None:
-        """Look whether what was sent has halted, until no more than so many stretches are on their way."""
-        while len(self._sent) > ahead:
-            sent = self._sent.popleft()
-            self._pending -= len(sent.losses)
-            if not float(sent.halted):
-                self._note(sent.losses)
+        """Look whether what was sent has halted, until no more than so many groups are on their way."""
+        while len(self._groups) > ahead:
+            group = self._groups.popleft()
+            if len(group.sent) < _GROUP:
+                group.halted = group.sent[-1][1].halted
+            if not float(group.halted):
+                for _, _, losses in group.sent:
+                    self._pending -= len(losses)
+                    self._note(losses)
                 continue
-            # Nothing was written any more: later steps have only drawn.
-            later, self._sent, self._pending = self._sent, deque(), 0
-            self._resume(sent)
-            for other in later:
-                self._stretch(other.call, 1)
+            later, self._groups, self._pending = self._groups, deque(), 0
+            rest = self._resume(group)
+            # A step that halts is the last one that does anything: those that were sent after it have only drawn.
+            for call in [*rest, *(call for other in later for call, _, _ in other.sent)]:
+                self._stretch(call, 1)
 
-    def _resume(self, sent: _Sent) -> None:
-        """Go on with a stretch that has halted, up to the step where it did and with that one, or raise its error."""
-        step, device = sent.step, sent.step.halted.device
-        before = sent.before
-        valid = int(sent.losses.isnan().int().argmax())
-        if valid:
-            self._note(sent.losses[:valid])
+    def _resume(self, group: _Group) -> list[Call]:
+        """Go on with a group that has halted, up to the step where it did and with that one, or raise its error.
+
+        :return: the calls behind it.
+        """
+        halted = next(i for i, (_, _, losses) in enumerate(group.sent) if losses.isnan().any())
+        call, step, losses = group.sent[halted]
+        before, device = group.before, step.halted.device
         try:
             # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
             set_device_random_state(before, device)
+            for _, good, found in group.sent[:halted]:
+                good(len(found))
+                self._note(found)
+            valid = int(losses.isnan().int().argmax())
             if valid:
                 step(valid)
+                self._note(losses[:valid])
             before = device_random_state(device)
-            trial = step.trial(sent.call, step.random_state())
+            trial = step.trial(call, step.random_state())
             step.once()
             resumed = self.steps.judged(step, trial)
             if resumed is None:
@@ -191,6 +206,7 @@ class Loop:
         finally:
             set_device_random_state(before, device)
             step.halted.zero_()
+        return [later for later, _, _ in group.sent[halted + 1 :]]
 
     def _note(self, losses: Tensor) -> None:
         self._losses.append(losses)

@@ -373,3 +373,32 @@ def test_a_rebound_global_between_two_identical_calls_changes_the_loss(program: 
     globals()["NUMBER"] = 1.0
     assert loss() == first
     assert len(program.module.specializations) == 2
+
+
+def test_modes_of_torch_do_not_see_attributes_that_are_asked() -> None:
+    """A default device is such a mode, and takes a microsecond for each; of functions that are called it is asked."""
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.names.append(getattr(getattr(func, "__self__", None), "__name__", func.__name__))
+            return func(*args, **(kwargs or {}))
+
+    tensor = torch.zeros(2, requires_grad=True)
+    hooks = watch.is_same(watch.attribute(tensor, "_backward_hooks"), None)
+    device = watch.equals(watch.result(torch.get_default_device), torch.device("meta"))
+    python, native = (watch.watch([((hooks, device, hooks), None)], native=native) for native in (False, True))
+    call = Call((), {})
+    with torch.device("meta"), Seen() as seen:
+        assert python(call) and "_backward_hooks" in seen.names
+        seen.names.clear()
+        assert native(call) and "_backward_hooks" not in seen.names
+        torch.zeros(1)
+        assert "zeros" in seen.names
+    assert not python(call) and not native(call)  # the device is another one
+    tensor.register_hook(lambda gradient: None)
+    with torch.device("meta"):
+        assert not python(call) and not native(call)

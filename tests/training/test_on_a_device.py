@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -158,6 +159,35 @@ def test_run_stops_at_a_nan_with_the_random_state_of_its_step(monkeypatch: pytes
     for _ in range(taken):
         torch.randn((), device=device())
     assert torch.equal(torch.other.get_rng_state(), state)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("good", [0, 1, 15, 16, 37])
+def test_minibatches_are_looked_at_in_groups(good: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent after a step that has halted changes nothing, and what is drawn for it is taken back."""
+    run_graphs(monkeypatch, rewritten=False)
+    batches = [data() + 0.1 * number for number in range(40)]
+
+    def started() -> Any:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(5)
+        elbo = sgc.infer.TraceGraph_ELBO(backend="inductor", rng="torch", validate=False)
+        svi = sgc.SVI(*switches_on(), pyro.optim.Adam({"lr": 0.02}), elbo)
+        svi.run(batches[:2])  # the first step is taken in Python
+        return svi
+
+    def state() -> list[Tensor]:
+        held = [tensor.detach().clone() for tensor in pyro.get_param_store()._params.values()]
+        return [*held, torch.other.get_rng_state()]  # type: ignore[attr-defined]
+
+    svi = started()
+    losses, expected = svi.run(batches[:good]).losses, state()
+    rest = svi.run(batches[good:]).losses
+    svi = started()
+    with pytest.raises(sgc.errors.NanLossError, match=f"step {good + 1} "):
+        svi.run([*batches[:good], batches[good] * math.nan, *batches[good:]])
+    assert torch.equal(svi.result.losses, losses)
+    assert all(map(torch.equal, state(), expected))
+    assert torch.equal(svi.run(batches[good:]).losses, rest)
 
 
 def test_resumes_from_a_checkpoint() -> None:
