@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -142,7 +143,7 @@ def heading(args: argparse.Namespace, load: float) -> str:
             f"Measured on {date.today().isoformat()} by `{command}`",
             "",
             f"- {packages}, Python {platform.python_version()}",
-            f"- {_cpu()}, {os.cpu_count()} cores, on {args.device}; {args.threads} thread(s) a process, OpenMP's, "
+            f"- {_cpu()}, {os.cpu_count()} cores{_gpu(args.device)}; {args.threads} thread(s) a process, OpenMP's, "
             f"Inductor's and XLA's; {pinned}; load average {load:.2f} before",
             f"- median and range of {args.rounds} rounds of {args.seconds:g} s each, the systems taking turns on the "
             "same cores",
@@ -150,8 +151,8 @@ def heading(args: argparse.Namespace, load: float) -> str:
             f"{LEARNING_RATE:g}, so that parameters stay where they began, every system does the same arithmetic "
             "throughout, and the mean losses must agree",
             f"- `svi.run` and `lax.scan` take {STEPS_A_RUN} steps a call; the time is that of the call over the steps",
-            "- the loop of sgc's third way uses `torch.optim.Adam` with its defaults (neither fused nor foreach on a "
-            "CPU), Pyro `pyro.optim.Adam`, NumPyro `numpyro.optim.Adam`",
+            "- the loop of sgc's third way uses `torch.optim.Adam` with its defaults (neither fused nor foreach) on a "
+            "CPU and fused on a GPU, Pyro `pyro.optim.Adam`, NumPyro `numpyro.optim.Adam`",
             "- NumPyro uses TraceGraph_ELBO where a variable is discrete and Trace_ELBO elsewhere; it has no baselines",
             "- by hand: the same loss, gradient and Adam in plain torch, vectorised, one graph compiled by Inductor "
             "with the options that sgc asks it for; nothing is checked there, while sgc and Pyro (but for the row "
@@ -161,10 +162,30 @@ def heading(args: argparse.Namespace, load: float) -> str:
             "the same in a fresh process that finds Inductor's cache; as many processes at a time as there are cores",
             "- peak memory: the most that the process held up to the end of the start, above what it held with "
             "its libraries imported; compilers that run as processes of their own do not count",
+            *(_ON_A_GPU if args.device != "cpu" else ()),
             "",
             "",
         ]
     )
+
+
+_ON_A_GPU = (
+    "- on the GPU: float32 throughout, products of matrices too (no TF32); by hand is a CUDA graph there; `svi.step` "
+    "and Pyro's give their loss as a number, for which they wait, while NumPyro's update and by hand do not; memory is "
+    "that of the GPU",
+)
+
+
+def _gpu(device: str) -> str:
+    """The name of the GPU, by NVIDIA's own program: the process that writes this loads neither torch nor JAX."""
+    if device == "cpu":
+        return ""
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        name = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        name = device
+    return f", {name}"
 
 
 def _version(package: str) -> str:

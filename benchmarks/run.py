@@ -144,6 +144,7 @@ def main() -> None:
     load = warn_of_load()
 
     workloads = args.workload or (["beta_bernoulli"] if args.quick else list(WORKLOADS))
+    output = args.output or (None if args.quick else _RESULTS)
     text = heading(args, load)
     measured: dict[str, Outcomes] = {}
     for name in workloads:
@@ -151,11 +152,10 @@ def main() -> None:
         found = table(WORKLOADS[name], measured[name])
         print(found)
         text += found + "\n"
-    summary = aims(measured)
-    print(summary)
-    output = args.output or (None if args.quick else _RESULTS)
+        if output is not None:  # a run that is interrupted keeps what it has
+            output.write_text((text + aims(measured)).rstrip() + "\n")
+    print(aims(measured))
     if output is not None:
-        output.write_text((text + summary).rstrip() + "\n")
         print(f"written to {output}")
 
 
