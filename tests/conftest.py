@@ -13,6 +13,14 @@ if "SGC_TEST_DEVICE" in os.environ:
     torch.set_default_device(os.environ["SGC_TEST_DEVICE"])  # before any test module makes a tensor
     torch.backends.cudnn.allow_tf32 = False  # what is compared is float32
 
+ON_A_GPU = torch.get_default_device().type != "cpu"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if ON_A_GPU and item.get_closest_marker("cpu"):
+            item.add_marker(pytest.mark.skip(reason="is about the CPU"))
+
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Tests of what only a GPU has; elsewhere they are skipped.
 
-The rest of the suite runs there too, on tensors of the GPU: ``SGC_TEST_DEVICE=cuda python -m pytest tests/reference``.
+Much of the suite runs there as well, on tensors of the GPU (CONTRIBUTING.md).
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from tests.reference.zoo import ZOO, Entry
 
 BY_NAME = {entry.name: entry for entry in ZOO}
 SEED = 7
+RELATIVE = 1e-6 if torch.get_default_device().type == "cpu" else 2e-5
+"""How far eager backend and Pyro may be apart: on a GPU Pyro's GRUs and LSTMs are cuDNN's, sgc's are torch's own."""
 
 
 def program_of(entry: Entry) -> Program:
@@ -55,7 +57,7 @@ def test_eager_backend(name: str) -> None:
     program = program_of(BY_NAME[name])
     theirs = program.pyro(SEED)
     ours, module = program.sgc(SEED, backend="eager")
-    assert_equal(ours, theirs, 1e-6, gradients=not BY_NAME[name].differs)
+    assert_equal(ours, theirs, RELATIVE, gradients=not BY_NAME[name].differs)
     check_provenance(BY_NAME[name], program, module.graph)
 
 

@@ -28,6 +28,7 @@ def drawing(shift: Tensor) -> None:
     pyro.sample("z", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 1.0))
 
 
+@pytest.mark.cpu
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_nan_leaves_a_run_where_single_steps_would_be(uncompiled: None) -> None:
     found = []

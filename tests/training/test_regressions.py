@@ -97,6 +97,7 @@ def _of_the_same_memory(w: Tensor) -> tuple[Tensor, Tensor]:
     return w.detach().requires_grad_(), torch.zeros(3)
 
 
+@pytest.mark.cpu  # on a GPU torch updates all parameters in one kernel, and those that share memory at random
 @pytest.mark.parametrize("sharing", [_passed_as_an_argument, _of_the_same_memory])
 def test_tensors_that_share_memory_are_trained_as_in_python(
     sharing: Callable[[Tensor], tuple[Tensor, Tensor]], uncompiled: None
@@ -204,6 +205,7 @@ def test_a_momentum_that_changes_is_not_compiled_at_every_step(
 # -- what a run is over
 
 
+@pytest.mark.cpu
 def test_a_run_over_a_shuffled_loader_is_the_loop_over_it(uncompiled: None) -> None:
     data = torch.arange(12.0)
     svi = fresh(program=GAUSSIAN)

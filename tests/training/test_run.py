@@ -138,6 +138,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1, maximize=True, momentum=0.5, dampening=0.5)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("backend", ["inductor", "eager"])
 def test_a_run_stops_at_nan_and_names_step_and_site(backend: str, uncompiled: None) -> None:
     pyro.clear_param_store()
@@ -162,6 +163,7 @@ def _nothing() -> Any:
     return nullcontext()
 
 
+@pytest.mark.cpu
 def test_a_step_that_gives_nan_warns_and_changes_nothing(uncompiled: None) -> None:
     pyro.clear_param_store()
     svi = make_svi(sgd, program=sinking(), validate=False)

@@ -24,6 +24,7 @@ def nan_step(svi: sgc.SVI, *args: Any) -> float:
         return svi.step(*args)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_a_nan_leaves_running_statistics_as_they_were(steps_before: int, uncompiled: None) -> None:
     norm, x = nn.BatchNorm1d(2), torch.randn(5, 2)
@@ -44,6 +45,7 @@ def test_a_nan_leaves_running_statistics_as_they_were(steps_before: int, uncompi
     assert norm.num_batches_tracked == steps_before + 1
 
 
+@pytest.mark.cpu
 def test_a_line_search_that_meets_nan_is_not_taken(uncompiled: None) -> None:
     with pyro.validation_enabled(False):
         svi = fresh(lambda p: torch.optim.LBFGS(p, lr=0.1), program=SCALED)
@@ -62,6 +64,7 @@ def test_a_line_search_that_meets_nan_is_not_taken(uncompiled: None) -> None:
     assert values()["p"].isfinite()
 
 
+@pytest.mark.cpu
 def test_steps_go_on_where_the_report_of_a_nan_fails(uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any) -> None:
         raise RuntimeError("no report")
