@@ -51,7 +51,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
     options = _options(module, rng)
     module = _own_memory(module)
     if rng == "torch":
-        draw_as_torch(module.graph)
+        draw_as_torch(module)
     try:
         compile_it = partial(_compile, module, examples, options)
         return trusting(compile_it, compile_it)

@@ -31,13 +31,14 @@ class RandomOrder(CustomGraphPass):
         return "sgc.emit.ordering 1"
 
 
-def draw_as_torch(graph: fx.Graph) -> None:
+def draw_as_torch(module: fx.GraphModule) -> None:
     """Let torch draw Bernoulli numbers on a GPU too.
 
     Inductor compares uniform numbers with the probability. On a CPU those are the numbers that torch's operator
     compares with it, on a GPU they are others. Of the operator that fills a given tensor Inductor makes nothing else.
     """
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.default):
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.default):
         if node.meta["val"].device.type != "cpu" and not node.kwargs:
             node.target = torch.ops.aten.bernoulli.Tensor
             node.args = (node.args[0], node.args[0])
+    module.recompile()

@@ -83,11 +83,15 @@ class ReplayedStep:
     :param run: the compiled step.
     :param inputs: its inputs; None for those that each call brings, which the step does not write.
     :param written: the positions of those that it writes, which autograd is told about.
+    :param device: the GPU that it runs on.
     """
 
-    def __init__(self, run: Runner, inputs: Sequence[Tensor | None], written: Sequence[int]) -> None:
+    def __init__(
+        self, run: Runner, inputs: Sequence[Tensor | None], written: Sequence[int], device: torch.device
+    ) -> None:
         self._run = run
         self._inputs = list(inputs)
+        self._device = device
         self._places = _Places([position for position, tensor in enumerate(inputs) if tensor is None], written)
         self._written = [tensor for position in written if (tensor := inputs[position]) is not None]
         self._warm = self._given_up = False
@@ -115,7 +119,7 @@ class ReplayedStep:
             self._graphs.clear()
         number = self._many if 1 in self._graphs and self._many <= steps else 1
         if number not in self._graphs:
-            graph = _captured(lambda: _columns([self._run(*inputs) for _ in range(number)]), inputs[-1].device)
+            graph = _captured(lambda: _columns([self._run(*inputs) for _ in range(number)]), self._device)
             if graph is None:
                 self._given_up = True
                 self._graphs.clear()

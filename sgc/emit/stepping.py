@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
@@ -38,7 +39,8 @@ class BuiltStep:
     examples: list[Tensor]
     rng: Rng
     outlined: Outlined | None = None
-    replayable: bool = False
+    gpu: torch.device | None = None
+    """The GPU on which it is replayed, if it is."""
     detour: bool = False
     """Whether each step goes through Python because the compiled program was not recognised."""
     _run: Runner | None = None
@@ -89,8 +91,8 @@ class BuiltStep:
         everything = [*inputs, *self._attributes]
         if self._native is not None:
             return BoundStep(self._run, everything, self._native.bind(everything, self.written))
-        if self.replayable and all(everything[i] is not None for i in self.written):
-            return BoundStep(self._run, everything, ReplayedStep(self._run, everything, self.written))
+        if self.gpu is not None and all(everything[i] is not None for i in self.written):
+            return BoundStep(self._run, everything, ReplayedStep(self._run, everything, self.written, self.gpu))
         return BoundStep(self._run, everything, None)
 
 
@@ -166,4 +168,4 @@ def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, upda
     on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
     gpu, report = replayed_on(optimized.module, examples, optimized.report)
-    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu is not None)
+    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu)

@@ -38,7 +38,9 @@ class Unseen {
         if (context_ || !are_there_modes()) return;
         context_.take(PyObject_CallNoArgs(WITHOUT_MODES));
         Ref entered(context_ ? PyObject_CallMethod(context_.get(), "__enter__", nullptr) : nullptr);
-        if (!entered) context_.take(nullptr);
+        if (entered) return;
+        PyErr_Clear();
+        context_.take(nullptr);
     }
     void end() {
         if (!context_) return;

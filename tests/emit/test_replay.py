@@ -62,7 +62,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_steps_are_taken_in_one_graph() -> None:
     total, x = torch.zeros(()), torch.tensor([1.0])
-    step = ReplayedStep(Recorded(), [total, x], [0])
+    step = ReplayedStep(Recorded(), [total, x], [0], CPU)
     taken: list[int] = []
     losses: list[float] = []
     while len(losses) < 100:
@@ -78,7 +78,7 @@ def test_many_steps_are_taken_in_one_graph() -> None:
 
 def test_a_step_by_itself_gives_numbers() -> None:
     total, x = torch.zeros(()), torch.tensor([1.0])
-    step = ReplayedStep(Recorded(), [total, x], [0])
+    step = ReplayedStep(Recorded(), [total, x], [0], CPU)
     assert [step.once([]) for _ in range(3)] == [[1.0, True], [2.0, True], [3.0, True]]
     total.fill_(torch.nan)
     loss, valid = step.once([])
@@ -87,7 +87,7 @@ def test_a_step_by_itself_gives_numbers() -> None:
 
 def test_autograd_learns_of_what_is_written() -> None:
     total, x = torch.zeros(()), torch.tensor([1.0])
-    step = ReplayedStep(Recorded(), [total, x], [0])
+    step = ReplayedStep(Recorded(), [total, x], [0], CPU)
     for _ in range(3):
         before = total._version
         step([], 1)
@@ -96,7 +96,7 @@ def test_autograd_learns_of_what_is_written() -> None:
 
 def test_what_stays_where_it_is_is_read_there() -> None:
     run, x = Recorded(), torch.tensor([1.0])
-    step = ReplayedStep(run, [torch.zeros(()), None], [0])  # the call's tensors are the first inputs
+    step = ReplayedStep(run, [torch.zeros(()), None], [0], CPU)  # the call's tensors are the first inputs
     total = torch.zeros(())
     for number in range(1, 5):
         x.fill_(number)
@@ -109,7 +109,7 @@ def test_what_stays_where_it_is_is_read_there() -> None:
 def test_what_moves_is_copied(layout: Callable[[Tensor], Tensor]) -> None:
     """Into one place, whatever its strides; from then on nothing is captured anew."""
     run, total, expected = Recorded(), torch.zeros(()), 0.0
-    step = ReplayedStep(run, [total, None], [0])
+    step = ReplayedStep(run, [total, None], [0], CPU)
     kept = []
     for number in range(6):
         kept.append(layout(torch.arange(6.0).reshape(2, 3) + number))
