@@ -264,8 +264,7 @@ class MadeOnDevice(DeviceContext):
     """Within it a program's and Pyro's ``torch.zeros(3)`` is on the device; one of sgc's is on the CPU all the same."""
 
     def __init__(self) -> None:
-        setup()
-        super().__init__(NAME)
+        super().__init__(device())  # with its index: torch asks for that of another by making a tensor
         self._depth = 0
 
     def __enter__(self) -> Any:

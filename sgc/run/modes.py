@@ -31,10 +31,7 @@ class ModeGuard(Guard):
             for module, training in zip(self._modules, self._training, strict=True)
         ]
         found.append(watch.is_same(watch.result(torch.get_default_dtype), self._dtype))
-        if self._device is None:
-            found.append(watch.equals(watch.result(torch._C._len_torch_function_stack), 0))
-        else:
-            found.append(watch.equals(watch.result(_default_device), self._device))
+        found += _same_default_device() if _default_device() == self._device else [watch.NEVER]
         if self._follows_validation:
             found.append(watch.is_same(watch.attribute(Distribution, "_validate_args"), self._validation))
         for device in _AUTOCAST:
@@ -50,7 +47,7 @@ class ModeGuard(Guard):
         if torch.get_default_dtype() is not self._dtype:
             return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
         if _default_device() != self._device:
-            return f"the default device was {self._device or 'cpu'}, is {torch.get_default_device()}"
+            return f"the default device was {self._device}, is {_default_device()}"
         if Distribution._validate_args is not self._validation and self._follows_validation:
             return f"Pyro's validation was {_switched(self._validation)}, is {_switched(not self._validation)}"
         if _autocast() != self._autocast:
@@ -65,9 +62,22 @@ class ModeGuard(Guard):
             yield f"{type(module).__name__} in {_mode(training)} mode"
 
 
-def _default_device() -> torch.device | None:
-    """The default device where one is set. To ask takes 6 us; torch sets it by a mode, so that mostly there is none."""
-    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+def _default_device() -> torch.device:
+    """The default device. To ask for it takes 6 us; torch sets it by a mode, so that mostly there is none."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else torch.device("cpu")
+
+
+def _same_default_device() -> list[Condition]:
+    """What is enough for the default device to be that of now: the same modes, and the same current device."""
+    modes = [torch._C._get_function_stack_at(position) for position in range(torch._C._len_torch_function_stack())]
+    found = [watch.equals(watch.result(torch._C._len_torch_function_stack), len(modes))]
+    for position, mode in enumerate(modes):
+        found.append(watch.is_same(watch.result(torch._C._get_function_stack_at, position), mode))
+    if modes and torch.accelerator.is_available():
+        # A default device without an index is the current one.
+        index = torch.accelerator.current_device_index()
+        found.append(watch.equals(watch.result(torch.accelerator.current_device_index), index))
+    return found
 
 
 _AUTOCAST = ("cpu", "cuda")

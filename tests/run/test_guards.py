@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import sgc
 from sgc.errors import RespecializationWarning
+from sgc.run.guards import Call
 
 BETA = 1.0
 DATA = torch.tensor([0.2, 0.4])
@@ -196,6 +198,32 @@ def test_the_default_dtype() -> None:
     pyro.clear_param_store()
     assert agrees_with_pyro(module, model)
     assert len(module.specializations) == 2
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("native", [False, True])
+def test_the_default_device(native: bool) -> None:
+    """One that is set to where tensors are made anyway compiles nothing; another one is noticed, in any thread."""
+
+    def model(x: Tensor) -> None:
+        observe(x.sum(), 0.3)
+
+    module = sgc.compile(model, guide, backend="eager")
+    module(DATA)
+    (made,) = module.specializations
+    if native:
+        made.watch_natively()
+    call = Call((DATA,), {})
+    assert made.holds(call)
+    with torch.device("cpu"):
+        assert made.holds(call)
+        module(DATA)
+        with torch.device("meta"):
+            assert not made.holds(call)
+            assert made.miss(call) == "the default device was cpu, is meta"
+            with ThreadPoolExecutor(1) as other:
+                assert other.submit(made.holds, call).result()  # torch sets it for a thread
+    assert module.specializations == (made,)
 
 
 def test_autocast_on_a_cpu() -> None:
