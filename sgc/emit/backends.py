@@ -18,6 +18,7 @@ from sgc.emit.optimize.fold import FULL
 from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.replay import ReplayedCall, Runner, replayed_on
+from sgc.emit.singular import failures_are_nan
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
 def _torchscript(module: fx.GraphModule, examples: list[Tensor]) -> Runner:
     copies = [example.clone() for example in examples]
     module = copy_of(module)
+    failures_are_nan(module, validates=False)
     for node in module.graph.find_nodes(op="call_function", target=FULL):
         if isinstance(node.args[1], bool) and node.kwargs["dtype"] is torch.bool:
             node.update_arg(1, int(node.args[1]))  # TorchScript's numbers are no bools

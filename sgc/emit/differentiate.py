@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from sgc.emit.lazy import trace_fake
 from sgc.emit.optimize.nodes import attribute, mark_literal, results_of, value_of
+from sgc.emit.singular import failures_are_nan
 from sgc.graph.effects import drop_dead, storages, written_storages
 
 
@@ -58,6 +59,8 @@ def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[in
 
     with _recurrent_cells_in_torch(module):
         traced = trace(step, tensors)
+    if checked:
+        failures_are_nan(traced, validates=True)
     return Differentiated(traced, tuple(found), bool(checked))
 
 
@@ -72,7 +75,10 @@ def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Different
 
     with _recurrent_cells_in_torch(module):
         traced = trace(step, tensors)
-    return Differentiated(traced, (), len(results) > 1)
+    validates = len(results) > 1
+    if validates:
+        failures_are_nan(traced, validates=True)
+    return Differentiated(traced, (), validates)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder, draw_as_torch
+from sgc.emit.singular import failures_are_nan
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
@@ -50,6 +51,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Call
     """
     options = _options(module, rng)
     module = _own_memory(module)
+    failures_are_nan(module, validates=False)
     if rng == "torch":
         draw_as_torch(module)
     try:

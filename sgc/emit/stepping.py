@@ -89,20 +89,24 @@ class BuiltStep:
         """The compiled step for these inputs; None stands for one that each call brings."""
         assert self._run is not None
         everything = [*inputs, *self._attributes]
+        call: NativeCall | ReplayedStep | None = None
         if self._native is not None:
-            return BoundStep(self._run, everything, self._native.bind(everything, self.written))
-        if self.gpu is not None and all(everything[i] is not None for i in self.written):
-            return BoundStep(self._run, everything, ReplayedStep(self._run, everything, self.written, self.gpu))
-        return BoundStep(self._run, everything, None)
+            call = self._native.bind(everything, self.written)
+        elif self.gpu is not None and all(everything[i] is not None for i in self.written):
+            call = ReplayedStep(self._run, everything, self.written, self.gpu)
+        return BoundStep(self._run, everything, call, value_of(results_of(self.module)[0]).dtype)
 
 
 class BoundStep:
     """A compiled step with its inputs, but for those that each call brings.
 
-    The tensors that it is given are its first inputs.
+    The tensors that it is given are its first inputs. ``dtype`` is that of the loss.
     """
 
-    def __init__(self, run: Runner, inputs: list[Tensor | None], call: NativeCall | ReplayedStep | None) -> None:
+    def __init__(
+        self, run: Runner, inputs: list[Tensor | None], call: NativeCall | ReplayedStep | None, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
         self._run = run
         self._inputs = inputs
         self._call = call

@@ -37,9 +37,16 @@ def is_effect(node: fx.Node) -> bool:
     """Whether the node must stay although nothing may use its value."""
     if node.op in ("placeholder", "output"):
         return True
-    if node.target in (torch._C._set_grad_enabled, torch.ops.aten._assert_async.msg):
+    if node.target in _EFFECTS:
         return True
     return is_random(node) or bool(written_arguments(node))
+
+
+_EFFECTS = {
+    torch._C._set_grad_enabled,
+    torch.ops.aten._assert_async.msg,
+    torch.ops.aten._linalg_check_errors.default,  # raises where a matrix has no factor or inverse
+}
 
 
 def storages(node: fx.Node) -> set[int]:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -95,6 +95,8 @@ class Loop:
     total: int | None
     progress_bar: bool
     _losses: list[Tensor] = field(default_factory=list)
+    _numbers: list[float] = field(default_factory=list)  # losses behind these, and what dtype they have
+    _dtype: torch.dtype | None = None
     _count: int = 0
     _groups: deque[_Group] = field(default_factory=deque)
     _pending: int = 0  # how many steps they have
@@ -111,6 +113,7 @@ class Loop:
 
     def result(self) -> RunResult:
         """The losses so far."""
+        self._gather()
         one_device = len({part.device for part in self._losses}) == 1
         parts = self._losses if one_device else [part.cpu() for part in self._losses]
         losses = torch.cat(parts).cpu() if parts else torch.empty(0)
@@ -127,7 +130,7 @@ class Loop:
                         taken = self._count + self._pending - before
                         left -= taken
                         if bar is not None:
-                            bar.show(taken, self._losses)
+                            bar.show(taken, self._latest)
                         if interrupted:
                             return
                         each = (time.perf_counter() - started) / taken
@@ -141,16 +144,28 @@ class Loop:
         step = self.steps.ready(call)
         if step is None:
             self._settle()
-            loss = self.steps.eagerly(call).reshape(1)
-            if loss.isnan():
+            taken = self.steps.eagerly(call).reshape(1)
+            if taken.isnan():
                 raise self.steps.nan_error(self._count + 1, call)
-            self._note(loss)
+            self._note(taken)
             return
         device = step.halted.device
-        if not self._groups or len(self._groups[-1].sent) == _GROUP:
-            self._groups.append(_Group(device_random_state(device)))
-        group = self._groups[-1]
+        if steps == 1 and device.type == "cpu":
+            self._settle()
+            before = device_random_state(device)
+            loss = step.once()
+            if loss == loss:
+                self._note_number(loss, step.bound.dtype)
+            else:
+                self._resume(_Group(before, [(call, step, torch.tensor([loss], device="cpu"))]))
+            return
+        if self._groups and self._groups[-1].sent[0][1].halted.device != device:
+            self._settle()
+        begins = not self._groups or len(self._groups[-1].sent) == _GROUP
+        group = _Group(device_random_state(device)) if begins else self._groups[-1]
         losses = step(steps if step.specialization.reads_inputs_only else 1, interrupted)
+        if begins:
+            self._groups.append(group)
         group.sent.append((call, step, losses))
         self._pending += 1 if steps == 1 else len(losses)
         if device.type == "cpu" or steps > 1:
@@ -209,8 +224,27 @@ class Loop:
         return [later for later, _, _ in group.sent[halted + 1 :]]
 
     def _note(self, losses: Tensor) -> None:
+        self._gather()
         self._losses.append(losses)
         self._count += len(losses)
+
+    def _note_number(self, loss: float, dtype: torch.dtype) -> None:
+        if dtype is not self._dtype:
+            self._gather()
+            self._dtype = dtype
+        self._numbers.append(loss)
+        self._count += 1
+
+    def _gather(self) -> None:
+        if self._numbers:
+            self._losses.append(torch.tensor(self._numbers, dtype=self._dtype, device="cpu"))
+            self._numbers = []
+
+    def _latest(self) -> float | None:
+        """A loss, or the mean of some, of late."""
+        if self._numbers:
+            return self._numbers[-1]
+        return float(self._losses[-1].mean()) if self._losses else None
 
 
 @contextmanager
@@ -246,13 +280,15 @@ class _Bar:
         self._bar = bar
         self._shown = 0.0
 
-    def show(self, taken: int, losses: Sequence[Tensor]) -> None:
-        """So many steps more; the latest losses are the last of these."""
+    def show(self, taken: int, latest: Callable[[], float | None]) -> None:
+        """So many steps more, and a loss of late."""
         self._bar.update(taken)
         now = time.perf_counter()
-        if losses and now - self._shown >= _STRETCH:
+        if now - self._shown >= _STRETCH:
             self._shown = now
-            self._bar.set_postfix_str(f"ELBO {-float(losses[-1].mean()):.4g}", refresh=False)
+            loss = latest()
+            if loss is not None:
+                self._bar.set_postfix_str(f"ELBO {-loss:.4g}", refresh=False)
 
 
 @contextmanager

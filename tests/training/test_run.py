@@ -62,6 +62,23 @@ def test_minibatches(kind: str, uncompiled: None) -> None:
         assert svi.run(batches, epochs=2).losses.tolist() == losses
 
 
+def test_losses_keep_their_dtypes_and_their_order() -> None:
+    """Those of minibatches are numbers until they are asked for; batches of another dtype are another program."""
+    batches = [DATA] * 3 + [DATA.double()] * 3 + [DATA] * 2
+
+    def losses(run: bool) -> list[float]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(1)
+        svi = make_svi(adam)
+        if not run:
+            return [svi.step(batch) for batch in batches]
+        found = svi.run(batches).losses
+        assert found.dtype is torch.float64 and is_compiled(svi, DATA)
+        return found.tolist()
+
+    assert losses(run=True) == losses(run=False)
+
+
 def test_a_plate_draws_new_minibatches_within_a_run(uncompiled: None) -> None:
     seen: list[Tensor] = []
 
