@@ -12,12 +12,12 @@ from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
 from sgc.emit.guarded import written_inputs
-from sgc.emit.inductor import compile_graph
+from sgc.emit.inductor import Runner, compile_graph
 from sgc.emit.lazy import write_python
 from sgc.emit.optimize.fold import FULL
 from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report, optimize
-from sgc.emit.replay import ReplayedCall, Runner, replayed_on
+from sgc.emit.replay import ReplayedCall, replayed_on
 from sgc.emit.singular import failures_are_nan
 
 
@@ -48,7 +48,7 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
         optimized = optimize(module, examples, rng="torch")
         return Built(_torchscript(optimized.module, examples), optimized.module, optimized.report)
     optimized = optimize(module, examples, rng=rng)
-    run: Runner = compile_graph(optimized.module, examples, rng)
+    run = compile_graph(optimized.module, examples, rng)
     gpu, report = replayed_on(optimized.module, examples, optimized.report)
     if gpu is not None:
         run = ReplayedCall(run, sorted(written_inputs(optimized.module)), gpu)

@@ -29,6 +29,9 @@ from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
 from sgc.native.processor import trusting
 
+Runner = Callable[..., Sequence[Tensor]]
+"""Computes a list of tensors from tensors."""
+
 _EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
 
 _LONGEST = 4000
@@ -43,25 +46,28 @@ _FEW_IN_ALL, _FEW_EACH = 4096, 24
 without, and twice as long to compile."""
 
 
-def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Callable[..., Sequence[Tensor]]:
+def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runner:
     """A callable that computes what ``module`` computes on tensors like ``examples``.
 
     :param module: a graph of aten operators, without in-place ones but copies into inputs, that returns a list.
     :raises BackendError: if Inductor cannot work on this machine; the text says what to install.
     """
-    options = _options(module, rng)
+    on_cpu = devices(module) <= {torch.device("cpu")}
+    options = _options(module, rng, on_cpu=on_cpu)
     module = _own_memory(module)
     failures_are_nan(module, validates=False)
     if rng == "torch":
         draw_as_torch(module)
     try:
-        compile_it = partial(_compile, module, examples, options)
+        compile_it = partial(_compile, module, examples, options, None if on_cpu else _ON_A_GPU)
         return trusting(compile_it, compile_it)
     except Exception as error:
-        raise _explained(error, on_cpu=_is_on_cpu(module)) from error
+        raise _explained(error, on_cpu=on_cpu) from error
 
 
-def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
+def _compile(
+    module: fx.GraphModule, examples: list[Any], options: dict[str, Any], own_options: dict[str, Any] | None
+) -> Runner:
     with (
         torch.no_grad(),
         inductor_config.patch(options),
@@ -74,7 +80,7 @@ def _compile(module: fx.GraphModule, examples: list[Any], options: dict[str, Any
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
         compiled = torch._inductor.standalone_compile(
-            module, examples, dynamic_shapes="from_example_inputs", options=None if _is_on_cpu(module) else _ON_A_GPU
+            module, examples, dynamic_shapes="from_example_inputs", options=own_options
         )
     if compiled is None:
         raise BackendError("Inductor returned nothing", remedy=_EAGER_REMEDY)
@@ -86,8 +92,7 @@ _ON_A_GPU = {"config_patches": {"triton.autotune_at_compile_time": False}}
 indices these are out of bounds, and a kernel that asserts that they are not ends all computation on the GPU."""
 
 
-def _options(module: fx.GraphModule, rng: Rng) -> dict[str, Any]:
-    on_cpu = _is_on_cpu(module)
+def _options(module: fx.GraphModule, rng: Rng, *, on_cpu: bool) -> dict[str, Any]:
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
     # The guards have seen the inputs; checks of every tensor at every call take a fifth of a small step.
@@ -109,10 +114,6 @@ def _options(module: fx.GraphModule, rng: Rng) -> dict[str, Any]:
         # A kernel of few elements takes as long as its launch: those that do not depend on one another are one.
         options |= {"combo_kernels": True, "triton.autotune_pointwise": not _has_few_elements(module)}
     return options
-
-
-def _is_on_cpu(module: fx.GraphModule) -> bool:
-    return devices(module) <= {torch.device("cpu")}
 
 
 def _has_small_stacks_only(module: fx.GraphModule) -> bool:

@@ -17,14 +17,12 @@ from torch import Tensor, fx
 from torch.autograd.graph import increment_version
 from torch.utils._pytree import tree_leaves
 
+from sgc.emit.inductor import Runner
 from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import writes
 from sgc.emit.optimize.pipeline import Record, Report
 from sgc.errors import StandInWarning
 from sgc.graph.effects import is_random
-
-Runner = Callable[..., Sequence[Tensor]]
-"""Computes a list of tensors from tensors."""
 
 _LASTS = 0.5
 """Milliseconds that a graph of many steps is to take, if so many steps are asked for: a hundred times its launch."""
@@ -152,10 +150,10 @@ class ReplayedCall:
         self._graph: _Graph | None = None
         self._layout: list[tuple[torch.dtype, torch.Size]] = []
         self._moves = 0
-        self._warm = False
+        self._warm = self._given_up = False
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        if not self._warm or self._moves > _MOVES:
+        if not self._warm or self._given_up:
             self._warm = True
             return self._run(*tensors)
         inputs = list(tensors)
@@ -163,13 +161,11 @@ class ReplayedCall:
         if not self._places.take(inputs):
             self._graph = None
             self._moves += 1
-            if self._moves > _MOVES:
-                return self._run(*tensors)
-        if self._graph is None:
+        if self._graph is None and self._moves <= _MOVES:
             self._graph = _captured(lambda: self._joined(self._run(*inputs)), self._device)
-            if self._graph is None:
-                self._moves = _MOVES + 1
-                return self._run(*tensors)
+        if self._graph is None:
+            self._given_up = True
+            return self._run(*tensors)
         self._graph.replay()
         increment_version([tensors[position] for position in self._written])
         return self._parted(self._graph.results)
@@ -223,7 +219,7 @@ class _Places:
                 copy = torch.empty_like(_memory(tensor)).as_strided(tensor.shape, tensor.stride())
                 self._copies[position] = copy
             if copy.is_contiguous():
-                copy.copy_(tensor)
+                copy.copy_(tensor.detach())
             else:  # its elements may share memory
                 _memory(copy).copy_(_memory(tensor))
             inputs[position] = copy

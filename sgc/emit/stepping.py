@@ -13,13 +13,13 @@ from torch import Tensor, fx
 
 from sgc.config import Rng
 from sgc.emit.guarded import written_inputs
-from sgc.emit.inductor import compile_graph
+from sgc.emit.inductor import Runner, compile_graph
 from sgc.emit.lazy import graph_module
 from sgc.emit.native import NativeCall, NativeProgram, library_of, native_program
 from sgc.emit.optimize.nodes import attribute, results_of, value_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.outline import Outlined
-from sgc.emit.replay import ReplayedStep, Runner, replayed_on
+from sgc.emit.replay import ReplayedStep, replayed_on
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgc.config import Options
-from sgc.emit.replay import Runner
+from sgc.emit.inductor import Runner
 
 
 class Repeated:

@@ -25,9 +25,9 @@ from sgc.emit.backends import build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.gathers import gather_last
 from sgc.emit.guarded import undone_if_invalid
+from sgc.emit.inductor import Runner
 from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report
-from sgc.emit.replay import Runner
 from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.stepping import BuiltStep, build_step
 from sgc.emit.surrogate import Emitted, emit_surrogate

@@ -144,10 +144,10 @@ class Loop:
         step = self.steps.ready(call)
         if step is None:
             self._settle()
-            taken = self.steps.eagerly(call).reshape(1)
-            if taken.isnan():
+            in_python = self.steps.eagerly(call).reshape(1)
+            if in_python.isnan():
                 raise self.steps.nan_error(self._count + 1, call)
-            self._note(taken)
+            self._note(in_python)
             return
         device = step.halted.device
         if steps == 1 and device.type == "cpu":

@@ -120,6 +120,15 @@ def test_what_moves_is_copied(layout: Callable[[Tensor], Tensor]) -> None:
     assert len({x for _, x in run.addresses[2:]}) == 1
 
 
+def test_no_history_is_kept_of_what_is_copied() -> None:
+    step = ReplayedStep(Recorded(), [torch.zeros(()), None], [0], CPU)
+    kept = [torch.ones(2, requires_grad=True) for _ in range(4)]
+    for x in kept:
+        step([torch.zeros(()), x], 1)
+    (copy,) = step._places._copies.values()
+    assert copy.grad_fn is None and not copy.requires_grad
+
+
 def test_results_of_a_call_are_the_callers_own() -> None:
     call = ReplayedCall(lambda x: [x * 2, x.sum(), x > 1], [], CPU)
     x = torch.tensor([1.0, 2.0])
