@@ -17,6 +17,7 @@ from sgc.emit.optimize.check import check, devices
 from sgc.emit.optimize.constants import merge_constants
 from sgc.emit.optimize.cse import merge_common_subexpressions
 from sgc.emit.optimize.dead import drop_dead_nodes
+from sgc.emit.optimize.elementary import lower_elementary
 from sgc.emit.optimize.fold import fold_constants
 from sgc.emit.optimize.functionalise import functionalise
 from sgc.emit.optimize.identities import remove_identities
@@ -38,6 +39,7 @@ PASSES: dict[str, Pass] = {
     "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
     "drop_dead_nodes": drop_dead_nodes,  # what nothing uses
     "batch_small_operators": batch_small_operators,  # many of one kind as one, on stacked operands
+    "lower_elementary": lambda module, rng: lower_elementary(module),  # tanh and such as vectorised arithmetic
     "lay_out_products": lambda module, rng: lay_out_products(module),  # matrix products as BLAS likes them
     "compute_once": lambda module, rng: compute_once(module),  # a costly operand of many elements gets memory
 }
