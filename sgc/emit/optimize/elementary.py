@@ -73,7 +73,7 @@ def _softplus(node: fx.Node) -> fx.Node | None:
 
 
 def _cross_entropy(node: fx.Node) -> fx.Node | None:
-    """``(1 - target) x - log sigmoid(x)``, as torch has it; ``log sigmoid(x)`` is ``min(x, 0) - log(1 + exp(-|x|))``."""
+    """``(1 - target) x - log sigmoid(x)`` as in torch; ``log sigmoid(x)`` is ``min(x, 0) - log(1 + exp(-|x|))``."""
     at, (x, target, *options) = partial(call, node), node.args
     weight, positive, reduction = (*options, *(None, None, 1)[len(options) :])
     if node.kwargs or weight is not None or positive is not None or reduction != 0:
