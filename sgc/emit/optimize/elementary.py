@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -65,8 +66,8 @@ def _tanh(node: fx.Node) -> fx.Node:
 
 def _softplus(node: fx.Node) -> fx.Node | None:
     """``max(x, 0) + log(1 + exp(-|x|))``, which is ``x`` where torch, above its threshold, takes ``x``."""
-    at, (x, *options) = partial(call, node), node.args
-    beta, threshold = (*options, *(1, 20)[len(options) :])
+    at = partial(call, node)
+    x, beta, threshold = _with_defaults(node, 1, 1, 20)
     if node.kwargs or beta != 1 or threshold < 18:  # exp(-18) is lost beside 18
         return None
     return at(_aten.add.Tensor, at(_aten.relu.default, x), _log_one_plus_exp(at, x))
@@ -74,13 +75,18 @@ def _softplus(node: fx.Node) -> fx.Node | None:
 
 def _cross_entropy(node: fx.Node) -> fx.Node | None:
     """``(1 - target) x - log sigmoid(x)`` as in torch; ``log sigmoid(x)`` is ``min(x, 0) - log(1 + exp(-|x|))``."""
-    at, (x, target, *options) = partial(call, node), node.args
-    weight, positive, reduction = (*options, *(None, None, 1)[len(options) :])
+    at = partial(call, node)
+    x, target, weight, positive, reduction = _with_defaults(node, 2, None, None, 1)
     if node.kwargs or weight is not None or positive is not None or reduction != 0:
         return None
     absent = at(_aten.mul.Tensor, at(_aten.rsub.Scalar, target, 1.0), x)
     log_sigmoid = at(_aten.sub.Tensor, at(_aten.clamp_max.default, x, 0.0), _log_one_plus_exp(at, x))
     return at(_aten.sub.Tensor, absent, log_sigmoid)
+
+
+def _with_defaults(node: fx.Node, operands: int, *defaults: Any) -> tuple[Any, ...]:
+    """The arguments of a node: so many operands, and options that have these defaults."""
+    return (*node.args, *defaults[len(node.args) - operands :])
 
 
 _RULES: dict[object, Callable[[fx.Node], fx.Node | None]] = {
