@@ -14,8 +14,10 @@ from sgc.config import Backend, Rng
 from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import Runner, compile_graph
 from sgc.emit.lazy import write_python
+from sgc.emit.lift import lift_tensors, shares_storage
+from sgc.emit.native import direct
 from sgc.emit.optimize.fold import FULL
-from sgc.emit.optimize.nodes import copy_of
+from sgc.emit.optimize.nodes import copy_of, results_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.replay import ReplayedCall, replayed_on
 from sgc.emit.singular import failures_are_nan
@@ -48,11 +50,24 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
         optimized = optimize(module, examples, rng="torch", skip=("lower_elementary",))  # nothing is fused
         return Built(_torchscript(optimized.module, examples), optimized.module, optimized.report)
     optimized = optimize(module, examples, rng=rng)
-    run = compile_graph(optimized.module, examples, rng)
     gpu, report = replayed_on(optimized.module, examples, optimized.report)
+    written = sorted(written_inputs(optimized.module))
+    if all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, written):
+        run = _on_the_cpu(optimized.module, examples, rng, written)
+    else:
+        run = compile_graph(optimized.module, examples, rng)
     if gpu is not None:
-        run = ReplayedCall(run, sorted(written_inputs(optimized.module)), gpu)
+        run = ReplayedCall(run, written, gpu)
     return Built(run, optimized.module, report)
+
+
+def _on_the_cpu(module: fx.GraphModule, examples: list[Any], rng: Rng, written: list[int]) -> Runner:
+    """What Inductor compiles, called as directly as that can be."""
+    lifted, takes, attributes = lift_tensors(module)
+    everything = [*examples, *attributes]
+    run = compile_graph(lifted, [everything[i] for i in takes], rng)
+    found = direct(run, takes, attributes, len(results_of(module)), written)
+    return found or (lambda *inputs: run(*((*inputs, *attributes)[i] for i in takes)))
 
 
 def _torchscript(module: fx.GraphModule, examples: list[Tensor]) -> Runner:

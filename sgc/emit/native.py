@@ -113,6 +113,9 @@ class NativeCall:
 _handles: Callable[[list[Tensor]], list[Any]] = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors
 """Gives handles of tensors, for C++ to take over."""
 
+_tensors: Callable[[list[Any]], list[Tensor]] = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+"""Gives the tensors of handles, which it takes over."""
+
 
 def native_program(
     compiled: Callable[..., Any],
@@ -131,12 +134,7 @@ def native_program(
     """
     if not dtypes or not set(dtypes) <= _KINDS.keys():
         return None
-    for module in _native_modules(compiled):
-        source = Path(module.__file__).with_suffix(".cpp")
-        text = source.read_text() if source.exists() else ""
-        gives = {int(found) for found in _GIVES.findall(text)}
-        if _TAKES.findall(text) != [str(len(takes))] or gives != set(range(results)) or _GIVES_TWICE.search(text):
-            continue
+    for module in _recognised(compiled, len(takes), results):
         compiled_by_inductor = ctypes.CDLL(module.__file__)
         if all(hasattr(compiled_by_inductor, name) for name in _FUNCTIONS):
             addresses = tuple(_address(compiled_by_inductor, name) for name in _FUNCTIONS)
@@ -148,6 +146,43 @@ def native_program(
             plan = library().prepare(addresses, tuple(takes), kinds, results, calls, torch.get_num_threads())
             return NativeProgram(plan, tuple(dtypes), (compiled_by_inductor, own))
     return None
+
+
+def direct(
+    compiled: Callable[..., Any], takes: Sequence[int], attributes: list[Tensor], results: int, written: Sequence[int]
+) -> Callable[..., list[Tensor]] | None:
+    """What ``compiled``, of Inductor, calls in the end, for tensors; None if that is not what is expected.
+
+    :param takes: which of its inputs, and of the attributes behind them, it takes.
+    :param written: the positions of the inputs that it writes.
+    """
+    module = next(_recognised(compiled, len(takes), results), None)
+    if module is None:
+        return None
+    program = module.inductor_entry_cpp
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        everything = (*inputs, *attributes)
+        with_gradients = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            return _tensors(program(_handles([everything[i] for i in takes])))
+        finally:
+            torch._C._set_grad_enabled(with_gradients)
+            if written:
+                increment_version([inputs[i] for i in written])
+
+    return run
+
+
+def _recognised(compiled: Callable[..., Any], takes: int, results: int) -> Iterator[Any]:
+    """The modules that Inductor has compiled, whose one function takes and gives so many tensors."""
+    for module in _native_modules(compiled):
+        source = Path(module.__file__).with_suffix(".cpp")
+        text = source.read_text() if source.exists() else ""
+        gives = {int(found) for found in _GIVES.findall(text)}
+        if _TAKES.findall(text) == [str(takes)] and gives == set(range(results)) and not _GIVES_TWICE.search(text):
+            yield module
 
 
 def _address(library: Any, name: str) -> int:

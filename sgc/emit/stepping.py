@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +13,9 @@ from torch import Tensor, fx
 from sgc.config import Rng
 from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import Runner, compile_graph
-from sgc.emit.lazy import graph_module
+from sgc.emit.lift import lift_tensors, shares_storage
 from sgc.emit.native import NativeCall, NativeProgram, library_of, native_program
-from sgc.emit.optimize.nodes import attribute, results_of, value_of
+from sgc.emit.optimize.nodes import results_of, value_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.outline import Outlined
 from sgc.emit.replay import ReplayedStep, replayed_on
@@ -58,7 +57,7 @@ class BuiltStep:
         :raises sgc.errors.BackendError: if Inductor cannot work on this machine.
         """
         examples, self.examples = self.examples, []  # they hold the memory of what may be long gone
-        native = all(tensor.device.type == "cpu" for tensor in examples) and not _shares_storage(examples, self.written)
+        native = all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, self.written)
         if native and self.outlined is not None:
             self._compile(self.outlined.rest, examples, native=True)
         if self._native is None:
@@ -68,7 +67,7 @@ class BuiltStep:
         self.detour = native and self._native is None
 
     def _compile(self, module: fx.GraphModule, examples: list[Tensor], *, native: bool) -> None:
-        lifted, takes, self._attributes = _lifted(module)
+        lifted, takes, self._attributes = lift_tensors(module)
         everything = [*examples, *self._attributes]
         outlined = self.outlined if native else None
         functions = library_of(outlined.functions) if outlined is not None else None
@@ -130,37 +129,6 @@ class BoundStep:
         found = [*tensors, *self._inputs[len(tensors) :]]
         assert all(tensor is not None for tensor in found)
         return cast(list[Tensor], found)
-
-
-def _lifted(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
-    """A module that takes as its last inputs the tensors that it would look up, and of its other inputs what it uses.
-
-    :return: the module; the positions of its inputs among all, those tensors behind the others; those tensors.
-    """
-    graph, copies = fx.Graph(), {}
-    takes: list[int] = []
-    found: list[Tensor] = []
-    placeholders = module.graph.find_nodes(op="placeholder")
-    for position, node in enumerate(placeholders):
-        if node.users:
-            takes.append(position)
-            copies[node] = graph.node_copy(node)
-        else:
-            copies[node] = node  # nobody asks
-    for node in module.graph.find_nodes(op="get_attr"):
-        if isinstance(attribute(node), Tensor):
-            takes.append(len(placeholders) + len(found))
-            found.append(attribute(node))
-            copies[node] = graph.placeholder(f"attribute_{len(found)}")
-            copies[node].meta.update(node.meta)
-    graph.output(graph.graph_copy(module.graph, copies))
-    return graph_module(module, graph), takes, found
-
-
-def _shares_storage(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
-    """Whether one of the tensors that are written shares its storage with another one: torch passes such on as one."""
-    count = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel())
-    return any(count[tensors[i].untyped_storage().data_ptr()] > 1 for i in written)
 
 
 def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()) -> BuiltStep:

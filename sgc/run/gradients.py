@@ -27,11 +27,17 @@ class Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        if ctx.separate and gradient.is_cpu and not torch.is_grad_enabled() and gradient.item() == 1.0:
+            # Autograd makes them the parameters' own, or copies them if they are kept.
+            return None, None, None, *ctx.saved_tensors
+        return Loss.scaled(ctx, gradient)
+
+    @staticmethod
+    @once_differentiable
+    def scaled(ctx: Any, gradient: Tensor) -> Any:
+        """What was computed times the gradient of the loss; an error where that is to be differentiated."""
         kept = list(ctx.saved_tensors)
-        if ctx.separate and gradient.is_cpu and gradient.item() == 1.0:
-            return None, None, None, *kept  # autograd makes them the parameters' own, or copies them if they are kept
         if all(tensor.device == gradient.device for tensor in kept):
             return None, None, None, *torch._foreach_mul(kept, gradient)
         scaled = (tensor * gradient.to(tensor.device) for tensor in kept)  # parameters on several devices
