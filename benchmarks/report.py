@@ -133,17 +133,13 @@ def aims(measured: dict[str, Outcomes]) -> str:
 
 def heading(args: argparse.Namespace, load: float) -> str:
     """Where, when and how it was measured."""
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    packages = ", ".join(f"{name} {_version(name)}" for name in ("torch", "pyro-ppl", "sgc", "numpyro", "jax"))
     pinned = "each process kept to that many cores" if hasattr(os, "sched_setaffinity") else "not pinned"
     return "\n".join(
         [
             "# A training step, time",
             "",
-            f"Measured on {date.today().isoformat()} by `{command}`",
-            "",
-            f"- {packages}, Python {platform.python_version()}",
-            f"- {_cpu()}, {os.cpu_count()} cores{_gpu(args.device)}; {args.threads} thread(s) a process, OpenMP's, "
+            *origin("benchmarks", "torch", "pyro-ppl", "sgc", "numpyro", "jax"),
+            f"- {processor()}{_gpu(args.device)}; {args.threads} thread(s) a process, OpenMP's, "
             f"Inductor's and XLA's; {pinned}; load average {load:.2f} before",
             f"- median and range of {args.rounds} rounds of {args.seconds:g} s each, the systems taking turns on the "
             "same cores",
@@ -167,6 +163,17 @@ def heading(args: argparse.Namespace, load: float) -> str:
             "",
         ]
     )
+
+
+def origin(module: str, *packages: str) -> list[str]:
+    """When and by which command it was measured, and with which versions."""
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
+    return [
+        f"Measured on {date.today().isoformat()} by `{command}`",
+        "",
+        f"- {versions}, Python {platform.python_version()}",
+    ]
 
 
 _ON_A_GPU = (
@@ -195,9 +202,12 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The machine's processor and its cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+        name = platform.processor() or platform.machine()
+    else:
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    return f"{name}, {os.cpu_count()} cores"

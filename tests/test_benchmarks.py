@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro.infer import TraceGraph_ELBO
 
-from benchmarks import overhead
+from benchmarks import loss, overhead
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.outcome import Outcome, disagreements
 from benchmarks.report import aims, table
@@ -169,6 +169,15 @@ def test_the_overhead_is_measured_without_a_compiler(monkeypatch: pytest.MonkeyP
     assert set(overhead.NAMES) <= set(WORKLOADS)
     for call in overhead.calls("beta_bernoulli").values():
         assert 0 < overhead.microseconds(call, 1e-3) < 1e5
+
+
+def test_loss_and_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each system is called, from no gradients, as often as its turn lasts."""
+    monkeypatch.setattr("sgc.emit.backends.compile_graph", overhead.nothing)
+    found = loss.calls("beta_bernoulli")
+    assert list(found) == [loss.PYRO, loss.JIT, loss.SGC]
+    times = loss.microseconds(found, rounds=2, seconds=1e-3)
+    assert all(len(turns) == 2 and min(turns) > 0 for turns in times.values())
 
 
 def test_the_catalogue_names_what_exists() -> None:
