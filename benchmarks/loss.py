@@ -82,12 +82,9 @@ def main() -> None:
     torch.set_num_threads(1)
     print("# Loss and gradients, time\n")
     print("\n".join(origin("benchmarks.loss", "torch", "pyro-ppl", "sgc")))
-    print(f"- {processor()}; 1 thread")
+    print(f"- {processor()}; 1 thread; Pyro and sgc validate at every call")
     print(
-        f"- µs of a loss and its gradients, without an optimizer: the median of {options.rounds} rounds, of the mean in"
-    )
-    print(
-        f"  a turn of {options.seconds:g} s; ratios are the median of the rounds' ratios; Pyro and sgc validate at every call\n"
+        f"- the median of {options.rounds} rounds, of the mean in a turn of {options.seconds:g} s, and of their ratios\n"
     )
     print(f"| workload | {PYRO}, µs | {JIT}, µs | {SGC}, µs | {PYRO} / {SGC} | {JIT} / {SGC} |")
     print("| --- |" + " ---: |" * 5)
