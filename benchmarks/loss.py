@@ -84,7 +84,7 @@ def main() -> None:
     print("\n".join(origin("benchmarks.loss", "torch", "pyro-ppl", "sgc")))
     print(f"- {processor()}; 1 thread; Pyro and sgc validate at every call")
     print(
-        f"- the median of {options.rounds} rounds, each the mean of {options.seconds:g} s, and the median of their ratios\n"
+        f"- the median of {options.rounds} rounds, each the mean of {options.seconds:g} s, and that of their ratios\n"
     )
     print(f"| workload | {PYRO}, µs | {JIT}, µs | {SGC}, µs | {PYRO} / {SGC} | {JIT} / {SGC} |")
     print("| --- |" + " ---: |" * 5)
