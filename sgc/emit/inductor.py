@@ -18,11 +18,13 @@ from torch.utils._pytree import tree_leaves
 
 from sgc.config import Rng
 from sgc.emit.building import concurrent_builds
+from sgc.emit.generator import Generator
 from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder, draw_as_torch
+from sgc.emit.pieces import pieces_kept
 from sgc.emit.singular import failures_are_nan
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
@@ -76,6 +78,7 @@ def _compile(
         lean_wrapper(),
         concurrent_builds(),
         quick_strides(),
+        pieces_kept(),
     ):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
@@ -101,6 +104,7 @@ def _options(module: fx.GraphModule, rng: Rng, *, on_cpu: bool) -> dict[str, Any
     options |= {"unroll_reductions_threshold": 17}
     # Kernels that share a buffer are tried in pairs; of the hundreds that a long chain has, each with those next to it.
     options |= {"max_fusion_buffer_group_pairwise_attempts": 8}
+    options |= {"post_grad_custom_pre_pass": Generator()}
     if rng == "torch":
         options |= {"reorder_for_locality": False, "post_grad_custom_post_pass": RandomOrder()}
     if on_cpu:

@@ -9,8 +9,7 @@ have nothing to complain of are called by torch's dispatcher here, whose errors 
 
 There is no option for any of this. Three methods of the wrapper are replaced while a program is generated: the one that
 writes the line by which a buffer is made, the one that writes what stands before the program, and the one that says
-whether the dispatcher may call an operator. What they write needs nothing of sgc, so that programs of this kind and of
-Inductor's own may share a cache.
+whether the dispatcher may call an operator.
 """
 
 from __future__ import annotations

@@ -1,0 +1,25 @@
+"""Tells Inductor's cache by which version of sgc a program was generated.
+
+Methods of Inductor are replaced while a program is generated (:mod:`sgc.emit.wrapper`, :mod:`sgc.emit.strides`,
+:mod:`sgc.emit.pieces`), of which its cache knows nothing: it would go on to give what an earlier version has generated.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from sgc.emit import pieces, strides, wrapper
+
+_SOURCES = tuple(str(module.__file__) for module in (pieces, strides, wrapper))
+
+
+class Generator(CustomGraphPass):
+    """A pass that changes nothing. Passes are part of the key."""
+
+    def __call__(self, graph: fx.Graph) -> None:
+        pass
+
+    def uuid(self) -> bytes:
+        """Another one for other sources."""
+        return get_hash_for_files(_SOURCES)
