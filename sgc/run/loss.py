@@ -57,6 +57,11 @@ class LossModule(nn.Module):
             self.model = model
         if isinstance(guide, nn.Module) and guide is not model:
             self.guide = guide
+        self.eager_only = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is captured yet."""
         self.networks = nn.ModuleDict()
         self.param_store = TensorTree()
         self.closed_over = TensorTree()
@@ -65,7 +70,15 @@ class LossModule(nn.Module):
         self._misses: list[str] = []
         self._unchecked: LateNumber | float | None = None
         self._unjudged: tuple[Trial, LateNumber | float] | None = None
-        self.eager_only = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle has captured nothing; it shows model and guide if these are modules."""
+        kept = {name: part for name, part in self._modules.items() if name in ("model", "guide")}
+        return {**self.__dict__, "_modules": kept, "_specializations": [], "_unchecked": None, "_unjudged": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
 
     # -- what a user sees
 

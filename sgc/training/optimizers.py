@@ -120,8 +120,7 @@ class TorchOptimizing(Optimizing):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            value = loss()
-            value.backward()
+            value = _differentiated(loss)
             losses.append(value.detach())
             if isinstance(optimizer, torch.optim.LBFGS) and math.isnan(losses[-1]):
                 raise _NanInSearch
@@ -225,14 +224,13 @@ class PyroOptimizing(Optimizing):
     def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
         if found is None:
             with poutine.trace(param_only=True) as seen:
-                value = loss()
-            parameters = [site["value"].unconstrained() for site in seen.trace.nodes.values()]  # type: ignore[union-attr]
+                value = _differentiated(loss)
+            parameters = _once(site["value"].unconstrained() for site in seen.trace.nodes.values())  # type: ignore[union-attr]
         else:
             parameters = _of_store(found)
             for parameter in parameters:
                 parameter.grad = None
-            value = loss()
-        value.backward()
+            value = _differentiated(loss)
         if not math.isnan(value.detach()):
             self._optimizer(parameters)
         for parameter in parameters:
@@ -252,7 +250,20 @@ class PyroOptimizing(Optimizing):
 
 def _of_store(found: Specialization) -> list[Tensor]:
     store = pyro.get_param_store()._params
-    return [store[name] for name in found.params if name in store]
+    return _once(store[name] for name in found.params if name in store)
+
+
+def _once(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Each of them once: one parameter may have several names."""
+    return list({id(parameter): parameter for parameter in parameters}.values())
+
+
+def _differentiated(loss: Callable[[], Tensor]) -> Tensor:
+    """A loss, after ``backward`` if it depends on a parameter that is trained: as in Pyro, it need not."""
+    value = loss()
+    if value.requires_grad:
+        value.backward()
+    return value
 
 
 def optimizing(optimizer: Any, loss_module: Callable[[], LossModule]) -> Optimizing:
