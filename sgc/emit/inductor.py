@@ -20,6 +20,7 @@ from sgc.config import Rng
 from sgc.emit.building import concurrent_builds
 from sgc.emit.generator import Generator
 from sgc.emit.lazy import graph_module
+from sgc.emit.mutations import reads_follow_writes
 from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
@@ -79,6 +80,7 @@ def _compile(
         concurrent_builds(),
         quick_strides(),
         pieces_kept(),
+        reads_follow_writes(),
     ):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.

@@ -28,7 +28,7 @@ class RandomOrder(CustomGraphPass):
 
     def uuid(self) -> str:
         """Part of the key of Inductor's cache."""
-        return "sgc.emit.ordering 1"
+        return "sgc.emit.ordering 2"
 
 
 def draw_as_torch(module: fx.GraphModule) -> None:
