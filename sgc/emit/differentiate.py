@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,9 +83,15 @@ def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Different
 
 @contextmanager
 def _recurrent_cells_in_torch(module: fx.GraphModule) -> Iterator[None]:
-    """Trace GRUs and LSTMs as torch's own cells: cuDNN's lay out the weights anew, which cannot be traced."""
-    recurrent = any(getattr(node.target, "overloadpacket", None) in _RECURRENT for node in module.graph.nodes)
-    with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+    """Trace GRUs and LSTMs as torch's own cells.
+
+    cuDNN's lay out the weights anew, which cannot be traced. oneDNN's LSTM, on a CPU, asks in its backward for memory
+    that a traced forward does not have.
+    """
+    if not any(getattr(node.target, "overloadpacket", None) in _RECURRENT for node in module.graph.nodes):
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
         yield
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sgc
 from sgc.emit.backends import build
@@ -158,3 +159,32 @@ def test_unknown_failures_of_inductor_are_explained(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch._inductor, "standalone_compile", broken)
     with pytest.raises(BackendError, match=r"something inside(.|\n)*backend=\"eager\""):
         build(module.module, tensors_of(module), "inductor", "fast")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}, {"proj_size": 1}], ids=str)
+@pytest.mark.parametrize("gradient", [True, False])
+def test_lstms(options: dict[str, int], gradient: bool) -> None:
+    lstm = nn.LSTM(2, 3, **options)  # type: ignore[arg-type]
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(lstm(z * x)[0].sum(), 1.0), obs=torch.tensor(0.7))
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
+
+    x = torch.linspace(-1, 1, 8).reshape(4, 2)
+    lstm.requires_grad_(gradient)
+    pyro.set_rng_seed(0)
+    expected = pyro.infer.TraceGraph_ELBO().loss_and_grads(model, guide, x)
+    theirs = [parameter.grad for parameter in lstm.parameters()]
+    lstm.zero_grad()
+    compiled = sgc.compile(model, guide, backend="eager").initialize(x)
+    pyro.set_rng_seed(0)
+    with torch.set_grad_enabled(gradient):
+        loss = compiled(x)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    if gradient:
+        loss.backward()
+        for parameter, their in zip(lstm.parameters(), theirs, strict=True):
+            torch.testing.assert_close(parameter.grad, their)
