@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from sgc.config import Rng
+from sgc.emit.assertions import texts_for_cpp
 from sgc.emit.building import concurrent_builds
 from sgc.emit.generator import Generator
 from sgc.emit.lazy import graph_module
@@ -59,6 +60,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runn
     options = _options(module, rng, on_cpu=on_cpu)
     module = _own_memory(module)
     failures_are_nan(module, validates=False)
+    texts_for_cpp(module)
     if rng == "torch":
         draw_as_torch(module)
     try:
