@@ -91,7 +91,8 @@ def _recurrent_cells_in_torch(module: fx.GraphModule) -> Iterator[None]:
     if not any(getattr(node.target, "overloadpacket", None) in _RECURRENT for node in module.graph.nodes):
         yield
         return
-    with torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False):
+    onednn: Any = torch.backends.mkldnn
+    with torch.backends.cudnn.flags(enabled=False), onednn.flags(enabled=False, allow_tf32=onednn.allow_tf32):
         yield
 
 
