@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from sgc.config import Backend, Rng
@@ -16,11 +14,10 @@ from sgc.emit.inductor import Runner, compile_graph
 from sgc.emit.lazy import write_python
 from sgc.emit.lift import lift_tensors, shares_storage
 from sgc.emit.native import direct
-from sgc.emit.optimize.fold import FULL
-from sgc.emit.optimize.nodes import copy_of, results_of
+from sgc.emit.optimize.nodes import results_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.replay import ReplayedCall, replayed_on
-from sgc.emit.singular import failures_are_nan
+from sgc.emit.torchscript import compile_torchscript
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: Backend, r
         return Built(module, module, Report())
     if backend == "torchscript":
         optimized = optimize(module, examples, rng="torch", skip=("lower_elementary",))  # nothing is fused
-        return Built(_torchscript(optimized.module, examples), optimized.module, optimized.report)
+        return Built(compile_torchscript(optimized.module, examples), optimized.module, optimized.report)
     optimized = optimize(module, examples, rng=rng)
     gpu, report = replayed_on(optimized.module, examples, optimized.report)
     written = sorted(written_inputs(optimized.module))
@@ -68,27 +65,3 @@ def _on_the_cpu(module: fx.GraphModule, examples: list[Any], rng: Rng, written: 
     run = compile_graph(lifted, [everything[i] for i in takes], rng)
     found = direct(run, takes, attributes, len(results_of(module)), written)
     return found or (lambda *inputs: run(*((*inputs, *attributes)[i] for i in takes)))
-
-
-def _torchscript(module: fx.GraphModule, examples: list[Tensor]) -> Runner:
-    copies = [example.clone() for example in examples]
-    module = copy_of(module)
-    failures_are_nan(module, validates=False)
-    for node in module.graph.find_nodes(op="call_function", target=FULL):
-        if isinstance(node.args[1], bool) and node.kwargs["dtype"] is torch.bool:
-            node.update_arg(1, int(node.args[1]))  # TorchScript's numbers are no bools
-    module.recompile()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates TorchScript at each use; the documentation says so once
-        return torch.jit.trace(_Tuple(module), tuple(copies), check_trace=False)
-
-
-class _Tuple(torch.nn.Module):
-    """TorchScript returns tuples, not lists."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__()
-        self.inner = module
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.inner(*tensors))

@@ -43,7 +43,7 @@ def test_texts_in_cpp(text: str) -> None:
     assert escape_sequences_of(escaped(text)) == text
 
 
-BACKENDS = ["eager", pytest.param("inductor", marks=[pytest.mark.inductor, pytest.mark.cpu])]
+BACKENDS = ["eager", "torchscript", pytest.param("inductor", marks=[pytest.mark.inductor, pytest.mark.cpu])]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
