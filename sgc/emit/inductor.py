@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from sgc.config import Rng
 from sgc.emit.assertions import texts_for_cpp
+from sgc.emit.bounds import refuse_negative_indices
 from sgc.emit.building import concurrent_builds
 from sgc.emit.generator import Generator
 from sgc.emit.lazy import graph_module
@@ -61,6 +62,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runn
     module = _own_memory(module)
     failures_are_nan(module, validates=False)
     texts_for_cpp(module)
+    refuse_negative_indices(module)
     if rng == "torch":
         draw_as_torch(module)
     try:

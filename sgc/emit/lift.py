@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx
 
 from sgc.emit.lazy import graph_module
-from sgc.emit.optimize.nodes import attribute
+from sgc.emit.optimize.nodes import IS_LITERAL, attribute, literal
 
 
 def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
@@ -31,7 +31,7 @@ def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], lis
             takes.append(len(placeholders) + len(found))
             found.append(attribute(node))
             copies[node] = graph.placeholder(f"attribute_{len(found)}")
-            copies[node].meta.update(node.meta)
+            copies[node].meta.update(node.meta, **{IS_LITERAL: literal(node) is not None})
     graph.output(graph.graph_copy(module.graph, copies))
     return graph_module(module, graph), takes, found
 

@@ -7,15 +7,18 @@ the time. Here a buffer that is taken from a pool is an address, and a tensor on
 Operators with a generator of random numbers it calls through Python, 5 us each, also where none is given. Those that
 have nothing to complain of are called by torch's dispatcher here, whose errors say less.
 
-There is no option for any of this. Three methods of the wrapper are replaced while a program is generated: the one that
-writes the line by which a buffer is made, the one that writes what stands before the program, and the one that says
-whether the dispatcher may call an operator.
+Of some operators that write into a buffer (``bernoulli_``, ``scatter_reduce``) it does not look at whether they failed.
+
+There is no option for any of this. Methods of the wrapper are replaced while a program is generated: the one that
+writes the line by which a buffer is made, those that write any line, the one that writes what stands before the
+program, and the one that says whether the dispatcher may call an operator.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -82,6 +85,15 @@ class Pooled {
 _DRAWS = frozenset(("aten::_sample_dirichlet", "aten::_standard_gamma"))
 """Operators with a generator that raise nothing, whatever their parameters. In a traced graph none is given."""
 
+_UNCHECKED = re.compile(r"(aoti_torch_(?:cpu|cuda|xpu|mps)_\w+\(.*\));")
+"""A call of an operator whose outcome is not looked at."""
+
+
+def _checked(line: Any) -> Any:
+    """A line of a program, which raises if it calls an operator that fails."""
+    operator = _UNCHECKED.fullmatch(line) if isinstance(line, str) else None
+    return f"AOTI_TORCH_ERROR_CODE_CHECK({operator[1]});" if operator else line
+
 
 @contextmanager
 def lean_wrapper() -> Iterator[None]:
@@ -90,6 +102,7 @@ def lean_wrapper() -> Iterator[None]:
 
     methods: Any = CppWrapperCpu
     allocate, write_header = methods.codegen_alloc_from_pool, methods.write_header
+    write_line, set_writeline = methods.writeline, methods.set_writeline
     by_dispatcher = methods._compatible_with_stableivalue
 
     def allocate_address(self: Any, *arguments: Any) -> tuple[str, list[str]]:
@@ -98,6 +111,13 @@ def lean_wrapper() -> Iterator[None]:
         inside = call.partition("aoti_torch__alloc_from_pool(")[2].rpartition(f", &{name}")[0]
         # The text of each is another: Inductor takes equal texts for one buffer.
         return f"Pooled({inside}) /* {name} */", []
+
+    def write_checked(self: Any, line: Any) -> None:
+        write_line(self, _checked(line))
+
+    def set_checked(self: Any, *target: Any) -> AbstractContextManager[Any]:
+        *before, write = target  # one more in torch 2.13 than in torch 2.11
+        return set_writeline(self, *before, lambda line: write(_checked(line)))
 
     def write_more(self: Any) -> None:
         write_header(self)
@@ -109,6 +129,8 @@ def lean_wrapper() -> Iterator[None]:
     with mock.patch.multiple(
         methods,
         codegen_alloc_from_pool=allocate_address,
+        writeline=write_checked,
+        set_writeline=set_checked,
         write_header=write_more,
         _compatible_with_stableivalue=staticmethod(may_be_dispatched),
     ):

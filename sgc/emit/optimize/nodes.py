@@ -15,6 +15,8 @@ from sgc.emit.optimize.purity import is_view
 from sgc.graph.effects import written_arguments
 
 _LITERAL = "_sgc_literal"
+IS_LITERAL = "sgc_literal"
+"""What says in the ``meta`` of an input whether a literal is passed for it."""
 _BATCH_NORM = torch.ops.aten.native_batch_norm.default
 
 

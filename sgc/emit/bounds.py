@@ -1,0 +1,42 @@
+"""Indices that torch refuses, and Inductor would take.
+
+Some operators of torch take negative indices, which count from the end, and some refuse them. Inductor writes several
+of the latter by way of the former: there a negative index reads or writes another row. An index too large is an error
+in either, so that is what negative ones are made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from sgc.emit.optimize.nodes import IS_LITERAL, call, literal, value_of
+
+_aten = torch.ops.aten
+
+_INDEX_AT: dict[Any, int] = {
+    _aten.index_select.default: 2,
+    _aten.index_add.default: 2,
+    _aten.index_copy.default: 2,
+    _aten.max_unpool2d.default: 1,
+    _aten.max_unpool3d.default: 1,
+}
+"""Where the index stands among the arguments. Of the other operators (``tests/emit/test_bounds.py``) Inductor takes the
+indices that torch takes."""
+
+
+def refuse_negative_indices(module: fx.GraphModule) -> None:
+    """Have operators that refuse negative indices refuse them under Inductor, in place."""
+    for node in module.graph.nodes:
+        position = _INDEX_AT.get(node.target)
+        if position is None:
+            continue
+        index = node.args[position]
+        if literal(index) is not None or index.meta.get(IS_LITERAL):
+            continue  # torch has seen it
+        beyond = torch.iinfo(value_of(index).dtype).max
+        negative = call(node, _aten.lt.Scalar, index, 0)
+        node.update_arg(position, call(node, _aten.where.ScalarSelf, negative, beyond, index))
+    module.recompile()
