@@ -28,6 +28,7 @@ from sgc.emit.optimize.nodes import is_final_copy, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder, draw_as_torch
 from sgc.emit.pieces import pieces_kept
+from sgc.emit.ordering import RandomOrder, draw_as_torch, unread_draws
 from sgc.emit.singular import failures_are_nan
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
@@ -85,6 +86,7 @@ def _compile(
         quick_strides(),
         pieces_kept(),
         reads_follow_writes(),
+        unread_draws(),
     ):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.

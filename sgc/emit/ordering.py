@@ -3,11 +3,17 @@
 With ``rng="torch"`` a compiled program must draw the numbers that the eager one draws. Inductor's scheduler orders
 operators by their data alone; a pass of ours, run after all of its own, makes each random operator wait for the one
 before. Torch has no public call for such a wait; what Inductor uses itself to order communication is used here.
+
+A draw that nothing reads is kept, except one: the draw of Bernoulli numbers into memory, of which dropout is made. A
+method that Inductor asks (torch 2.11 to 2.13) is added while a program is compiled, so that it is kept, too.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from torch import fx
@@ -28,7 +34,16 @@ class RandomOrder(CustomGraphPass):
 
     def uuid(self) -> str:
         """Part of the key of Inductor's cache."""
-        return "sgc.emit.ordering 2"
+        return "sgc.emit.ordering 3"
+
+
+@contextmanager
+def unread_draws() -> Iterator[None]:
+    """While this is entered, no draw is dropped."""
+    from torch._inductor.ir import InplaceBernoulliFallback
+
+    with mock.patch.object(InplaceBernoulliFallback, "has_side_effects", lambda self: True, create=True):
+        yield
 
 
 def draw_as_torch(module: fx.GraphModule) -> None:
