@@ -26,6 +26,9 @@ _INDEX_AT: dict[Any, int] = {
 """Where the index stands among the arguments. Of the other operators (``tests/emit/test_bounds.py``) Inductor takes the
 indices that torch takes."""
 
+if torch.__version__ < "2.13":  # compares as versions
+    _INDEX_AT |= {_aten.gather.default: 2, _aten.embedding.default: 1, _aten.nll_loss_forward.default: 1}
+
 
 def refuse_negative_indices(module: fx.GraphModule) -> None:
     """Have operators that refuse negative indices refuse them under Inductor, in place."""
@@ -38,5 +41,8 @@ def refuse_negative_indices(module: fx.GraphModule) -> None:
             continue  # torch has seen it
         beyond = torch.iinfo(value_of(index).dtype).max
         negative = call(node, _aten.lt.Scalar, index, 0)
+        if node.target is _aten.nll_loss_forward.default:  # which ignores the targets of one number
+            counts = call(node, _aten.ne.Scalar, index, node.args[4])
+            negative = call(node, _aten.logical_and.default, negative, counts)
         node.update_arg(position, call(node, _aten.where.ScalarSelf, negative, beyond, index))
     module.recompile()

@@ -39,6 +39,7 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "scatter_reduce": lambda x, i: x.scatter_reduce(0, rows(i), ROWS, "amax"),
     "embedding": lambda x, i: F.embedding(i, x),
     "nll_loss": lambda x, i: F.nll_loss(x[:2], i, reduction="none"),
+    "nll_loss ignores": lambda x, i: F.nll_loss(x[:2], i, reduction="none", ignore_index=-1),
     "max_unpool": lambda x, i: F.max_unpool1d(x[None, :1, :2], i[None, None], 2),
 }
 INDICES = {"good": [0, 1], "last": [0, -1], "too large": [0, 12], "too small": [0, -13]}
