@@ -10,6 +10,7 @@ uses too, changes nothing but the writes.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,6 +90,7 @@ _EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default,
 _PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
 
 
+@cache
 def _functional_form(target: Any) -> torch._ops.OpOverload | None:
     if target is torch.ops.aten.normal_.default:
         return _DRAW
@@ -98,7 +100,15 @@ def _functional_form(target: Any) -> torch._ops.OpOverload | None:
     if not name.endswith("_") or name.endswith("__") or torch.Tag.pointwise not in target.tags:
         return None
     packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, target._overloadname, None)
+    for overload in packet.overloads() if packet is not None else ():
+        functional = getattr(packet, overload)
+        if not functional._schema.is_mutable and _takes(functional) == _takes(target):
+            return functional  # not always of the same name: pow_.Scalar is pow.Tensor_Scalar
+    return None
+
+
+def _takes(target: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in target._schema.arguments]
 
 
 def _is_fresh(node: fx.Node) -> bool:

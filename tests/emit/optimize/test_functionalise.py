@@ -82,6 +82,14 @@ _RANDOM = {
 }
 
 
+def test_a_functional_form_takes_the_same_arguments() -> None:
+    """``pow_.Scalar`` is ``pow.Tensor_Scalar``; ``pow.Scalar`` is another operator."""
+    module = traced(lambda x: [x.abs().pow_(3).mul_(2).add_(x, alpha=2)], X)
+    before = results(module, X)
+    assert apply("functionalise", module)
+    assert equal(results(module, X), before)
+
+
 def test_names_notes_checks_and_literals_stay() -> None:
     def step(x: Tensor) -> list[Tensor]:
         torch._assert_async(x.sum() > 0, "positive")
