@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sgc.emit.optimize.nodes import call, replace, tensor_of, value_of
+from sgc.emit.optimize.nodes import call, depends_on_data, replace, tensor_of, value_of
 from sgc.emit.optimize.purity import is_pure
 from sgc.graph.effects import drop_dead, storages, written_storages
 
@@ -60,6 +60,8 @@ def gather_last(module: fx.GraphModule) -> bool:
     :param module: a graph of aten operators with fake values in ``meta["val"]``, before or after differentiation.
     """
     graph = module.graph
+    if depends_on_data(graph):
+        return False
     written = written_storages(graph.nodes)
     rows: dict[fx.Node, _Rows] = {}
     moved = False

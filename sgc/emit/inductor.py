@@ -24,7 +24,7 @@ from sgc.emit.generator import Generator
 from sgc.emit.lazy import graph_module
 from sgc.emit.mutations import reads_follow_writes
 from sgc.emit.optimize.check import devices
-from sgc.emit.optimize.nodes import is_final_copy, lineage
+from sgc.emit.optimize.nodes import depends_on_data, elements, is_final_copy, is_static, lineage
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder, draw_as_torch
 from sgc.emit.pieces import pieces_kept
@@ -66,6 +66,8 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runn
     refuse_negative_indices(module)
     if rng == "torch":
         draw_as_torch(module)
+    if depends_on_data(module.graph):
+        _forget_values(module.graph)
     try:
         compile_it = partial(_compile, module, examples, options, None if on_cpu else _ON_A_GPU)
         return trusting(compile_it, compile_it)
@@ -103,6 +105,13 @@ _ON_A_GPU = {"config_patches": {"triton.autotune_at_compile_time": False}}
 indices these are out of bounds, and a kernel that asserts that they are not ends all computation on the GPU."""
 
 
+def _forget_values(graph: fx.Graph) -> None:
+    """Take the (fake) values from a graph: Inductor has symbols of its own for sizes that depend on data."""
+    for node in graph.nodes:
+        for name in ("val", "unbacked_bindings"):
+            node.meta.pop(name, None)
+
+
 def _options(module: fx.GraphModule, rng: Rng, *, on_cpu: bool) -> dict[str, Any]:
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": rng == "torch" or on_cpu}
@@ -130,21 +139,21 @@ def _options(module: fx.GraphModule, rng: Rng, *, on_cpu: bool) -> dict[str, Any
 
 def _has_small_stacks_only(module: fx.GraphModule) -> bool:
     stacks = [node for node in module.graph.nodes if node.target in _STACKS]
-    return all(len(node.args[0]) <= _FEW_ROWS and node.meta["val"].numel() <= _FEW_ELEMENTS for node in stacks)
+    return all(len(node.args[0]) <= _FEW_ROWS and elements(node.meta["val"]) <= _FEW_ELEMENTS for node in stacks)
 
 
 def _is_small(module: fx.GraphModule) -> bool:
     """Whether the loops of a graph are so short that vectors spare no time."""
     computed = [node for node in module.graph.nodes if node.op == "call_function" and not is_view(node)]
     values = [node.meta.get("val") for node in computed]
-    sizes = [value.numel() for value in tree_leaves(values) if isinstance(value, Tensor)]
+    sizes = [elements(value) for value in tree_leaves(values) if isinstance(value, Tensor)]
     return sum(sizes) <= max(_FEW_IN_ALL, _FEW_EACH * len(sizes))
 
 
 def _has_few_elements(module: fx.GraphModule) -> bool:
     """Whether a kernel takes about as long with any number of threads in a block."""
     values = tree_leaves([node.meta.get("val") for node in module.graph.nodes])
-    return all(value.numel() <= _FEW_FOR_A_GPU for value in values if isinstance(value, Tensor))
+    return all(elements(value) <= _FEW_FOR_A_GPU for value in values if isinstance(value, Tensor))
 
 
 _FEW_FOR_A_GPU = 2**20
@@ -239,6 +248,8 @@ _WRITES_INTO_COPY = {
 
 
 def _shares_memory(tensor: Tensor) -> bool:
+    if not is_static(tensor):
+        return True  # it may
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 

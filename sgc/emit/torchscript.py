@@ -18,16 +18,24 @@ from sgc.emit.inductor import Runner
 from sgc.emit.optimize.fold import FULL
 from sgc.emit.optimize.nodes import call, copy_of, replace, results_of, tensor_of, value_of
 from sgc.emit.singular import failures_are_nan
+from sgc.errors import BackendError
 from sgc.graph.effects import is_random
 
 _aten = torch.ops.aten
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def compile_torchscript(module: fx.GraphModule, examples: Sequence[Tensor]) -> Runner:
     """A callable that computes what ``module`` computes on tensors like ``examples``.
 
     :param module: a graph of aten operators that returns a list.
+    :raises BackendError: if the module computes with sizes or numbers that depend on data.
     """
+    if any(isinstance(node.meta.get("val"), _SYMBOLS) for node in module.graph.nodes):
+        raise BackendError(
+            "the program computes with a size or number that depends on data; TorchScript would take it for constant",
+            remedy='use backend="inductor" or "eager", or write it without: torch.where for x[mask], expand for full',
+        )
     copies = [example.clone() for example in examples]
     module = copy_of(module)
     failures_are_nan(module, validates=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sgc.emit.optimize.nodes import call, replace, tensor_of
+from sgc.emit.optimize.nodes import call, depends_on_data, replace, tensor_of
 from sgc.graph.effects import drop_dead, storages, written_arguments, written_storages
 
 _aten = torch.ops.aten
@@ -32,6 +32,8 @@ def take_whitened(module: fx.GraphModule) -> bool:
     :param module: a graph of aten operators with fake values in ``meta["val"]``, before differentiation.
     """
     graph = module.graph
+    if depends_on_data(graph):
+        return False
     writers = [node for node in graph.nodes if written_arguments(node)]
     found = False
     for node in list(graph.nodes):

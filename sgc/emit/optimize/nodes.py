@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.purity import is_view
@@ -89,6 +90,22 @@ def results_of(module: fx.GraphModule) -> list[fx.Node]:
 def is_static(tensor: Tensor) -> bool:
     """Whether its shape is plain integers and its memory is strided."""
     return tensor.layout is torch.strided and all(type(size) is int for size in tensor.shape)
+
+
+def elements(tensor: Tensor) -> float:
+    """How many elements a tensor has: infinitely many, if that is not known."""
+    return tensor.numel() if all(type(size) is int for size in tensor.shape) else math.inf
+
+
+def depends_on_data(graph: fx.Graph) -> bool:
+    """Whether a size or a number of the graph is known only when it runs (``x[mask]``, ``torch.full(n, x.item())``)."""
+    values = tree_leaves([node.meta.get("val") for node in graph.nodes])
+    symbols = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    return any(
+        isinstance(value, symbols)
+        or (isinstance(value, Tensor) and value.layout is torch.strided and not is_static(value))
+        for value in values
+    )
 
 
 def same_kind(one: Tensor, other: Tensor) -> bool:

@@ -21,7 +21,7 @@ from sgc.emit.optimize.elementary import lower_elementary
 from sgc.emit.optimize.fold import fold_constants
 from sgc.emit.optimize.functionalise import functionalise
 from sgc.emit.optimize.identities import remove_identities
-from sgc.emit.optimize.nodes import copy_of, is_functional, results_of
+from sgc.emit.optimize.nodes import copy_of, depends_on_data, is_functional, results_of
 from sgc.emit.optimize.products import lay_out_products
 from sgc.emit.optimize.samplers import lower_samplers
 from sgc.emit.outline import Outlined, outline, settle
@@ -49,6 +49,10 @@ _OUTLINED_BEFORE = "batch_small_operators"
 
 _AFTER_BATCHING = ("merge_constants", "remove_identities", "merge_common_subexpressions", "drop_dead_nodes")
 """Passes that run once more where operators were batched: that leaves views behind, and copies of literals."""
+
+
+_ANY_SIZES = ("functionalise", "drop_dead_nodes")
+"""Passes that ask for no sizes; the others need to know them."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +126,18 @@ def optimize(
         FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*examples)
     check(module, functional=False)
     allowed = devices(module)
+    unsized = depends_on_data(module.graph)
     records: list[Record] = []
     whole, outlined = module, None
     for name in PASSES:
-        if name == _OUTLINED_BEFORE and updated and is_functional(module.graph):
+        if name == _OUTLINED_BEFORE and updated and not unsized and is_functional(module.graph):
             outlined = outline(module, updated)
             before, module = len(whole.graph.nodes), whole if outlined is None else outlined.rest
             records.append(Record("outline", outlined is not None, before, len(module.graph.nodes)))
-        records.append(_run(name, module, rng, skip, allowed))
+        records.append(_run(name, module, rng, skip, allowed, unsized))
         if name == "batch_small_operators" and records[-1].changed:
             for again in _AFTER_BATCHING:
-                records.append(_run(again, module, rng, skip, allowed))
+                records.append(_run(again, module, rng, skip, allowed, unsized))
     report = Report(tuple(records))
     if outlined is None:
         return Optimized(copy_of(module), report)
@@ -140,14 +145,21 @@ def optimize(
 
 
 def _run(
-    name: str, module: fx.GraphModule, rng: Rng, skip: Collection[str], allowed: Collection[torch.device]
+    name: str,
+    module: fx.GraphModule,
+    rng: Rng,
+    skip: Collection[str],
+    allowed: Collection[torch.device],
+    unsized: bool,
 ) -> Record:
     before = len(module.graph.nodes)
     functional = is_functional(module.graph)
     skipped = ""
     if name in skip:
         skipped = "skipped"
-    elif not functional and name not in ("functionalise", "drop_dead_nodes"):
+    elif unsized and name not in _ANY_SIZES:
+        skipped = "skipped: sizes depend on data"
+    elif not functional and name not in _ANY_SIZES:
         skipped = "skipped: the graph writes into tensors"
     changed = not skipped and PASSES[name](module, rng)
     if changed:

@@ -1,0 +1,92 @@
+"""Programs with sizes and numbers that depend on data: a compiled one computes what eager torch computes of any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import sgc
+import sgc.infer
+from sgc.config import Backend
+from sgc.emit.backends import build
+from sgc.emit.optimize.pipeline import optimize
+from sgc.errors import BackendError
+from tests.emit.optimize.graphs import traced
+
+
+def gradient(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    def program(x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = function(x).sum()
+            return [value.detach(), torch.autograd.grad(value, x)[0]]
+
+    return program
+
+
+PROGRAMS: dict[str, Callable[[Tensor], list[Tensor]]] = {
+    "unique": lambda x: [x.unique().sum()],
+    "bincount": lambda x: [x.long().bincount().sum() * 2],
+    "nonzero": lambda x: [x[x.nonzero(as_tuple=True)].exp().sum()],
+    "masked_select": gradient(lambda x: (2 * x).masked_select(x > 1).exp()),
+    "repeat_interleave": gradient(lambda x: torch.repeat_interleave(2 * x, x.detach().long())),
+    "full": lambda x: [torch.full((2,), x[0].item()) * x[1]],
+    "stack": lambda x: [torch.stack([(x * i).masked_select(x > i) for i in (1, 1, 1)]).sum()],
+}
+NEED_NUMBERS = {"masked_select", "repeat_interleave", "full"}
+INPUTS = [torch.tensor(values) for values in ([1.0, 2.0, 2.0], [3.0, 2.0, 5.0], [2.0, 0.0, 1.0])]
+
+
+def agrees(name: str, backend: Backend) -> bool:
+    program = PROGRAMS[name]
+    run = build(traced(program, INPUTS[0]), INPUTS[:1], backend, "torch").run
+    return all(torch.allclose(ours, theirs) for x in INPUTS for ours, theirs in zip(run(x), program(x), strict=True))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_torchscript(name: str) -> None:
+    if name in NEED_NUMBERS:
+        with pytest.raises(BackendError, match="depends on data"):
+            agrees(name, "torchscript")
+    else:
+        assert agrees(name, "torchscript")
+
+
+@pytest.mark.inductor
+@pytest.mark.cpu
+@pytest.mark.parametrize("names", [list(PROGRAMS)[::2], list(PROGRAMS)[1::2]], ids=["even", "odd"])
+def test_inductor(names: list[str]) -> None:
+    assert [name for name in names if not agrees(name, "inductor")] == []
+
+
+def test_passes_that_ask_for_sizes_say_so() -> None:
+    report = optimize(traced(PROGRAMS["unique"], INPUTS[0]), INPUTS[:1]).report
+    assert {record.name for record in report.records if not record.skipped} == {"functionalise", "drop_dead_nodes"}
+    assert "skipped: sizes depend on data" in str(report)
+
+
+@pytest.mark.inductor
+@pytest.mark.cpu
+def test_training_steps() -> None:
+    def model(x: Tensor) -> None:
+        weight = pyro.param("weight", torch.tensor(0.5))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z + (weight * x).masked_select(x > 1).sum(), 1.0), obs=torch.tensor(0.7))
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
+
+    found = []
+    backends: tuple[Backend, ...] = ("eager", "inductor")
+    for backend in backends:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        elbo = sgc.infer.TraceGraph_ELBO(backend=backend, rng="torch")
+        svi = sgc.SVI(model, guide, lambda p: torch.optim.Adam(p, lr=0.1), loss=elbo)
+        found.append([svi.step(x) for x in INPUTS])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
