@@ -1,7 +1,7 @@
 """Tells Inductor's cache by which version of sgc a program was generated.
 
-Methods of Inductor are replaced while a program is generated (:mod:`sgc.emit.wrapper`, :mod:`sgc.emit.strides`,
-:mod:`sgc.emit.pieces`), of which its cache knows nothing: it would go on to give what an earlier version has generated.
+Methods of Inductor are replaced while a program is generated, of which its cache knows nothing: it would go on to give
+what an earlier version of sgc has generated.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from sgc.emit import pieces, strides, wrapper
+from sgc.emit import mutations, ordering, pieces, strides, wrapper
 
-_SOURCES = tuple(str(module.__file__) for module in (pieces, strides, wrapper))
+_SOURCES = tuple(str(module.__file__) for module in (mutations, ordering, pieces, strides, wrapper))
 
 
 class Generator(CustomGraphPass):
