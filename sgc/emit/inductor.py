@@ -26,9 +26,8 @@ from sgc.emit.mutations import reads_follow_writes
 from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import depends_on_data, elements, is_final_copy, is_static, lineage
 from sgc.emit.optimize.purity import is_view
-from sgc.emit.ordering import RandomOrder, draw_as_torch
-from sgc.emit.pieces import pieces_kept
 from sgc.emit.ordering import RandomOrder, draw_as_torch, unread_draws
+from sgc.emit.pieces import pieces_kept
 from sgc.emit.singular import failures_are_nan
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
