@@ -24,6 +24,7 @@ from sgc.capturing.plates import subsamples_as_tensors
 from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.reads import DATA_DEPENDENT, Reads
 from sgc.capturing.recording import Recording
+from sgc.capturing.refusals import refusals
 from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo
 from sgc.capturing.source import current_line, line_of
 from sgc.capturing.validation import checks_as_nodes
@@ -64,6 +65,7 @@ def capture_program(
         traced_args, traced_kwargs = unflatten(filled, structure)
         with (
             Reads(concrete, buffers) as reads,
+            refusals(),
             functions_as_leaves(),
             rejection_as_leaves(),
             subsamples_as_tensors(reads.names),

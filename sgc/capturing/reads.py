@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sgc.capturing import tracer
+from sgc.capturing.refusals import refuse_traced
 from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
@@ -81,6 +82,7 @@ class Reads(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        refuse_traced(func, args, kwargs)
         name = getattr(func, "__name__", "")
         if id(args[0] if args else None) in self.names:
             if name in ("__format__", "__repr__"):

@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 
 from sgc.capturing.parameters import ModuleWatch
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
+from sgc.capturing.refusals import Refusing, refusals
 from sgc.config import Options
 
 BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
@@ -71,7 +72,14 @@ def rehearse(
     before = set(_parameter_ids(callables))
     elbo = pyro_elbo(options)
     elbo.num_particles = 1 if not options.vectorize_particles else options.num_particles
-    with ModuleWatch() as watch, preserved_state(), poutine.trace(param_only=True) as asked, _switched(options):
+    with (
+        ModuleWatch() as watch,
+        preserved_state(),
+        poutine.trace(param_only=True) as asked,
+        _switched(options),
+        refusals(),
+        Refusing(),
+    ):
         try:
             failure = _run(elbo, model, guide, args, kwargs)
         except BaseException:
@@ -83,7 +91,7 @@ def rehearse(
     restore_random_state(start)
     if created and not same_random_state(start, end):
         # Does the creation itself draw random numbers? A second run, now without creation, tells.
-        with preserved_state(roots), warnings.catch_warnings(), _switched(options):
+        with preserved_state(roots), warnings.catch_warnings(), _switched(options), refusals(), Refusing():
             warnings.simplefilter("ignore")
             _run(elbo, model, guide, args, kwargs)
         drew = not same_random_state(random_state(), end)

@@ -22,6 +22,7 @@ from sgc.errors import SourceLine
 
 _SGC = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(str(m.__file__))) + os.sep for m in (torch, pyro, networkx))
+_TORCH, _PYRO, _ = _LIBRARIES
 _TORCH_TRACING = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "fx") + os.sep
 _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
@@ -117,6 +118,19 @@ def _refusals(code: CodeType) -> dict[int, Refusal]:
                     range(last.lineno, (last.end_lineno or last.lineno) + 1), Refusal(passes, raises)
                 )
     return found
+
+
+def is_pyro() -> bool:
+    """Whether that frame is Pyro's own."""
+    frame = _program_frame()
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_PYRO)
+
+
+def called_by_torch() -> bool:
+    """Whether torch's Python is the caller of the function that asks."""
+    return sys._getframe(2).f_code.co_filename.startswith(_TORCH)
 
 
 def is_formatting() -> bool:

@@ -55,6 +55,11 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def is_placeholder(tensor: Tensor) -> bool:
+    """Whether a traced tensor is an argument of the program."""
+    return node_of(tensor).op == "placeholder"
+
+
 def node_of(tensor: Tensor) -> fx.Node:
     """The fx node that the tensor stands for; a tensor met for the first time becomes a ``get_attr`` node."""
     tracer = current_tracer()
