@@ -21,7 +21,7 @@ from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.opaque import rejection_as_leaves
 from sgc.capturing.plates import subsamples_as_tensors
-from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capturing.randomness import no_seeding, random_state, refuse_drawn, restore_random_state
 from sgc.capturing.reads import DATA_DEPENDENT, Reads
 from sgc.capturing.recording import Recording
 from sgc.capturing.refusals import refusals
@@ -66,6 +66,7 @@ def capture_program(
         with (
             Reads(concrete, buffers) as reads,
             refusals(),
+            no_seeding(),
             functions_as_leaves(),
             rejection_as_leaves(),
             subsamples_as_tensors(reads.names),
@@ -82,7 +83,7 @@ def capture_program(
     with preserved_attributes(rehearsal.modules), _capture_context(rehearsal):
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
-            _check_python_randomness(before)
+            refuse_drawn(before)
         except SgcError as error:
             raise _original(error)  # noqa: B904 (it has a cause of its own)
         except DATA_DEPENDENT as error:
@@ -115,19 +116,6 @@ def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
             yield
         finally:
             ParamStoreDict.__setitem__ = store_set  # type: ignore[method-assign]
-
-
-def _check_python_randomness(before: dict[str, Any]) -> None:
-    """A number drawn by Python or numpy would be the same at each call of a compiled program."""
-    after = random_state()
-    drawn = ["random"] * (before["random"] != after["random"])
-    (_, keys, position, *_), (_, new_keys, new_position, *_) = before["numpy"], after["numpy"]
-    drawn += ["numpy.random"] * bool(position != new_position or (keys != new_keys).any())
-    if drawn:
-        raise CaptureError(
-            f"the program draws from {' and '.join(drawn)}, which a compiled program would not do again",
-            remedy="draw with torch (torch.rand, pyro.sample), or pass the number as a tensor argument",
-        )
 
 
 def _original(error: BaseException) -> BaseException:

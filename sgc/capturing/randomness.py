@@ -1,12 +1,24 @@
-"""The state of the random generators: torch's on the CPU and on the accelerator, Python's and numpy's."""
+"""The state of the random generators: torch's on the CPU and on the accelerator, Python's and numpy's.
+
+And what a program may not do with them, because a compiled program would not do it again: seed torch's, draw from
+Python's or numpy's.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
+
+from sgc.capturing.source import current_line
+from sgc.errors import CaptureError
 
 
 def random_state() -> dict[str, Any]:
@@ -44,14 +56,17 @@ def same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return (
         torch.equal(one["torch"], other["torch"])
         and one["random"] == other["random"]
-        and bool((one["numpy"][1] == other["numpy"][1]).all())
-        and one["numpy"][2:] == other["numpy"][2:]
+        and _same_numpy(one, other)
         and all(
             len(one.get(kind, ())) == len(other.get(kind, ()))
             and all(torch.equal(a, b) for a, b in zip(one[kind], other[kind], strict=True))
             for kind in kinds
         )
     )
+
+
+def _same_numpy(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return bool((one["numpy"][1] == other["numpy"][1]).all()) and one["numpy"][2:] == other["numpy"][2:]
 
 
 def device_random_state(device: torch.device) -> Tensor:
@@ -89,3 +104,61 @@ def _devices(accelerator: torch.device) -> list[torch.device]:
 
 def _generators(accelerator: torch.device) -> tuple[torch.Generator, ...]:
     return getattr(torch.get_device_module(accelerator), "default_generators", ())
+
+
+class _Unseeded:
+    """torch's generator on the CPU as ``torch.random`` sees it during a capture: its state can be read, not set."""
+
+    def get_state(self) -> Tensor:
+        return torch.default_generator.get_state()
+
+    def _refuse(self, *args: Any) -> Any:
+        raise _seeded()
+
+    manual_seed = seed = initial_seed = set_state = clone_state = graphsafe_set_state = _refuse
+
+
+@contextmanager
+def no_seeding() -> Iterator[None]:
+    """Refuse what seeds torch's generators or puts back a state, which leaves none of the draws that a graph holds."""
+    with mock.patch.object(torch.random, "default_generator", _Unseeded()):
+        yield
+
+
+def refuse_drawn(before: dict[str, Any]) -> None:
+    """Refuse a program that has drawn from Python's or numpy's generators, or has moved torch's, since a state."""
+    after = random_state()
+    drawn = ["random"] * (before["random"] != after["random"])
+    drawn += ["numpy.random"] * (not _same_numpy(before, after))
+    if drawn:
+        raise drawn_from(" and ".join(drawn))
+    if not same_random_state(before, after):
+        raise _seeded()
+
+
+def drawn_from(generators: str) -> CaptureError:
+    """The error for numbers drawn by Python or numpy, which would be the same at each call of a compiled program."""
+    return CaptureError(
+        f"the program draws from {generators}, which a compiled program would not do again",
+        remedy="draw with torch (torch.rand, pyro.sample), or pass the number as a tensor argument",
+    )
+
+
+def _seeded() -> CaptureError:
+    return CaptureError(
+        "the program sets the state of torch's random generator (manual_seed, fork_rng, set_rng_state, poutine.seed), "
+        "which a compiled program would not do again",
+        source=current_line(),
+        remedy="seed outside of model and guide, or pass the numbers as a tensor argument",
+    )
+
+
+def state_of(generator: Any) -> Hashable:
+    """The state of a generator of Python's or numpy's, to compare it with a later one; None of all else."""
+    if isinstance(generator, random.Random):
+        return None if isinstance(generator, random.SystemRandom) else generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return repr(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return str(generator.get_state()[1:]), generator.get_state()[1].tobytes()  # type: ignore[index]
+    return None

@@ -12,7 +12,7 @@ import functools
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from sgc.capturing.randomness import state_of
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
 from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, note, still_holds
@@ -42,6 +43,7 @@ class Environment:
         self._fixed: list[tuple[Any, Any, Any, Any]] = []
         self._changing: list[tuple[Any, Any, Any]] = []
         self._labels: dict[int, str] = {}
+        self._generators: list[tuple[str, Any, Hashable]] = []
         for root in roots:
             self._visit(root, "", 0)
         self._seen.clear()
@@ -64,6 +66,10 @@ class Environment:
             if found is not None:
                 return self._label(holder, key) + found
         return None
+
+    def drawn(self) -> list[str]:
+        """The names of the random generators that have been drawn from."""
+        return [label for label, generator, state in self._generators if state_of(generator) != state]
 
     def __len__(self) -> int:
         return len(self._fixed) + len(self._changing)
@@ -101,6 +107,10 @@ class Environment:
         ):
             return
         self._seen[id(value)] = value
+        generator = value.__self__ if isinstance(value, types.BuiltinMethodType) else value
+        state = state_of(generator)
+        if state is not None:
+            self._generators.append((label, generator, state))
         if isinstance(value, type):
             self._visit_class(value, depth)
         elif isinstance(value, (staticmethod, classmethod)):

@@ -16,6 +16,7 @@ from torch.utils._pytree import TreeSpec
 from sgc.capturing.arguments import Structure, flatten
 from sgc.capturing.calls import CallRecord
 from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
+from sgc.capturing.randomness import drawn_from
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
 from sgc.native import watch
@@ -230,6 +231,12 @@ class EnvironmentGuard(Guard):
 
     def miss(self, call: Call) -> str | None:
         return self._environment.changed()
+
+    def refuse_drawn(self) -> None:
+        """Refuse a program that has drawn from a generator of Python's or numpy's that it keeps."""
+        drawn = self._environment.drawn()
+        if drawn:
+            raise drawn_from(" and ".join(drawn))
 
     def describe(self) -> Iterator[str]:
         yield from self._environment

@@ -273,6 +273,7 @@ def specialize(
     names = argument_names(call.args, call.kwargs)
     surroundings = EnvironmentGuard(model, guide, call)
     captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
+    surroundings.refuse_drawn()
     changed = surroundings.miss(call)
     if changed is not None:
         warn(

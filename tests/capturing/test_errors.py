@@ -158,14 +158,64 @@ def test_writing_to_the_param_store() -> None:
     assert 'pyro.get_param_store()["count"]' in str(caught.value)
 
 
-@pytest.mark.parametrize(("draw", "name"), [(random.random, "random"), (np.random.rand, r"numpy\.random")])
-def test_python_randomness(draw: Callable[[], float], name: str) -> None:
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (random.random, "random"),
+        (np.random.rand, r"numpy\.random"),
+        (random.Random(0).random, ".*draw"),
+        (np.random.RandomState(0).rand, ".*draw"),
+        ([np.random.default_rng(0)], r".*draw\[\.\.\.\]"),
+    ],
+)
+def test_python_randomness(draw: Any, name: str) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample(
+            "x", dist.Normal(z + (draw[0].random() if isinstance(draw, list) else draw()), 1.0), obs=torch.tensor(0.3)
+        )
+
+    with pytest.raises(CaptureError, match=f"draws from {name}"):
+        sgc.compile(model, guide_of_z, backend="eager")()
+
+
+def seeded() -> Tensor:
+    torch.manual_seed(3)
+    return torch.rand(())
+
+
+def forked() -> Tensor:
+    with torch.random.fork_rng():
+        return torch.rand(())
+
+
+def put_back() -> Tensor:
+    state = torch.get_rng_state()
+    drawn = torch.rand(())
+    torch.set_rng_state(state)
+    return drawn
+
+
+def seeded_by_pyro() -> Tensor:
+    with pyro.poutine.seed(rng_seed=3):
+        return torch.rand(())
+
+
+def seeded_itself() -> Tensor:
+    torch.default_generator.manual_seed(3)
+    return torch.rand(())
+
+
+@pytest.mark.parametrize("draw", [seeded, forked, put_back, seeded_by_pyro, seeded_itself])
+def test_seeding(draw: Callable[[], Tensor]) -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Bernoulli(0.5))
         pyro.sample("x", dist.Normal(z + draw(), 1.0), obs=torch.tensor(0.3))
 
-    with pytest.raises(CaptureError, match=f"draws from {name}"):
+    state = torch.get_rng_state()
+    with pytest.raises(CaptureError, match="sets the state of torch's random generator"):
         sgc.compile(model, guide_of_z, backend="eager")()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_scored_site_missing_from_the_guide() -> None:
