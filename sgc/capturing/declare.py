@@ -12,6 +12,7 @@ from torch._guards import detect_fake_mode
 
 from sgc.capturing import tracer
 from sgc.capturing.arguments import argument_names
+from sgc.capturing.checks import checks_of_calls
 from sgc.capturing.handlers import Statement
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capturing.recording import Recording, samples
@@ -43,6 +44,7 @@ def declare(
     """Turn a traced module and what was recorded beside it into a program with declared inputs."""
     graph = module.graph
     _normalise(graph)
+    recording.requirements.extend(checks_of_calls(graph))
     output = next(node for node in graph.nodes if node.op == "output")
     slots = {key: output.args[0][index] for key, index in recording.slots.items()}
     for name, statement in recording.recorder.statements.items():
@@ -164,6 +166,8 @@ def _lift(
         if not _is_owned(node) and node not in guarded:
             continue
         tensor = getattr(module, node.target)
+        if not isinstance(tensor, Tensor):
+            raise CaptureError(f"an operator is given a {type(tensor).__name__}, which no graph holds")
         if tracer.is_fake(tensor):
             raise CaptureError(
                 "a tensor was computed where the capture cannot follow (inside a torch.func transform, or on "

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.checkpoint import CheckpointFunction
 
 from sgc.capturing import tracer
 
@@ -59,8 +60,11 @@ def functions_as_leaves() -> Iterator[None]:
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         flat, spec = tree_flatten(args)
         tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
-        if kwargs or not tensors:
+        if kwargs or not tensors or not tracer.is_capturing():
             return _APPLY(cls, *args, **kwargs)
+        if cls is CheckpointFunction:
+            run, _, *inputs = args
+            return run(*inputs)  # what is computed again for the gradient is the same
         with tracer.untraced(), _SeesRandomness() as randomness:
             result = _APPLY(cls, *args)
         leaf = FunctionLeaf(cls, spec, tuple(Tensor if isinstance(x, Tensor) else x for x in flat))

@@ -27,8 +27,6 @@ from sgc.capturing import tracer
 class OpaqueCall:
     """A call ``(method, args, kwargs)`` as a function of the tensors that it reaches."""
 
-    _numbers = itertools.count()
-
     def __init__(self, call: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.tensors: list[Tensor] = []
         memo: dict[int, Any] = {}
@@ -39,8 +37,7 @@ class OpaqueCall:
                 part._validate_args = False
         self.shape = shape
         self.dtype = dtype
-        self.number = next(self._numbers)
-        _CALLS[self.number] = self
+        self.number = numbered(self)
 
     def _hole(self, tensor: Tensor) -> Any:
         for position, known in enumerate(self.tensors):
@@ -59,7 +56,17 @@ class _Hole:
         self.position = position
 
 
-_CALLS: weakref.WeakValueDictionary[int, OpaqueCall] = weakref.WeakValueDictionary()
+_CALLS: weakref.WeakValueDictionary[int, Callable[[list[Tensor]], Tensor]] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def numbered(call: Callable[[list[Tensor]], Tensor]) -> int:
+    """A number by which the custom operators find the call for as long as somebody keeps it."""
+    number = next(_NUMBERS)
+    _CALLS[number] = call
+    return number
+
+
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, torch.Size, torch.dtype, torch.device)
 
 

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sgc.capturing import tracer
+from sgc.capturing.conditions import condition_of
 from sgc.capturing.refusals import refuse_traced
 from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
 from sgc.errors import DataDependenceError, SourceLine
@@ -61,7 +62,8 @@ class Reads(TorchFunctionMode):
 
     ``buffers`` holds copies of the modules' buffers, by the identity of the originals, which the tracer may write into
     (an increment of a count, say). ``names`` holds the tensors that stand for a text in the name of a site (see
-    :mod:`sgc.capturing.plates`). ``require`` takes the conditions under which a library does not raise.
+    :mod:`sgc.capturing.plates`). ``require`` takes the conditions under which a library does not raise,
+    ``check`` those under which the program itself does not.
     """
 
     concrete_inputs: Mapping[str, Tensor]
@@ -69,6 +71,7 @@ class Reads(TorchFunctionMode):
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
     require: Callable[..., None] | None = None
+    check: Callable[[Tensor, str], None] | None = None
     _refusing: bool = False
 
     def __post_init__(self) -> None:
@@ -97,6 +100,12 @@ class Reads(TorchFunctionMode):
                 if refusal.raises:
                     self.require(args[0] if refusal.passes else args[0].logical_not())
                 return refusal.passes
+        if func is torch._assert and isinstance(args[0], Tensor):
+            self._assert(args[0])
+            return None
+        condition = condition_of(func, args, kwargs)
+        if condition is not None and self.check is not None:
+            self.check(condition, f"what {name} is given")
         if name in _READS and not _concrete_call(args, kwargs):
             return self._read(func, args, kwargs)
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
@@ -118,15 +127,9 @@ class Reads(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _assert(self, condition: Tensor) -> bool:
-        """Turn ``assert tensor`` into a check that runs with the compiled program.
-
-        After an operator that asserts a GPU computes nothing any more in this process: there it is a check like those
-        of distributions, unless these are switched off.
-        """
-        if condition.device.type != "cpu" and self.require is not None:
-            self.require(condition, "an assertion of the program")
-        else:
-            torch.ops.aten._assert_async.msg(condition, f"assertion failed at {current_line()}")
+        """Turn ``assert tensor`` into a condition that is computed with the compiled program."""
+        assert self.check is not None
+        self.check(condition, "an assertion of the program")
         return True
 
     def _get(self, func: Callable[..., Any], tensor: Tensor, index: Any) -> Any:
@@ -166,6 +169,12 @@ class Reads(TorchFunctionMode):
         """
         if self._refusing:
             raise DataDependenceError(f"{reader} reads a value that is to stay out of the guards")
+        if not tracer.is_capturing():
+            raise DataDependenceError(
+                f"{reader} reads a value within an autograd.Function",
+                source=current_line(),
+                remedy="write the choice with tensors (torch.where), in forward and backward alike",
+            )
         node = tracer.node_of(tensor)
         graph = tracer.current_tracer().graph
         depends = dependencies(graph)

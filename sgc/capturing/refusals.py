@@ -62,6 +62,8 @@ def refuse_traced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         _refuse_switch(args[0], *args[1:], **kwargs)
     elif func == _TENSOR.grad_fn.__get__ and not is_pyro() and _history(args[0]) is not None:
         raise _error("reads the autograd history of a tensor (grad_fn), as a module with a backward hook does", _HOOK)
+    elif isinstance(kwargs.get("generator"), torch.Generator):
+        raise _error("draws from a torch.Generator", "draw from torch's own: leave generator= out, or use pyro.sample")
     elif func in _RESIZES and not tracer.is_fake(args[0]):
         raise _error(f"calls Tensor.{func.__name__} on a tensor from outside", _IN_PLACE)
 

@@ -120,6 +120,12 @@ def _refusals(code: CodeType) -> dict[int, Refusal]:
     return found
 
 
+def is_in_library() -> bool:
+    """Whether that frame is torch's or Pyro's own."""
+    frame = _program_frame()
+    return frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES)
+
+
 def is_pyro() -> bool:
     """Whether that frame is Pyro's own."""
     frame = _program_frame()

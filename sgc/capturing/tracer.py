@@ -50,6 +50,11 @@ def current_tracer() -> PythonKeyTracer:
     return tracer
 
 
+def is_capturing() -> bool:
+    """Whether what is computed now is recorded."""
+    return get_proxy_mode() is not None
+
+
 def is_fake(tensor: Tensor) -> bool:
     """Whether the tensor has no data (it stands for a value known at run time only)."""
     return isinstance(tensor, FakeTensor)

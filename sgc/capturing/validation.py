@@ -104,6 +104,7 @@ def checks_as_nodes(reads: Reads, default: bool | None) -> Iterator[Requirements
     """
     requirements = Requirements(reads)
     reads.require = None if default is None else requirements.condition
+    reads.check = requirements.condition
 
     def init(
         self: Distribution, batch_shape: Any = _NO_SHAPE, event_shape: Any = _NO_SHAPE, validate_args: Any = None

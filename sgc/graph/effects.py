@@ -37,16 +37,18 @@ def is_effect(node: fx.Node) -> bool:
     """Whether the node must stay although nothing may use its value."""
     if node.op in ("placeholder", "output"):
         return True
-    if node.target in _EFFECTS:
+    if node.target is torch._C._set_grad_enabled or returns_nothing(node):
         return True
     return is_random(node) or bool(written_arguments(node))
 
 
-_EFFECTS = {
-    torch._C._set_grad_enabled,
-    torch.ops.aten._assert_async.msg,
-    torch.ops.aten._linalg_check_errors.default,  # raises where a matrix has no factor or inverse
-}
+def returns_nothing(node: fx.Node) -> bool:
+    """Whether the node is an operator without a result: an assertion, a check of values, a message."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and not target._schema.returns and target not in _OF_SHAPES
+
+
+_OF_SHAPES = {torch.ops.aten._assert_tensor_metadata.default}  # what these say is known when they are traced
 
 
 def storages(node: fx.Node) -> set[int]:

@@ -23,7 +23,7 @@ from sgc.errors import (
     SgcError,
     SiteMismatchError,
 )
-from tests.programs import asserting_model, local_switches
+from tests.programs import local_switches
 
 X = torch.tensor([0.1, 0.9, -0.4])
 
@@ -304,9 +304,33 @@ def test_pyro_own_errors_come_through() -> None:
         sgc.compile(model, guide, backend="eager")(X)
 
 
-def test_an_assertion_on_a_sample_holds_at_run_time() -> None:
-    module = sgc.compile(asserting_model, lambda limit: guide_of_z(), backend="eager")
-    assert torch.isfinite(module(torch.tensor(1.0)))
-    with pytest.raises(RuntimeError, match="assertion failed at .*assert"):
-        for _ in range(20):  # z is 1 within 20 draws but for a chance of 1e-7
-            module(torch.tensor(0.5))
+class Branching(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x if x > 0 else x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def test_an_autograd_function_that_branches() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(Branching.apply(z), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(DataDependenceError, match=r"reads a value within an autograd\.Function") as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    assert "if x > 0" in str(caught.value)
+
+
+def test_a_generator_of_torch() -> None:
+    generator = torch.Generator()
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z + torch.rand((), generator=generator), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(CaptureError, match=r"draws from a torch\.Generator") as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    assert "torch.rand((), generator=generator)" in str(caught.value)

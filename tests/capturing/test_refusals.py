@@ -183,6 +183,33 @@ def checkpointed(net: Net, z: Tensor, x: Tensor) -> Tensor:
     return checkpoint(net.inner, z * x, use_reentrant=False).sum()
 
 
+def checkpointed_reentrantly(net: Net, z: Tensor, x: Tensor) -> Tensor:
+    return checkpoint(lambda h: nn.functional.dropout(net.inner(h)), z * x, use_reentrant=True).sum()
+
+
+@torch.library.custom_op("sgc_tests::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+twice.register_fake(torch.empty_like)
+twice.register_autograd(lambda ctx, gradient: 2 * gradient)
+
+
+class Wrapping(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return twice(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return 3 * gradients[0]
+
+
+def wrapped(net: Net, z: Tensor, x: Tensor) -> Tensor:
+    return z * Wrapping.apply(net.w * x).sum()
+
+
 def clamped(net: Net, z: Tensor, x: Tensor) -> Tensor:
     net.w.data.clamp_(min=1)
     return z * (net.w * x).sum()
@@ -192,7 +219,9 @@ def hooked_outside(net: Net, z: Tensor, x: Tensor) -> Tensor:
     return z * (net.w * x).sum()
 
 
-@pytest.mark.parametrize("mean", [frozen, offloaded, checkpointed, clamped, hooked_outside])
+@pytest.mark.parametrize(
+    "mean", [frozen, offloaded, checkpointed, checkpointed_reentrantly, wrapped, clamped, hooked_outside]
+)
 def test_what_changes_no_number_or_can_be_repeated_is_not(mean: Mean) -> None:
     compare(mean, prepare=lambda net: net.w.register_hook(lambda g: 2 * g))
 
