@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from sgc.capturing import tracer
-from sgc.capturing.source import called_by_torch, current_line, is_pyro
+from sgc.capturing.source import current_line, is_pyro
 from sgc.errors import CaptureError
 
 _IN_PLACE = "write into the tensor in place, under torch.no_grad() (parameter.clamp_(min=0), buffer.copy_(value))"
@@ -102,7 +102,7 @@ def refusals() -> Iterator[None]:
     """Around a rehearsal and a capture: refuse what torch tells no mode of."""
 
     def assign(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not called_by_torch():
+        if isinstance(self, nn.Parameter):  # of others torch's tracing says so itself
             raise _error("calls Tensor.set_", _IN_PLACE)
         return set_(self, *args, **kwargs)
 

@@ -134,11 +134,6 @@ def is_pyro() -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(_PYRO)
 
 
-def called_by_torch() -> bool:
-    """Whether torch's Python is the caller of the function that asks."""
-    return sys._getframe(2).f_code.co_filename.startswith(_TORCH)
-
-
 def is_formatting() -> bool:
     """Whether that frame is executing ``text % values``."""
     frame = _program_frame()
