@@ -20,11 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from sgc.capturing import tracer
+from sgc.capturing.autocast import close, switched_back, switches
 from sgc.capturing.conditions import condition_of
 from sgc.capturing.refusals import refuse_traced
 from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
 from sgc.errors import DataDependenceError, SourceLine
-from sgc.graph.effects import ancestors, dependencies, is_random
+from sgc.graph.effects import AUTOCAST, ancestors, dependencies, is_random
 
 _READS = frozenset(
     (
@@ -76,6 +77,7 @@ class Reads(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self._autocast = switches()
 
     def __torch_function__(
         self,
@@ -197,7 +199,7 @@ class Reads(TorchFunctionMode):
             )
         module, sources = _slice(graph, node, needed)
         origins = [self._concrete(origin) for origin in sources]
-        with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad():
+        with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
             value = module(*(origin.detach().clone() for origin in origins))
         if sources:
             self.guards.append(ReadGuard(module, sources, value, current_line()))
@@ -319,8 +321,10 @@ def _slice(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.Gra
     for origin in origins:
         copies[origin] = part.placeholder(origin.name)
     for other in graph.nodes:
-        if other in needed and other not in copies and other.target is not torch._C._set_grad_enabled:
+        wanted = other in needed and other not in copies and other.target is not torch._C._set_grad_enabled
+        if wanted or other.target in AUTOCAST:
             copies[other] = part.node_copy(other, lambda argument: copies[argument])
+    close(part)
     part.output(copies[node])
     return fx.GraphModule(root, part), tuple(origins)
 

@@ -7,6 +7,7 @@ Data flow in a graph with in-place operations is more than its edges: after ``x[
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -37,9 +38,20 @@ def is_effect(node: fx.Node) -> bool:
     """Whether the node must stay although nothing may use its value."""
     if node.op in ("placeholder", "output"):
         return True
-    if node.target is torch._C._set_grad_enabled or returns_nothing(node):
+    if node.target in MODES or returns_nothing(node):
         return True
     return is_random(node) or bool(written_arguments(node))
+
+
+_AMP: Any = torch.amp  # as export does, make_fx records what enters and leaves an autocast region by these functions
+AUTOCAST = (_AMP._enter_autocast, _AMP._exit_autocast)
+MODES = {torch._C._set_grad_enabled, *AUTOCAST}
+"""Switches of torch's that hold for the nodes after them."""
+
+
+def switches_autocast(graph: fx.Graph) -> bool:
+    """Whether some nodes are computed under another autocast than others."""
+    return bool(graph.find_nodes(op="call_function", target=AUTOCAST[0]))
 
 
 def returns_nothing(node: fx.Node) -> bool:

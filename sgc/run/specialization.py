@@ -34,6 +34,7 @@ from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.emit.whitened import take_whitened
 from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
+from sgc.graph.effects import switches_autocast
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
@@ -240,8 +241,10 @@ class Specialization:
         return Compiled(runner if self.repeats > 1 else built.run, differentiated.gradient_of, module, built.report)
 
     def _lean(self, module: fx.GraphModule) -> fx.GraphModule:
-        """The emitted module as it is differentiated: as it is on the eager backend, which adds up as Pyro does."""
-        if self.options.backend == "eager":
+        """The emitted module as it is differentiated: as it is on the eager backend, which adds up as Pyro does, and
+        where it switches autocast, for then it matters where a node is.
+        """
+        if self.options.backend == "eager" or switches_autocast(module.graph):
             return module
         module = copy_of(module)
         gather_last(module)
