@@ -88,6 +88,8 @@ def capture_program(
             raise _original(error)  # noqa: B904 (it has a cause of its own)
         except DATA_DEPENDENT as error:
             raise _data_dependence(error, recording) from error
+        except Exception as error:
+            raise _untraceable(error) from error
         finally:
             restore_random_state(before)
     return declare(module, recording, positions, rehearsal, args, kwargs)
@@ -130,8 +132,18 @@ def _data_dependence(error: BaseException, recording: Recording) -> DataDependen
     return DataDependenceError(
         f"the program reads a value that is known only at run time ({type(error).__name__}); "
         f"the sites sampled before it: {', '.join(known) or 'none'}",
-        site=known[-1] if known else None,
         source=line_of(error.__traceback__),
         remedy="give operations whose result's shape depends on values (nonzero, masked_select, unique) a fixed "
         "size, or replace them by torch.where or poutine.mask",
+    )
+
+
+def _untraceable(error: Exception) -> CaptureError:
+    """For what Python and torch do with tensors that have values, as the rehearsal has shown, and with no others."""
+    text = str(error).strip().partition("\n")[0]
+    return CaptureError(
+        f"the program ran once, but cannot be captured: {type(error).__name__}{': ' * bool(text)}{text}",
+        source=line_of(error.__traceback__),
+        remedy="what needs the values of tensors can be computed of the data beforehand and passed as an argument; "
+        "numbers can be read by int(), float() or tolist()",
     )

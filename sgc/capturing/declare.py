@@ -170,8 +170,8 @@ def _lift(
             raise CaptureError(f"an operator is given a {type(tensor).__name__}, which no graph holds")
         if tracer.is_fake(tensor):
             raise CaptureError(
-                "a tensor was computed where the capture cannot follow (inside a torch.func transform, or on "
-                "another thread)",
+                "a tensor was computed where the capture cannot follow: in a derivative of a module "
+                "(torch.autograd.grad, torch.autograd.functional), in a torch.func transform, or on another thread",
                 remedy="write the derivative or the batched computation out with ordinary tensor operations",
             )
         if id(tensor) not in lifted:

@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, PendingUnbackedSymbolNotFound
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sgc.capturing import tracer
-from sgc.capturing.autocast import close, switched_back, switches
+from sgc.capturing.autocast import switched_back, switches
 from sgc.capturing.conditions import condition_of
 from sgc.capturing.refusals import refuse_traced
+from sgc.capturing.selection import MaskedSelection
+from sgc.capturing.slices import slice_of
 from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
 from sgc.errors import DataDependenceError, SourceLine
-from sgc.graph.effects import AUTOCAST, ancestors, dependencies, is_random
+from sgc.graph.effects import ancestors, dependencies, is_random
 
 _READS = frozenset(
     (
@@ -33,12 +35,18 @@ _READS = frozenset(
         *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"),
     )
 )
-DATA_DEPENDENT = (
-    DataDependenceError,
+UNKNOWN = (
     GuardOnDataDependentSymNode,
+    PendingUnbackedSymbolNotFound,
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
+"""What torch raises where a fake tensor would need a value."""
+
+_BY_NUMBERS = frozenset((torch.arange, torch.narrow, Tensor.narrow, torch.tensor_split, Tensor.tensor_split))
+"""Functions that read tensors which they are given for numbers, but for the first argument."""
+
+DATA_DEPENDENT = (DataDependenceError, *UNKNOWN)
 """What code raises during a capture that needs a value which is not known then."""
 
 _REMEDY = (
@@ -122,11 +130,24 @@ class Reads(TorchFunctionMode):
                 # The numbers are read one by one, so the result is on no device but the default one, unless asked for.
                 device = kwargs.get("device") or torch.get_default_device()
                 return _stacked(args[0], device).detach().to(device, kwargs.get("dtype"))
+        if func == Tensor.new_tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[1])):
+            device, dtype = kwargs.get("device") or args[0].device, kwargs.get("dtype") or args[0].dtype
+            return _stacked(args[1], device).detach().to(device, dtype)
+        if func in _BY_NUMBERS:
+            tensors = () if func is torch.arange else args[:1]
+            numbers, kwargs = tree_map_only(Tensor, self._numbers, (args[len(tensors) :], kwargs))
+            args = (*tensors, *numbers)
         if name == "__getitem__" and isinstance(args[0], Tensor):
             return self._get(func, *args)
         if name == "__setitem__" and isinstance(args[0], Tensor):
             return self._set(func, *args)
-        return func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except UNKNOWN as error:
+            raise self._unknown(name, (args, kwargs), error) from error
+        if func is torch.autograd.grad and not _is_differentiable(*args, **kwargs):
+            return tree_map_only(Tensor, Tensor.detach, result)
+        return result
 
     def _assert(self, condition: Tensor) -> bool:
         """Turn ``assert tensor`` into a condition that is computed with the compiled program."""
@@ -158,9 +179,7 @@ class Reads(TorchFunctionMode):
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 values[id(leaf)] = self.evaluate(leaf, f"Tensor.{getattr(func, '__name__', func)}")
-        concrete_args, concrete_kwargs = torch.utils._pytree.tree_map_only(
-            Tensor, lambda tensor: values[id(tensor)], (args, kwargs)
-        )
+        concrete_args, concrete_kwargs = tree_map_only(Tensor, lambda tensor: values[id(tensor)], (args, kwargs))
         with tracer.concrete(), torch._C.DisableTorchFunction():
             return func(*concrete_args, **concrete_kwargs)
 
@@ -197,13 +216,26 @@ class Reads(TorchFunctionMode):
                 source=source,
                 remedy=_REMEDY,
             )
-        module, sources = _slice(graph, node, needed)
+        module, sources = slice_of(graph, node, needed)
         origins = [self._concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
             value = module(*(origin.detach().clone() for origin in origins))
         if sources:
             self.guards.append(ReadGuard(module, sources, value, current_line()))
         return value
+
+    def _unknown(self, name: str, arguments: Any, error: Exception) -> DataDependenceError:
+        """The error for an operation that needs values, with the sample that they depend on."""
+        nodes = [tracer.node_of(leaf) for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        graph = tracer.current_tracer().graph
+        needed = ancestors(nodes, dependencies(graph))
+        marks = [other.meta["sgc_mark"] for other in graph.nodes if other in needed and "sgc_mark" in other.meta]
+        return DataDependenceError(
+            f"{name} needs values that are known only at run time ({type(error).__name__})",
+            site=marks[-1] if marks else None,
+            source=current_line(),
+            remedy=f"{_REMEDY}; what depends on data alone can be computed beforehand and passed as an argument",
+        )
 
     @contextmanager
     def refused(self) -> Iterator[None]:
@@ -227,6 +259,11 @@ class Reads(TorchFunctionMode):
         value = self.evaluate(end, "a slice")
         with tracer.concrete(), torch._C.DisableTorchFunction():
             return value.item()
+
+    def _numbers(self, tensor: Tensor) -> Any:
+        value = self.evaluate(tensor, "an operation on numbers")
+        with tracer.concrete(), torch._C.DisableTorchFunction():
+            return value.tolist()
 
     def _index(self, tensor: Tensor, index: Any, *, write: bool) -> tuple[Tensor, Any]:
         parts = list(index) if isinstance(index, tuple) else [index]
@@ -261,34 +298,6 @@ class Reads(TorchFunctionMode):
         return (tensor, tuple(result)) if changed else (tensor, index)
 
 
-class MaskedSelection:
-    """``tensor[mask]`` where the mask depends on a sample: how long it is, is not known.
-
-    All that it can be used for is ``other[mask] = tensor[mask]``, the idiom of Pyro's splines. Any other use
-    raises the error that names the site.
-    """
-
-    def __init__(self, tensor: Tensor, mask: Tensor, error: DataDependenceError) -> None:
-        self.__dict__.update(_tensor=tensor, _mask=mask, _error=error)
-
-    def write_to(self, target: Tensor, mask: Any) -> None:
-        """``target[mask] = tensor[mask]``, without knowing how many entries that is."""
-        if mask is not self._mask or target.shape != self._tensor.shape:
-            raise self._error
-        shaped = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))
-        target.copy_(torch.where(shaped, self._tensor, target))
-
-    def __getattr__(self, name: str) -> Any:
-        raise self._error
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise self._error
-
-    __torch_function__ = __len__ = __iter__ = __getitem__ = __bool__ = __float__ = _refuse
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
-    __pow__ = __rpow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __matmul__ = __rmatmul__ = _refuse
-
-
 def _stacked(parts: Any, device: torch.device | str) -> Tensor:
     """What ``torch.tensor`` makes of a nested list with tensors in it, which it reads one number at a time."""
     if not isinstance(parts, (list, tuple)):
@@ -308,33 +317,10 @@ def _dims_consumed(part: Any) -> int:
     return 1
 
 
+def _is_differentiable(*args: Any, create_graph: bool | None = None, **kwargs: Any) -> bool:
+    """Whether ``torch.autograd.grad`` of these arguments gives what can be differentiated again."""
+    return bool(args[4] if len(args) > 4 else create_graph)
+
+
 def _concrete_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
-
-
-def _slice(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
-    """The part of an unfinished graph that computes ``node``, with its sources as placeholders."""
-    root = tracer.current_tracer().root
-    part = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    origins = [n for n in graph.nodes if n in needed and (n.op == "placeholder" or _is_external(n))]
-    for origin in origins:
-        copies[origin] = part.placeholder(origin.name)
-    for other in graph.nodes:
-        wanted = other in needed and other not in copies and other.target is not torch._C._set_grad_enabled
-        if wanted or other.target in AUTOCAST:
-            copies[other] = part.node_copy(other, lambda argument: copies[argument])
-    close(part)
-    part.output(copies[node])
-    return fx.GraphModule(root, part), tuple(origins)
-
-
-def _is_external(node: fx.Node) -> bool:
-    """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
-    return (
-        node.op == "get_attr"
-        and not all(
-            user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
-            for user in node.users
-        )
-    ) or (node.op == "get_attr" and not node.users)

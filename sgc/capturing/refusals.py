@@ -23,9 +23,7 @@ from sgc.errors import CaptureError
 _IN_PLACE = "write into the tensor in place, under torch.no_grad() (parameter.clamp_(min=0), buffer.copy_(value))"
 _HOOK = "compute what the hook does in a torch.autograd.Function whose backward does it, or do it after loss.backward()"
 _OUTSIDE = "register the hook once, outside of model and guide"
-_BACKWARD = (
-    "a derivative that the model needs is torch.func.grad's, or is written out; gradients are read after the call"
-)
+_BACKWARD = "a derivative that the model needs is torch.autograd.grad's; gradients are accumulated after the call"
 
 _TENSOR: Any = Tensor  # whose attributes are descriptors, not what a tensor holds
 
@@ -74,6 +72,8 @@ _RESIZES = frozenset((Tensor.resize_, Tensor.resize_as_))
 
 def _refuse_switch(tensor: Tensor, requires_grad: bool = True) -> None:
     """What a program sets in each run alike was set by its rehearsal; another setting holds for a part of it only."""
+    if tracer.unwrapped(tensor) is not tensor:
+        return  # torch.func.grad sets it on a wrapper of its own
     if tensor.requires_grad != requires_grad and (not tracer.is_fake(tensor) or tracer.is_placeholder(tensor)):
         raise _error(
             "switches requires_grad of a parameter or an argument while it runs",

@@ -23,7 +23,9 @@ from torch.distributions import Distribution
 from sgc.capturing.parameters import ModuleWatch
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
 from sgc.capturing.refusals import Refusing, refusals
+from sgc.capturing.source import current_line
 from sgc.config import Options
+from sgc.errors import CaptureError
 
 BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
 
@@ -164,6 +166,8 @@ def preserved_state(
 
     def save(module: nn.Module, _inputs: object = None) -> None:
         for name, buffer in module._buffers.items():
+            if buffer is not None and nn.parameter.is_lazy(buffer):
+                raise _lazy(module)
             if buffer is not None and (id(module), name) not in saved:
                 saved[id(module), name] = (module, name, buffer, buffer.detach().clone())
 
@@ -184,6 +188,15 @@ def preserved_state(
                 module._buffers[name] = buffer
         _take_averages()
         _put_averages(kept)
+
+
+def _lazy(module: nn.Module) -> CaptureError:
+    # A first run makes the buffers and writes into them, so that what they were is not known.
+    return CaptureError(
+        f"a {type(module).__name__} has buffers that are made in its first run",
+        source=current_line(),
+        remedy="run the module once on data of the right shape, in eval mode, before it is compiled",
+    )
 
 
 def _take_averages() -> dict[str, Tensor]:

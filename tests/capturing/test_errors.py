@@ -334,3 +334,43 @@ def test_a_generator_of_torch() -> None:
     with pytest.raises(CaptureError, match=r"draws from a torch\.Generator") as caught:
         sgc.compile(model, guide_of_z, backend="eager")()
     assert "torch.rand((), generator=generator)" in str(caught.value)
+
+
+@pytest.mark.parametrize("site", [None, "z"])
+def test_an_operation_that_needs_values_names_the_site_that_they_depend_on(site: str | None) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        mean = torch.cov(torch.stack([X, X * z if site else X * X])).sum()
+        pyro.sample("x", dist.Normal(z + mean, 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(DataDependenceError, match="cov needs values") as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    assert caught.value.site == site and "torch.cov" in str(caught.value)
+
+
+def test_what_has_run_but_cannot_be_traced() -> None:
+    lengths = torch.tensor([2, 1])
+    gru = torch.nn.GRU(1, 2)
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        packed = torch.nn.utils.rnn.pack_padded_sequence(z.expand(2, 2, 1), lengths)
+        pyro.sample("x", dist.Normal(gru(packed)[1].sum(), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(CaptureError, match="ran once, but cannot be captured") as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    assert "gru(packed)" in str(caught.value)
+
+
+def test_a_lazy_module_whose_buffers_a_first_run_would_change() -> None:
+    norm = torch.nn.LazyBatchNorm1d()
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z + norm(X[:, None]).sum(), 1.0), obs=torch.tensor(0.3))
+
+    module = sgc.compile(model, guide_of_z, backend="eager")
+    with pytest.raises(CaptureError, match="made in its first run"):
+        module()
+    norm.eval()(X[:, None])
+    assert module().isfinite()

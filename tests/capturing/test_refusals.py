@@ -210,6 +210,18 @@ def wrapped(net: Net, z: Tensor, x: Tensor) -> Tensor:
     return z * Wrapping.apply(net.w * x).sum()
 
 
+def derived(net: Net, z: Tensor, x: Tensor) -> Tensor:
+    once = torch.autograd.grad((z**2 * net.w**2).sum(), [net.w, z])  # has no gradient of its own
+    again = torch.autograd.grad((net.w**3).sum(), net.w, create_graph=True)[0]
+    return z + once[0].sum() + once[1] + again.sum()
+
+
+def read_as_numbers(net: Net, z: Tensor, x: Tensor) -> Tensor:
+    end = x.long()[1]
+    parts = net.w.narrow(0, end - 2, 1), torch.tensor_split(net.w, x.long()[:1])[0], torch.arange(x[0], x[1])
+    return z * torch.cat(parts).sum() + z.new_tensor([z, end]).sum()
+
+
 def clamped(net: Net, z: Tensor, x: Tensor) -> Tensor:
     net.w.data.clamp_(min=1)
     return z * (net.w * x).sum()
@@ -220,7 +232,18 @@ def hooked_outside(net: Net, z: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "mean", [frozen, offloaded, checkpointed, checkpointed_reentrantly, wrapped, clamped, hooked_outside]
+    "mean",
+    [
+        frozen,
+        offloaded,
+        checkpointed,
+        checkpointed_reentrantly,
+        wrapped,
+        derived,
+        read_as_numbers,
+        clamped,
+        hooked_outside,
+    ],
 )
 def test_what_changes_no_number_or_can_be_repeated_is_not(mean: Mean) -> None:
     compare(mean, prepare=lambda net: net.w.register_hook(lambda g: 2 * g))
