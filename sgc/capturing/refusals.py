@@ -46,8 +46,8 @@ def refuse(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
     refused = _ALWAYS.get(func)
     if refused is None:
         return
-    if func == _TENSOR.data.__set__ and nn.parameter.is_lazy(args[0]):
-        return  # a lazy module is given its shapes
+    if func == _TENSOR.data.__set__ and (args[1] is args[0] or nn.parameter.is_lazy(args[0])):
+        return  # module.to() of where the module is, or a lazy module is given its shapes
     if func == Tensor.register_hook and is_pyro():
         return  # to warn of a gradient that is NaN
     raise _error(*refused)

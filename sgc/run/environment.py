@@ -110,7 +110,7 @@ class Environment:
         generator = value.__self__ if isinstance(value, types.BuiltinMethodType) else value
         state = state_of(generator)
         if state is not None:
-            self._generators.append((label, generator, state))
+            self._generators.append((label or f"a {type(generator).__name__}", generator, state))
         if isinstance(value, type):
             self._visit_class(value, depth)
         elif isinstance(value, (staticmethod, classmethod)):
