@@ -179,6 +179,15 @@ def test_python_randomness(draw: Any, name: str) -> None:
         sgc.compile(model, guide_of_z, backend="eager")()
 
 
+def test_a_generator_among_the_arguments() -> None:
+    def model(generator: np.random.Generator) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z + generator.random(), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(CaptureError, match="draws from a Generator"):
+        sgc.compile(model, lambda generator: guide_of_z(), backend="eager")(np.random.default_rng(0))
+
+
 def seeded() -> Tensor:
     torch.manual_seed(3)
     return torch.rand(())

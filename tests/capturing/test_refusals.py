@@ -210,6 +210,10 @@ def wrapped(net: Net, z: Tensor, x: Tensor) -> Tensor:
     return z * Wrapping.apply(net.w * x).sum()
 
 
+def moved_to_where_it_is(net: Net, z: Tensor, x: Tensor) -> Tensor:
+    return z * net.to(x.device).float().inner(x).sum()
+
+
 def derived(net: Net, z: Tensor, x: Tensor) -> Tensor:
     once = torch.autograd.grad((z**2 * net.w**2).sum(), [net.w, z])  # has no gradient of its own
     again = torch.autograd.grad((net.w**3).sum(), net.w, create_graph=True)[0]
@@ -240,13 +244,18 @@ def hooked_outside(net: Net, z: Tensor, x: Tensor) -> Tensor:
         checkpointed_reentrantly,
         wrapped,
         derived,
+        moved_to_where_it_is,
         read_as_numbers,
         clamped,
         hooked_outside,
     ],
 )
 def test_what_changes_no_number_or_can_be_repeated_is_not(mean: Mean) -> None:
-    compare(mean, prepare=lambda net: net.w.register_hook(lambda g: 2 * g))
+    def prepare(net: Net) -> None:
+        net.w.register_hook(lambda g: 2 * g)
+        net.inner.weight.grad = torch.zeros_like(net.inner.weight)
+
+    compare(mean, prepare=prepare)
 
 
 def compare(
