@@ -1,7 +1,7 @@
 """Conditions under which torch's functions do not raise, where a compiler loses the look at the data.
 
-``one_hot`` looks at its classes in its own code, which fake tensors replace by arithmetic. Inductor's loops read
-negative positions as counted from the end, where torch raises, and draw from probabilities without looking at them.
+``one_hot`` looks at its classes in its own code, which fake tensors replace by arithmetic. Inductor draws from
+probabilities without looking at them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,6 @@ def _classes(tensor: Tensor, num_classes: int = -1) -> Tensor | None:
     return (tensor >= 0) & (tensor < num_classes) if num_classes > 0 else None
 
 
-def _positions(input: Tensor, dim: int, index: Tensor, *others: Any, **options: Any) -> Tensor:
-    return index >= 0
-
-
 def _probabilities(input: Tensor, *others: Any, **options: Any) -> Tensor | None:
     # A distribution has checked its parameters.
     return None if others or options or is_in_library() else (input >= 0) & (input <= 1)
@@ -41,12 +37,4 @@ _RULES: dict[Callable[..., Any], _Condition] = {
     one_hot: _classes,
     torch.bernoulli: _probabilities,
     Tensor.bernoulli: _probabilities,
-    **{
-        getattr(owner, name): _positions
-        for owner, names in (
-            (torch, ("index_select", "index_add", "index_copy")),
-            (Tensor, ("index_select", "index_add", "index_add_", "index_copy", "index_copy_")),
-        )
-        for name in names
-    },
 }

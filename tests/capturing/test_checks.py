@@ -53,14 +53,6 @@ def classes(x: Tensor) -> Tensor:
     return one_hot(x.long(), 4) * pyro.param("w", torch.tensor(2.0))
 
 
-def selected(x: Tensor) -> Tensor:
-    return torch.arange(9.0).mul(pyro.param("w", torch.tensor(2.0))).index_select(0, x.long())
-
-
-def added(x: Tensor) -> Tensor:
-    return torch.zeros(9).index_add(0, x.long(), torch.ones(2) * pyro.param("w", torch.tensor(2.0)))
-
-
 def tossed(x: Tensor) -> Tensor:
     return torch.bernoulli(x / 5)
 
@@ -85,8 +77,6 @@ CASES: list[tuple[Check, type[Exception], str]] = [
     (factored, RuntimeError, "positive-definite"),
     (inverted, RuntimeError, "singular"),
     (classes, RuntimeError, "non-negative"),
-    (selected, IndexError, "out of range"),
-    (added, IndexError, "out of range"),
     (tossed, RuntimeError, "p_in"),
 ]
 
