@@ -115,7 +115,7 @@ def setup() -> None:
     _LIBRARY.fallback(_kernel, _KEY)
     _ATEN.impl("_to_copy", _to_copy, _KEY)
     for operator in _STAND_INS:
-        _ATEN.impl(operator, partial(_kernel, operator), _KEY)  # torch has a kernel that raises
+        _ATEN.impl(operator, partial(_kernel, operator), _KEY)  # torch has a kernel that raises, or none
     clone = torch.UntypedStorage.clone
     torch.UntypedStorage.clone = lambda self: (  # type: ignore[method-assign]  # what deepcopy uses
         _storage_over(self.memory.clone()) if self.device.type == NAME else clone(self)
@@ -227,10 +227,15 @@ def _kernel(operator: Any, *args: Any, **kwargs: Any) -> Any:
     return outward(results)
 
 
-def _to_copy(tensor: Tensor, *, non_blocking: bool = False, **kwargs: Any) -> Tensor:
-    """Torch's own, which would ask for pinned memory if it were not to block."""
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-    return torch.ops.aten._to_copy.default.redispatch(keys, tensor, **kwargs)
+def _to_copy(
+    tensor: Tensor, *, device: torch.device | None = None, non_blocking: bool = False, **kwargs: Any
+) -> Tensor:
+    """The CPU's. Torch's own would ask for pinned memory if it were not to block, and calls operators of the device,
+    of which those in ``torch.tensor`` cannot fall back on :func:`_kernel` where a mode of dispatch is in force.
+    """
+    target = device or tensor.device
+    copy = torch.ops.aten._to_copy.default(_on_cpu(tensor) if tensor.device.type == NAME else tensor, **kwargs)
+    return _on_device(copy, []) if target.type == NAME else copy
 
 
 def _convolution(*args: Any) -> Any:
@@ -246,8 +251,9 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *options:
 _STAND_INS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
     torch.ops.aten.convolution_overrideable.default: _convolution,
     torch.ops.aten.convolution_backward_overrideable.default: _convolution_backward,
+    torch.ops.aten._local_scalar_dense.default: torch.ops.aten._local_scalar_dense.default,
 }
-"""What the CPU runs for operators that exist for other devices only."""
+"""What the CPU runs for operators that exist for other devices only, or that ``torch.tensor`` calls."""
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -64,7 +64,7 @@ def capture_program(
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
         traced_args, traced_kwargs = unflatten(filled, structure)
         with (
-            Reads(concrete, buffers) as reads,
+            Reads(concrete, written.before) as reads,
             refusals(),
             no_seeding(),
             functions_as_leaves(),
@@ -78,9 +78,8 @@ def capture_program(
         recording.reads = reads.guards
         return recording.outputs
 
-    buffers = {id(b): b.detach().clone() for module in rehearsal.modules for b in module.buffers()}
     before = random_state()
-    with preserved_attributes(rehearsal.modules), _capture_context(rehearsal):
+    with preserved_attributes(rehearsal.modules), _capture_context(rehearsal), rehearsal.written.again() as written:
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
             refuse_drawn(before)

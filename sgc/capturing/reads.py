@@ -69,14 +69,14 @@ class ReadGuard:
 class Reads(TorchFunctionMode):
     """Answers reads from concrete values, and rewrites 0-d indices, which would be reads, as tensor indices.
 
-    ``buffers`` holds copies of the modules' buffers, by the identity of the originals, which the tracer may write into
-    (an increment of a count, say). ``names`` holds the tensors that stand for a text in the name of a site (see
-    :mod:`sgc.capturing.plates`). ``require`` takes the conditions under which a library does not raise,
-    ``check`` those under which the program itself does not.
+    ``before`` gives a tensor as it was before the capture, which may write into it (an increment of a count, say).
+    ``names`` holds the tensors that stand for a text in the name of a site (see :mod:`sgc.capturing.plates`).
+    ``require`` takes the conditions under which a library does not raise, ``check`` those under which the program
+    itself does not.
     """
 
     concrete_inputs: Mapping[str, Tensor]
-    buffers: Mapping[int, Tensor] = field(default_factory=dict)
+    before: Callable[[Tensor], Tensor]
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
     require: Callable[..., None] | None = None
@@ -219,7 +219,7 @@ class Reads(TorchFunctionMode):
         module, sources = slice_of(graph, node, needed)
         origins = [self._concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
-            value = module(*(origin.detach().clone() for origin in origins))
+            value = module(*(self.before(origin).detach().clone() for origin in origins))
         if sources:
             self.guards.append(ReadGuard(module, sources, value, current_line()))
         return value
@@ -251,7 +251,7 @@ class Reads(TorchFunctionMode):
             return self.concrete_inputs[node.name]
         value = getattr(tracer.current_tracer().root, str(node.target))
         assert isinstance(value, Tensor)
-        return self.buffers.get(id(value), value)
+        return value
 
     def _number(self, end: Any) -> Any:
         if not isinstance(end, Tensor):

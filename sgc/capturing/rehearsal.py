@@ -1,7 +1,7 @@
 """The one eager run of Pyro that precedes a capture.
 
 It creates the parameters, runs Pyro's own validation with its own errors and warnings, finds the plate nesting
-and the modules that take part. Whatever else it changes (random state, buffers, baseline averages) is put back,
+and the modules that take part. Whatever else it changes (random state, tensors, baseline averages) is put back,
 also when it fails.
 """
 
@@ -24,6 +24,7 @@ from sgc.capturing.parameters import ModuleWatch
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
 from sgc.capturing.refusals import Refusing, refusals
 from sgc.capturing.source import current_line
+from sgc.capturing.writes import Written, undone_writes
 from sgc.config import Options
 from sgc.errors import CaptureError
 
@@ -36,13 +37,14 @@ class Rehearsal:
 
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``params`` are the names that
-    the program asked Pyro's param store for, in its order.
+    the program asked Pyro's param store for, in its order; ``written`` is the memory that it writes into.
     """
 
     max_plate_nesting: float
     modules: tuple[nn.Module, ...]
     failure: Exception | None
     params: tuple[str, ...]
+    written: Written
 
 
 def pyro_elbo(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
@@ -83,7 +85,8 @@ def rehearse(
         Refusing(),
     ):
         try:
-            failure = _run(elbo, model, guide, args, kwargs)
+            with undone_writes() as written:
+                failure = _run(elbo, model, guide, args, kwargs)
         except BaseException:
             restore_random_state(start)
             raise
@@ -93,13 +96,20 @@ def rehearse(
     restore_random_state(start)
     if created and not same_random_state(start, end):
         # Does the creation itself draw random numbers? A second run, now without creation, tells.
-        with preserved_state(roots), warnings.catch_warnings(), _switched(options), refusals(), Refusing():
+        with (
+            preserved_state(roots),
+            undone_writes(),
+            warnings.catch_warnings(),
+            _switched(options),
+            refusals(),
+            Refusing(),
+        ):
             warnings.simplefilter("ignore")
             _run(elbo, model, guide, args, kwargs)
         drew = not same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
-    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params)
+    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params, written)
 
 
 def run_validated(
@@ -110,8 +120,8 @@ def run_validated(
     options: Options,
     max_plate_nesting: float,
 ) -> None:
-    """Run Pyro once, with every particle, for the errors of its validation; buffers and averages are put back."""
-    with preserved_state(), warnings.catch_warnings(), _switched(options):
+    """Run Pyro once, with every particle, for the errors of its validation; tensors and averages are put back."""
+    with preserved_state(), undone_writes(), warnings.catch_warnings(), _switched(options):
         warnings.simplefilter("ignore")
         failure = _run(pyro_elbo(options, max_plate_nesting), model, guide, args, kwargs)
     if isinstance(failure, ValueError):

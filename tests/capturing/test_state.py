@@ -1,0 +1,193 @@
+"""What a program changes besides computing: after a first call it is what it is after one call of Pyro."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions.transforms import BatchNorm
+from pyro.infer import TraceGraph_ELBO
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sgc
+import sgc.infer
+
+X = torch.tensor([1.0, 2.0])
+
+
+def guide(*args: Any) -> None:
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
+
+
+def observing(mean: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z * mean(x), 1.0), obs=torch.tensor(0.7))
+
+    return model
+
+
+Case = tuple[Callable[[Tensor], None], list[Tensor]]
+"""A model, and tensors to look at besides the argument."""
+
+
+@torch.library.custom_op("sgc_test_state::average", mutates_args=("average",))
+def average_in_place(average: Tensor, x: Tensor) -> None:
+    average.mul_(0.5).add_(x)
+
+
+class Averaging(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, average: Tensor) -> Tensor:
+        average.mul_(0.5).add_(x)
+        return x * average
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None
+
+
+def argument() -> Case:
+    return observing(lambda x: x.mul_(2).sum()), []
+
+
+def closed_over_tensor() -> Case:
+    h = torch.ones(2)
+    return observing(lambda x: h.mul_(0.5).add_(x).sum()), [h]
+
+
+def view_of_a_closed_over_tensor() -> Case:
+    h = torch.ones(3)
+
+    def mean(x: Tensor) -> Tensor:
+        h[1:].mul_(0.5)
+        h[:2] += x
+        return h.sum()
+
+    return observing(mean), [h]
+
+
+def list_of_tensors() -> Case:
+    hs = [torch.ones(2), torch.ones(2)]
+
+    def mean(x: Tensor) -> Tensor:
+        torch._foreach_mul_(hs, 0.5)
+        return (hs[0] * x + hs[1]).sum()
+
+    return observing(mean), hs
+
+
+def parameter() -> Case:
+    w = nn.Parameter(torch.tensor([4.0, 2.0]))
+
+    def mean(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            w.mul_(0.5)
+        return (w * x).sum()
+
+    return observing(mean), [w]
+
+
+def value_read_after_a_write() -> Case:
+    h = torch.ones(2)
+
+    def mean(x: Tensor) -> Tensor:
+        h.mul_(0.5)
+        return h.sum() if h.sum() > 0.7 else x.sum()
+
+    return observing(mean), [h]
+
+
+def custom_operator() -> Case:
+    net = nn.Module()
+    net.register_buffer("average", torch.ones(2))
+
+    def mean(x: Tensor) -> Tensor:
+        average_in_place(net.average, x)
+        return net.average.sum()
+
+    return observing(mean), [net.average]
+
+
+def custom_function() -> Case:
+    average = torch.ones(2)
+    return observing(lambda x: Averaging.apply(x, average).sum()), [average]
+
+
+def batch_norm_as_a_function() -> Case:
+    mean, var = torch.zeros(2), torch.ones(2)
+    return observing(lambda x: F.batch_norm(torch.stack([x, 3 * x]), mean, var, training=True)[0].sum()), [mean, var]
+
+
+def batch_norm_as_a_transform() -> Case:
+    norm = BatchNorm(2)
+
+    def model(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 2):
+            base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            pyro.sample("y", dist.TransformedDistribution(base, [norm]), obs=torch.stack([x, x + 1]))
+
+    return model, [norm.moving_mean, norm.moving_variance]
+
+
+def initial_value_written_in_place() -> Case:
+    w = torch.ones(2)
+    return observing(lambda x: (x * pyro.param("w", lambda: w.mul_(3.0))).sum()), [w]
+
+
+WRITING = [
+    argument,
+    closed_over_tensor,
+    view_of_a_closed_over_tensor,
+    list_of_tensors,
+    parameter,
+    value_read_after_a_write,
+    custom_operator,
+    custom_function,
+    batch_norm_as_a_function,
+    batch_norm_as_a_transform,
+    initial_value_written_in_place,
+]
+
+
+def outcome(make: Callable[[], Case], elbo: Any, calls: int = 3) -> list[list[float]]:
+    """Losses, and the argument and the program's own tensors after each call."""
+    pyro.clear_param_store()
+    model, state = make()
+    found = []
+    for seed in range(calls):
+        pyro.set_rng_seed(seed)
+        x = X.clone()
+        loss = elbo.loss_and_grads(model, guide, x)
+        found.append([loss, *(number for tensor in (x, *state) for number in tensor.detach().flatten().tolist())])
+    return found
+
+
+@pytest.mark.parametrize("make", WRITING, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
+def test_writes_into_tensors_happen_once_a_call(make: Callable[[], Case], backend: str) -> None:
+    if (make, backend) == (custom_operator, "torchscript"):
+        pytest.skip("TorchScript has no such operators")
+    expected = outcome(make, TraceGraph_ELBO())
+    for ours, theirs in zip(outcome(make, sgc.infer.TraceGraph_ELBO(backend=backend)), expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_failed_call_writes_nothing() -> None:
+    h = torch.ones(2)
+
+    def mean(x: Tensor) -> Tensor:
+        h.mul_(0.5)
+        x.mul_(2)
+        raise LookupError
+
+    x = X.clone()
+    with pytest.raises(LookupError):
+        sgc.compile(observing(mean), guide, backend="eager")(x)
+    assert h.tolist() == [1.0, 1.0] and x.tolist() == X.tolist()
