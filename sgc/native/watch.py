@@ -173,6 +173,11 @@ def all_hold(groups: Sequence[Group], call: Any) -> bool:
     return True
 
 
+def value(read: Read) -> Any:
+    """What is read that is not of a call."""
+    return _value(read, None)
+
+
 _NOTHING: Any = object()
 """Stands for what a dictionary lacks."""
 

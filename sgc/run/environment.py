@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sgc.capturing.randomness import state_of
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
+from sgc.run.hooks import GLOBAL_HOOKS, HOOKS
 from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, note, still_holds
 
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
@@ -35,7 +36,8 @@ _CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
 class Environment:
     """A snapshot of the names that model and guide can reach.
 
-    Containers are compared by what they hold (up to a thousand entries), all else first by identity.
+    Containers are compared by what they hold (up to a thousand entries), all else first by identity. What the
+    ``modules`` that it meets are made of is for others to watch.
     """
 
     def __init__(self, *roots: Any) -> None:
@@ -44,7 +46,8 @@ class Environment:
         self._changing: list[tuple[Any, Any, Any]] = []
         self._labels: dict[int, str] = {}
         self._generators: list[tuple[str, Any, Hashable]] = []
-        for root in roots:
+        self.modules: dict[int, nn.Module] = {}
+        for root in (*roots, *GLOBAL_HOOKS.values()):
             self._visit(root, "", 0)
         self._seen.clear()
 
@@ -159,6 +162,10 @@ class Environment:
 
     def _visit_module(self, module: nn.Module, label: str, depth: int) -> None:
         library = _is_library(type(module))
+        if not _is_own(type(module)):
+            self.modules[id(module)] = module
+        for name in HOOKS:
+            self._visit(vars(module).get(name), label, depth)
         for name, part in list(vars(module).items()):
             if name in _OF_MODULES or name.startswith("_pyro_"):
                 continue
@@ -237,6 +244,11 @@ def _is_library(thing: Any) -> bool:
     if not isinstance(code, types.CodeType):
         return False
     return code.co_filename.startswith(_STANDARD) and "site-packages" not in code.co_filename
+
+
+def _is_own(cls: type) -> bool:
+    """Whether a class is sgc's: a loss module shows other tensors as it compiles."""
+    return cls.__module__.partition(".")[0] == "sgc"
 
 
 def _is_machinery(cls: type) -> bool:

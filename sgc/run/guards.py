@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sgc.graph.program import Input, ValueGuard
 from sgc.native import watch
 from sgc.native.watch import Condition
 from sgc.run.environment import Environment
+from sgc.run.identity import twins
 from sgc.run.metadata import Alike, Meta, meta, meta_difference, meta_shown
 from sgc.run.notes import PLAIN, difference, is_as_noted, note, shown
 
@@ -64,7 +65,8 @@ class Guard(ABC):
 
 
 class ArgumentGuard(Guard):
-    """The structure of the arguments, the metadata of their tensors, and the values of everything else.
+    """The structure of the arguments, the metadata of their tensors and which of these are one, and the values of
+    everything else.
 
     Of a partial with a record of its calls, their results.
     """
@@ -83,9 +85,13 @@ class ArgumentGuard(Guard):
             # What has become of the very same object is the environment guard's affair, of an array this one's.
             self._constants.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
             self._notes.append(None if isinstance(leaf, Tensor) else note(leaf))
-        self._alike = Alike([leaf for leaf in call.leaves if isinstance(leaf, Tensor)])
+        tensors = [leaf for leaf in call.leaves if isinstance(leaf, Tensor)]
+        self._twins = twins(tensors)
+        self._alike = Alike(tensors)
 
     def conditions(self) -> list[Condition]:
+        if len({*self._twins}) < len(self._twins):
+            return [watch.NEVER]  # different tensors would be alike
         tensors = [watch.leaf(i) for i, expected in enumerate(self._expected) if expected is not None]
         found = [watch.equals(watch.of_call("spec"), self._spec), watch.alike(tensors, self._alike.check)]
         for i, (constant, noted) in enumerate(zip(self._constants, self._notes, strict=True)):
@@ -110,6 +116,8 @@ class ArgumentGuard(Guard):
                     changed = self._records[i].miss(leaf, lambda one, other: difference("", one, other) is None)
                 if changed is not None:
                     return changed
+        if twins([leaf for leaf in call.leaves if isinstance(leaf, Tensor)]) != self._twins:
+            return "other arguments than before are one and the same tensor"
         return None
 
     def varying(self, call: Call) -> Iterator[int]:
@@ -168,6 +176,7 @@ class TensorGuard(Guard):
         self._fetched = in_store + elsewhere  # in this order; the call's own are there already
         constraints = pyro.get_param_store()._constraints
         self._constraints = [constraints[name] for name in self._in_store]
+        self._twins = twins([tensors[i] for i in self._fetched])
         self._alike = Alike([tensor for i in self._fetched if (tensor := tensors[i]) is not None])
 
     def conditions(self) -> list[Condition]:
@@ -201,6 +210,8 @@ class TensorGuard(Guard):
             current = store.get(name)
             if current is not constraint and repr(current) != repr(constraint):
                 return f"the constraint of parameter {name} was {constraint}, is {current}"
+        if twins([found[i] for i in self._fetched]) != self._twins:
+            return "other parameters or buffers than before are one and the same tensor"
         call.tensors = found
         return None
 
@@ -225,6 +236,11 @@ class EnvironmentGuard(Guard):
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], call: Call) -> None:
         objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
         self._environment = Environment(model, guide, *objects)
+
+    @property
+    def modules(self) -> Iterable[nn.Module]:
+        """The modules that they lead to."""
+        return self._environment.modules.values()
 
     def conditions(self) -> list[Condition]:
         return self._environment.conditions()

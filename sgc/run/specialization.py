@@ -47,6 +47,7 @@ from sgc.run.handlers import HandlerGuard
 from sgc.run.modes import ModeGuard
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
+from sgc.run.structure import StructureGuard
 
 
 @dataclass
@@ -293,6 +294,7 @@ def specialize(
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (
         ArgumentGuard(call, names, records),
+        StructureGuard([*rehearsal.modules, *surroundings.modules], captured.owners.values()),
         ModeGuard(rehearsal.modules, follows_validation=options.validate is None),
         tensors,
         HandlerGuard(),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
 import sgc
 from sgc.native import watch
@@ -22,6 +23,7 @@ from sgc.run.specialization import Specialization
 NUMBER, NOTHING, FLAG, ZERO, BIG = 1.0, None, True, 0.0, 10**6
 LIST, DICT, NESTED, SET, ARRAY = [1.0, 2.0], {"a": 1.0}, [[1.0], [2.0]], {1.0}, np.array([1.0])
 ARRAYS, TUPLE = {"a": np.array([1.0]), "b": 2.0}, (np.array([1.0]), 2.0)
+HANDLES: list[Any] = []
 GLOBALS = {name: value for name, value in globals().items() if name.isupper()}
 
 
@@ -36,25 +38,33 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(2, 2)
+        self.weight = nn.Parameter(torch.ones(2))
+        self.tied = self.weight
         self.register_buffer("shift", torch.zeros(2))
         self.beta = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.inner(x) + self.shift) * self.beta
+        return (self.inner(x) * self.weight + self.shift * self.tied) * self.beta
 
 
 class Program:
     """A model that depends on something of every kind, and what a test may change."""
 
     def __init__(self, native: bool) -> None:
-        self.net, self.settings, self.constant = Net(), Settings(), torch.zeros(2)
+        self.net, self.settings, self.constant, self.uncalled = Net(), Settings(), torch.zeros(2), nn.Linear(2, 2)
+        uncalled = self.uncalled
         net, settings, constant, captured = self.net, self.settings, self.constant, 1.0
 
         def helper(x: Any, factor: float = 1.0, *, offset: float = 0.0) -> Any:
             return x * factor + offset
 
         def model(x: Tensor, weight: float = 1.0, other: Any = None) -> None:
-            loc = net(x).sum() + constant.sum() + captured * settings.own * settings.scale * weight
+            loc = (
+                net(x).sum()
+                + uncalled.weight.sum()
+                + constant.sum()
+                + captured * settings.own * settings.scale * weight
+            )
             loc = loc + NUMBER * float(FLAG) + ZERO + BIG + (0 if NOTHING is None else 1)
             loc = helper(loc + sum(LIST) + sum(DICT.values()) + sum(map(sum, NESTED)) + len(SET) + float(ARRAY.sum()))
             loc = loc + float(ARRAYS["a"].sum()) + ARRAYS["b"] + float(TUPLE[0].sum()) + TUPLE[1]
@@ -179,6 +189,18 @@ BREAKING: dict[str, Callable[[Program], Any]] = {
     "defaults": lambda p: setattr(p.helper, "__defaults__", (2.0,)),
     "keyword defaults": lambda p: setattr(p.helper, "__kwdefaults__", {"offset": 1.0}),
     "keyword default": lambda p: p.helper.__kwdefaults__.update(offset=1.0),
+    # What modules are made of.
+    "submodule": lambda p: setattr(p.net, "inner", nn.Linear(2, 2)),
+    "submodule more": lambda p: p.net.add_module("more", nn.Tanh()),
+    "buffer more": lambda p: p.net.register_buffer("more", torch.ones(2)),
+    "hook": lambda p: p.net.inner.register_forward_hook(lambda *_: None),
+    "hook before": lambda p: p.net.inner.register_forward_pre_hook(lambda *_: None),
+    "backward hook": lambda p: p.net.inner.register_full_backward_hook(lambda *_: None),
+    "global hook": lambda p: HANDLES.append(torch_modules.register_module_forward_hook(lambda *_: None)),
+    "tied": lambda p: setattr(p.net.inner, "bias", p.net.weight),
+    "untied": lambda p: setattr(p.net, "tied", nn.Parameter(torch.ones(2))),
+    "untied at its owner": lambda p: setattr(p.net, "weight", nn.Parameter(torch.ones(2))),
+    "uncalled module's weight": lambda p: setattr(p.uncalled, "weight", nn.Parameter(torch.ones(2, 2))),
     # Modes.
     "inner mode": lambda p: p.net.inner.eval(),
     "default dtype": lambda p: torch.set_default_dtype(torch.float64),
@@ -193,6 +215,11 @@ HARMLESS: dict[str, Callable[[Program], Any]] = {
     "parameter's data of the same kind": lambda p: data(store("loc"), torch.ones(2)),
     "another parameter": lambda p: replace_in_store("loc", torch.ones(2, requires_grad=True)),
     "a Parameter in the store": lambda p: replace_in_store("loc", nn.Parameter(torch.ones(2))),
+    "another buffer": lambda p: setattr(p.net, "shift", torch.ones(2)),
+    "both of a tied weight": lambda p: vars(p.net)["_parameters"].update(
+        dict.fromkeys(("weight", "tied"), nn.Parameter(torch.ones(2)))
+    ),
+    "an unused weight": lambda p: setattr(p.uncalled, "bias", nn.Parameter(torch.ones(2))),
     "another weight": lambda p: setattr(p.net.inner, "bias", nn.Parameter(torch.ones(2))),
     "an equal constraint": lambda p: pyro.get_param_store()._constraints.update(scale=constraints.greater_than(0.0)),
     "an equal global": set_global("BIG", int("1000000")),
@@ -216,6 +243,9 @@ def program(request: pytest.FixtureRequest) -> Any:
     ARRAYS.update(a=np.array([1.0]), b=2.0)
     DICT["a"] = 1.0
     SET.add(1.0)
+    for handle in HANDLES:
+        handle.remove()
+    HANDLES.clear()
     Net.forward, Settings.scale = method, beta  # type: ignore[method-assign]
     torch.set_autocast_enabled("cpu", False)
 
@@ -283,7 +313,7 @@ def test_one_tensor_twice(program: Program) -> None:
     for _ in range(3):
         program.module(x, other=x)
         program.module(x, other=torch.ones(2))
-    assert len(program.module.specializations) == 2
+    assert len(program.module.specializations) == 3  # with ``other=None``
 
 
 def test_keywords_in_any_order_and_by_position(program: Program) -> None:
