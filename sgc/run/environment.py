@@ -145,12 +145,19 @@ class Environment:
         elif isinstance(value, dict):
             for part in value.values():
                 self._visit(part, f"{label}[...]", depth + 1)
-        elif hasattr(value, "__dict__") and not _is_library(type(value)) and not _is_machinery(type(value)):
-            for name, part in list(vars(value).items()):
-                if isinstance(value, Messenger) and _is_of_a_run(part):
-                    continue
+        elif not _is_library(type(value)) and not _is_machinery(type(value)):
+            self._visit_object(value, label, depth)
+
+    def _visit_object(self, value: Any, label: str, depth: int) -> None:
+        slots = _slots(type(value))
+        if not slots and not hasattr(value, "__dict__"):
+            return
+        for name, part in list(getattr(value, "__dict__", {}).items()):
+            if not (isinstance(value, Messenger) and _is_of_a_run(part)):
                 self._note(vars(value), name, part, f"{type(value).__name__}.", depth)
-            self._visit(type(value), label, depth)
+        for name in slots:
+            self._note(value, name, getattr(value, name, MISSING), f"{type(value).__name__}.", depth)
+        self._visit(type(value), label, depth)
 
     def _visit_class(self, cls: type, depth: int) -> None:
         for base in cls.__mro__:
@@ -223,7 +230,18 @@ def _get(holder: Any, key: Any) -> Any:
         return contents(holder)
     if isinstance(holder, (dict, types.MappingProxyType)):
         return holder.get(key, MISSING)
-    return holder[key] if isinstance(holder, tuple) else getattr(holder, key)
+    return holder[key] if isinstance(holder, tuple) else getattr(holder, key, MISSING)
+
+
+def _slots(cls: type) -> list[str]:
+    """The attributes that a class written in Python keeps outside of a dictionary."""
+    return [
+        name
+        for base in cls.__mro__
+        if "__slots__" in vars(base)
+        for name, part in vars(base).items()
+        if isinstance(part, types.MemberDescriptorType)
+    ]
 
 
 @functools.lru_cache(maxsize=4096)

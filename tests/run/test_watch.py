@@ -34,6 +34,13 @@ class Settings:
         self.own = 1.0
 
 
+class Slotted:
+    __slots__ = ("empty", "own")
+
+    def __init__(self) -> None:
+        self.own = 1.0
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +59,8 @@ class Program:
 
     def __init__(self, native: bool) -> None:
         self.net, self.settings, self.constant, self.uncalled = Net(), Settings(), torch.zeros(2), nn.Linear(2, 2)
-        uncalled = self.uncalled
+        uncalled, self.slotted = self.uncalled, Slotted()
+        slotted = self.slotted
         net, settings, constant, captured = self.net, self.settings, self.constant, 1.0
 
         def helper(x: Any, factor: float = 1.0, *, offset: float = 0.0) -> Any:
@@ -65,6 +73,7 @@ class Program:
                 + constant.sum()
                 + captured * settings.own * settings.scale * weight
             )
+            loc = loc + getattr(slotted, "own", 0.0) + getattr(slotted, "empty", 0.0)
             loc = loc + NUMBER * float(FLAG) + ZERO + BIG + (0 if NOTHING is None else 1)
             loc = helper(loc + sum(LIST) + sum(DICT.values()) + sum(map(sum, NESTED)) + len(SET) + float(ARRAY.sum()))
             loc = loc + float(ARRAYS["a"].sum()) + ARRAYS["b"] + float(TUPLE[0].sum()) + TUPLE[1]
@@ -182,6 +191,9 @@ BREAKING: dict[str, Callable[[Program], Any]] = {
     "closure emptied": lambda p: p.delete_captured(),
     "attribute": lambda p: setattr(p.settings, "own", 2.0),
     "attribute deleted": lambda p: delattr(p.settings, "own"),
+    "slot": lambda p: setattr(p.slotted, "own", 2.0),
+    "slot deleted": lambda p: delattr(p.slotted, "own"),
+    "slot filled": lambda p: setattr(p.slotted, "empty", 2.0),
     "class attribute": lambda p: setattr(Settings, "scale", 2.0),
     "module's attribute": lambda p: setattr(p.net, "beta", 2.0),
     "method": lambda p: setattr(Net, "forward", lambda self, x: self.inner(x)),
