@@ -70,7 +70,7 @@ def capture_program(
             functions_as_leaves(),
             rejection_as_leaves(),
             subsamples_as_tensors(reads.names),
-            rebound_buffers(rehearsal.modules),
+            rebound_buffers(rehearsal.modules, rehearsal.filled),
             checks_as_nodes(reads, checked) as requirements,
         ):
             recording.requirements = requirements.found

@@ -37,7 +37,8 @@ class Rehearsal:
 
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``params`` are the names that
-    the program asked Pyro's param store for, in its order; ``written`` is the memory that it writes into.
+    the program asked Pyro's param store for, in its order; ``written`` is the memory that it writes into; ``filled``
+    are buffers that held None before it ran, by the identities of their modules and their names.
     """
 
     max_plate_nesting: float
@@ -45,6 +46,11 @@ class Rehearsal:
     failure: Exception | None
     params: tuple[str, ...]
     written: Written
+    filled: dict[tuple[int, str], nn.Module]
+
+    def empty_again(self) -> None:
+        """What it has filled holds None again; for a call that fails later."""
+        _empty(self.filled)
 
 
 def pyro_elbo(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
@@ -78,7 +84,7 @@ def rehearse(
     elbo.num_particles = 1 if not options.vectorize_particles else options.num_particles
     with (
         ModuleWatch() as watch,
-        preserved_state(),
+        preserved_state() as empty,
         poutine.trace(param_only=True) as asked,
         _switched(options),
         refusals(),
@@ -109,7 +115,7 @@ def rehearse(
         drew = not same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
-    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params, written)
+    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty)
 
 
 def run_validated(
@@ -165,21 +171,28 @@ def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:
 @contextmanager
 def preserved_state(
     modules: Sequence[nn.Module] = (), *, averages: dict[str, Tensor] | None = None, watch: bool = True
-) -> Iterator[None]:
+) -> Iterator[dict[tuple[int, str], nn.Module]]:
     """Put back module buffers and baseline averages after a run.
+
+    It gives the buffers that are None when their modules run. These are put back if the run fails, and otherwise keep
+    what it has filled them with.
 
     :param modules: modules whose buffers are put back.
     :param averages: the baseline averages that the run starts from; none by default.
     :param watch: put back the buffers of every other module that runs, too.
     """
     saved: dict[tuple[int, str], tuple[nn.Module, str, Tensor, Tensor]] = {}
+    empty: dict[tuple[int, str], nn.Module] = {}
 
     def save(module: nn.Module, _inputs: object = None) -> None:
         for name, buffer in module._buffers.items():
-            if buffer is not None and nn.parameter.is_lazy(buffer):
-                raise _lazy(module)
-            if buffer is not None and (id(module), name) not in saved:
-                saved[id(module), name] = (module, name, buffer, buffer.detach().clone())
+            key = id(module), name
+            if buffer is None and key not in saved:
+                empty[key] = module
+            elif buffer is not None and key not in saved and key not in empty:
+                if nn.parameter.is_lazy(buffer):
+                    raise _lazy(module)
+                saved[key] = (module, name, buffer, buffer.detach().clone())
 
     for module in modules:
         for inner in module.modules():
@@ -188,7 +201,10 @@ def preserved_state(
     kept = _take_averages()
     _put_averages(averages or {})
     try:
-        yield
+        yield empty
+    except BaseException:
+        _empty(empty)
+        raise
     finally:
         if handle is not None:
             handle.remove()
@@ -198,6 +214,11 @@ def preserved_state(
                 module._buffers[name] = buffer
         _take_averages()
         _put_averages(kept)
+
+
+def _empty(buffers: dict[tuple[int, str], nn.Module]) -> None:
+    for (_, name), module in buffers.items():
+        module._buffers[name] = None
 
 
 def _lazy(module: nn.Module) -> CaptureError:

@@ -237,7 +237,11 @@ class LossModule(nn.Module):
 
     def _specialize(self, call: Call, rehearsal: Rehearsal) -> Specialization:
         model, guide = self._program
-        made = specialize(model, guide, call, self.options, rehearsal, self._specializations)
+        try:
+            made = specialize(model, guide, call, self.options, rehearsal, self._specializations)
+        except BaseException:
+            rehearsal.empty_again()
+            raise
         self._specializations.append(made)
         del self._specializations[: -self.options.cache_size]
         self._show_tensors(made)

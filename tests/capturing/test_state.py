@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import sgc
 import sgc.infer
+from sgc.errors import CaptureError
 
 X = torch.tensor([1.0, 2.0])
 
@@ -177,6 +178,129 @@ def test_writes_into_tensors_happen_once_a_call(make: Callable[[], Case], backen
     expected = outcome(make, TraceGraph_ELBO())
     for ours, theirs in zip(outcome(make, sgc.infer.TraceGraph_ELBO(backend=backend)), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+class Buffers(nn.Module):
+    a: Tensor
+    b: Tensor
+    empty: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("a", torch.zeros(2))
+        self.register_buffer("b", torch.ones(2))
+        self.register_buffer("empty", None)
+
+
+class Swapping(Buffers):
+    def forward(self, x: Tensor) -> Tensor:
+        self.a, self.b = self.b, self.a
+        return (self.a * x).sum()
+
+
+class Shifting(Buffers):
+    def forward(self, x: Tensor) -> Tensor:
+        self.b = self.a
+        self.a = 0.5 * self.a + x
+        return (self.b * x).sum()
+
+
+class Caching(Buffers):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.empty is None:
+            self.empty = torch.arange(2.0)
+        return (self.empty * x).sum()
+
+
+class ViewingOne(Buffers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.ones(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.mul_(0.5)
+        return ((self.a + self.b) * x).sum()
+
+
+@pytest.mark.parametrize("module", [Swapping, Shifting, Caching, ViewingOne])
+@pytest.mark.parametrize("backend", ["eager", "torchscript", pytest.param("inductor", marks=pytest.mark.inductor)])
+def test_buffers_that_are_rebound(module: type[Buffers], backend: str) -> None:
+    def final(elbo: Any) -> list[list[float]]:
+        pyro.clear_param_store()
+        net, losses = module(), []
+        for seed in range(3):
+            pyro.set_rng_seed(seed)
+            losses.append(elbo.loss_and_grads(observing(net), guide, X + seed))
+        return [losses, *(buffer.tolist() for _, buffer in sorted(net.named_buffers()))]
+
+    expected = final(TraceGraph_ELBO())
+    for ours, theirs in zip(final(sgc.infer.TraceGraph_ELBO(backend=backend)), expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def one_tensor(net: Buffers, x: Tensor) -> Tensor:
+    net.b = net.a
+    return net.b.sum()
+
+
+def emptied(net: Buffers, x: Tensor) -> Tensor:
+    net.a = None  # type: ignore[assignment]
+    return net.b.sum()
+
+
+def of_another_shape(net: Buffers, x: Tensor) -> Tensor:
+    net.a = x[:1] * 2
+    return net.a.sum()
+
+
+def of_another_dtype(net: Buffers, x: Tensor) -> Tensor:
+    net.a = x.double()
+    return x.sum()
+
+
+def filled_and_rebound(net: Buffers, x: Tensor) -> Tensor:
+    net.empty = x * 1.0 if net.empty is None else 0.5 * net.empty + x
+    return net.empty.sum()
+
+
+def filled_and_written(net: Buffers, x: Tensor) -> Tensor:
+    if net.empty is None:
+        net.empty = x * 1.0
+    else:
+        net.empty.mul_(0.5).add_(x)
+    return net.empty.sum()
+
+
+@pytest.mark.parametrize(
+    ("forward", "text"),
+    [
+        (one_tensor, "makes one tensor of the buffers Net.a and Net.b"),
+        (emptied, "Net.a, which holds None at times"),
+        (of_another_shape, r"another shape: it was \[2\], is \[1\]"),
+        (of_another_dtype, "another dtype"),
+        (filled_and_rebound, "Net.empty, which holds None at times"),
+        (filled_and_written, "a buffer that held None"),
+    ],
+)
+def test_rebound_buffers_that_no_write_can_stand_for(forward: Callable[[Buffers, Tensor], Tensor], text: str) -> None:
+    class Net(Buffers):
+        pass
+
+    Net.forward = forward  # type: ignore[assignment]
+    net = Net()
+    for _ in range(2):
+        with pytest.raises(CaptureError, match=text):
+            sgc.compile(observing(net), guide, backend="eager")(X)
+        assert (net.a.tolist(), net.b.tolist(), net.empty) == ([0.0, 0.0], [1.0, 1.0], None)
+
+
+def test_buffers_made_by_the_first_run() -> None:
+    norm = nn.LazyBatchNorm1d()
+    module = sgc.compile(observing(lambda x: norm(torch.stack([x, x + 1])).sum()), guide, backend="eager")
+    with pytest.raises(CaptureError, match="LazyBatchNorm1d"):
+        module(X)
+    norm(torch.ones(2, 2))
+    assert module(X).isfinite()
 
 
 def test_a_failed_call_writes_nothing() -> None:
