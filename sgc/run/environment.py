@@ -25,6 +25,7 @@ from sgc.capturing.randomness import state_of
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
 from sgc.run.hooks import GLOBAL_HOOKS, HOOKS
+from sgc.run.leftovers import Place, read
 from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, note, still_holds
 
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
@@ -59,13 +60,13 @@ class Environment:
     def changed(self) -> str | None:
         """The name of a value that is not what it was, None if all are."""
         for holder, key, expected, noted in self._fixed:
-            value = holder.get(key, MISSING) if type(holder) is dict else _get(holder, key)
+            value = holder.get(key, MISSING) if type(holder) is dict else read(holder, key)
             if value is not expected:
                 found = difference(self._label(holder, key), value, noted)
                 if found is not None:
                     return found
         for holder, key, noted in self._changing:
-            found = difference("", _get(holder, key), noted)
+            found = difference("", read(holder, key), noted)
             if found is not None:
                 return self._label(holder, key) + found
         return None
@@ -73,6 +74,11 @@ class Environment:
     def drawn(self) -> list[str]:
         """The names of the random generators that have been drawn from."""
         return [label for label, generator, state in self._generators if state_of(generator) != state]
+
+    def places(self) -> Iterator[Place]:
+        """Where everything is, with what is there now."""
+        for holder, key, *_ in (*self._fixed, *self._changing):
+            yield holder, key, read(holder, key)
 
     def __len__(self) -> int:
         return len(self._fixed) + len(self._changing)
@@ -82,7 +88,7 @@ class Environment:
             if isinstance(expected, PLAIN):
                 yield f"{self._label(holder, key)} == {expected!r}"
         for holder, key, _ in self._changing:
-            yield f"{self._label(holder, key)} == {_get(holder, key)!r}"
+            yield f"{self._label(holder, key)} == {read(holder, key)!r}"
         for holder, key, expected, _ in self._fixed:
             if not isinstance(expected, (*PLAIN, types.CodeType)):
                 yield f"{self._label(holder, key)} is the object seen at capture"
@@ -207,7 +213,7 @@ def _is_of_a_run(value: Any) -> bool:
 
 
 def _read(holder: Any, key: Any) -> Read:
-    """:func:`_get` as a read."""
+    """As :func:`read` reads, at a call."""
     if key is None:
         return watch.contents(holder)
     if isinstance(holder, (dict, types.MappingProxyType)):
@@ -221,16 +227,8 @@ def _is_same(holder: Any, key: Any, value: Any) -> Condition:
     return (
         watch.absent(watch.entry(holder, key))
         if type(holder) is dict
-        else watch.is_same(watch.result(_get, holder, key), value)
+        else watch.is_same(watch.result(read, holder, key), value)
     )
-
-
-def _get(holder: Any, key: Any) -> Any:
-    if key is None:
-        return contents(holder)
-    if isinstance(holder, (dict, types.MappingProxyType)):
-        return holder.get(key, MISSING)
-    return holder[key] if isinstance(holder, tuple) else getattr(holder, key, MISSING)
 
 
 def _slots(cls: type) -> list[str]:

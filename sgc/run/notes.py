@@ -22,7 +22,7 @@ from sgc.native.watch import Condition, Read
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 """Immutable values that are compared by value."""
 
-_LONGEST = 1024
+LONGEST = 1024
 """Longer containers are compared by identity: copying a dataset at each capture would not be cheap."""
 
 
@@ -161,11 +161,11 @@ def _parts(value: Any) -> list[Any] | None:
     if kind in _BY_VALUE:
         return None
     if isinstance(value, (list, tuple)):
-        return list(value) if len(value) <= _LONGEST else None
+        return list(value) if len(value) <= LONGEST else None
     if isinstance(value, dict):
-        return [*value.keys(), *value.values()] if len(value) <= _LONGEST else None
+        return [*value.keys(), *value.values()] if len(value) <= LONGEST else None
     if isinstance(value, (set, frozenset)):
-        small = len(value) <= _LONGEST and all(type(part) in _BY_VALUE for part in value)
+        small = len(value) <= LONGEST and all(type(part) in _BY_VALUE for part in value)
         return sorted(f"{type(part).__name__} {part!r}" for part in value) if small else None
     if kind is np.ndarray:
         return [value.dtype.str, value.shape, value.tobytes()] if value.dtype.hasobject is False else None

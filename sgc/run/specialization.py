@@ -44,6 +44,7 @@ from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
+from sgc.run.leftovers import Leftovers
 from sgc.run.modes import ModeGuard
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
@@ -276,9 +277,13 @@ def specialize(
     known = known_sources()
     names = argument_names(call.args, call.kwargs)
     surroundings = EnvironmentGuard(model, guide, call)
-    captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
-    surroundings.refuse_drawn()
-    changed = surroundings.miss(call)
+    leftovers = Leftovers(surroundings.places())
+    try:
+        captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
+        surroundings.refuse_drawn()
+        changed = surroundings.miss(call)
+    finally:
+        leftovers.put_back()
     if changed is not None:
         warn(
             f"the program changes what is around it each time it runs, which a compiled program does not: {changed}. "

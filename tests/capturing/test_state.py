@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import sgc
 import sgc.infer
-from sgc.errors import CaptureError
+from sgc.errors import CaptureError, DataDependenceError, SideEffectWarning
 
 X = torch.tensor([1.0, 2.0])
 
@@ -301,6 +301,51 @@ def test_buffers_made_by_the_first_run() -> None:
         module(X)
     norm(torch.ones(2, 2))
     assert module(X).isfinite()
+
+
+class Plain:
+    def __init__(self) -> None:
+        self.h = torch.zeros(2)
+
+
+class Slotted:
+    __slots__ = ("h",)
+
+    def __init__(self) -> None:
+        self.h = torch.zeros(2)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_traced_tensor_stays_in_plain_python_state(fails: bool) -> None:
+    plain, slotted, cell = Plain(), Slotted(), torch.zeros(2)
+    first, nested, log = [torch.zeros(2)], {"a": [torch.zeros(2)]}, []
+
+    def mean(x: Tensor) -> Tensor:
+        nonlocal cell
+        plain.h = 0.5 * plain.h + x
+        slotted.h = x * 2
+        cell = x * 3
+        first[0] = x * 4
+        nested["a"][0] = x * 5
+        log.append(x * 6)
+        return plain.h.sum()
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z * mean(x), 1.0), obs=torch.tensor(0.7))
+        if fails and float(z) > -1e9:  # a read of a sample: the rehearsal goes through, the capture does not
+            pass
+
+    module = sgc.compile(model, guide, backend="eager")
+    if fails:
+        with pytest.raises(DataDependenceError):
+            module(X)
+    else:
+        with pytest.warns(SideEffectWarning):
+            module(X)
+    for tensor in (plain.h, slotted.h, cell, first[0], nested["a"][0], *log):
+        assert type(tensor) is Tensor and tensor.isfinite().all()
+    assert first[0].tolist() == [4.0, 8.0] and nested["a"][0].tolist() == [5.0, 10.0]
 
 
 def test_a_failed_call_writes_nothing() -> None:
