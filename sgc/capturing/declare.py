@@ -14,6 +14,7 @@ from sgc.capturing import tracer
 from sgc.capturing.arguments import argument_names
 from sgc.capturing.checks import checks_of_calls
 from sgc.capturing.handlers import Statement
+from sgc.capturing.layouts import check_gradients, check_layout
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capturing.recording import Recording, samples
 from sgc.capturing.rehearsal import Rehearsal
@@ -43,6 +44,7 @@ def declare(
 ) -> Capture:
     """Turn a traced module and what was recorded beside it into a program with declared inputs."""
     graph = module.graph
+    check_gradients(graph)
     _normalise(graph)
     recording.requirements.extend(checks_of_calls(graph))
     output = next(node for node in graph.nodes if node.op == "output")
@@ -158,6 +160,7 @@ def _lift(
     arguments = zip(placeholders, positions, strict=True)
     for node, position in arguments:
         tensor = node.meta["val"]
+        check_layout(paths[position], tensor)
         inputs.append(_input(paths[position], InputKind.DATA, node, tensor))
         owners[paths[position]] = ArgumentOwner(position)
     fakes = detect_fake_mode([node.meta["val"] for node in graph.nodes if "val" in node.meta])
@@ -183,6 +186,7 @@ def _lift(
                 kind = InputKind.PARAMETER if tensor.requires_grad and tensor.is_leaf else InputKind.CONSTANT
                 name, owner = f"closed_over_{len(lifted)}", FixedOwner(tensor)
             name = _unused(name, owners)
+            check_layout(name, tensor)
             with graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes))):
                 placeholder = graph.placeholder("".join(c if c.isalnum() else "_" for c in name))
             placeholder.meta["val"] = fakes.from_tensor(tensor, static_shapes=True) if fakes else tensor

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Protocol
 
 import pyro
+import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
@@ -159,6 +160,11 @@ class ModuleWatch:
         for module in self.seen.values():
             covered.update(id(inner) for inner in module.modules() if inner is not module)
         return [module for key, module in self.seen.items() if key not in covered]
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether TorchScript has compiled a module, whose tensors live in C++."""
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def is_trainable(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from sgc.capturing.parameters import ModuleWatch
+from sgc.capturing.parameters import ModuleWatch, is_scripted
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
 from sgc.capturing.refusals import Refusing, refusals
 from sgc.capturing.source import current_line
@@ -97,6 +97,7 @@ def rehearse(
             restore_random_state(start)
             raise
     roots = watch.roots(callables)
+    _check_not_scripted([*callables, *roots])
     end = random_state()
     created = set(_parameter_ids([*callables, *roots])) - before
     restore_random_state(start)
@@ -116,6 +117,17 @@ def rehearse(
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
     return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty)
+
+
+def _check_not_scripted(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        for inner in module.modules():
+            if is_scripted(inner):
+                name = getattr(inner, "original_name", type(inner).__name__)
+                raise CaptureError(
+                    f"the module {name} is TorchScript, which a capture cannot look into",
+                    remedy="use the module that it was made from",
+                )
 
 
 def run_validated(

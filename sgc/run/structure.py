@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sgc.capturing.parameters import FixedOwner, ModuleOwner, Owner, StoreOwner
+from sgc.capturing.parameters import FixedOwner, ModuleOwner, Owner, StoreOwner, is_scripted
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
 from sgc.run.guards import Call, Guard
@@ -33,7 +33,7 @@ class StructureGuard(Guard):
     """
 
     def __init__(self, modules: Iterable[nn.Module], owners: Iterable[Owner]) -> None:
-        inner = {id(inner): inner for module in modules for inner in module.modules()}
+        inner = {id(inner): inner for module in modules for inner in module.modules() if not is_scripted(inner)}
         kept = [(m, name, vars(m)[name]) for m in inner.values() for name in ("_modules", *HOOKS, *_TENSORS)]
         names = Counter(id(t) for _, name, held in kept if name in _TENSORS for t in held.values())
         owned = {id(owner.fetch()): owner for owner in owners}

@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sgc
 from sgc.errors import (
@@ -300,6 +300,29 @@ def test_an_argument_without_readable_contents() -> None:
     model, guide = local_switches()
     with pytest.raises(ArgumentError, match=r"args\[0\]"):
         sgc.compile(lambda s: model(s.x), lambda s: guide(s.x), backend="eager")(Slotted())
+
+
+SPARSE, EYE = torch.eye(3).to_sparse(), torch.eye(3)
+EMBEDDING = nn.Embedding(4, 2, sparse=True)
+
+
+@pytest.mark.parametrize(
+    ("mean", "argument", "text"),
+    [
+        (lambda x: (x @ torch.ones(3, 1)).sum(), SPARSE, r"args\[0\] is a tensor of layout torch.sparse_coo"),
+        (lambda x: torch.sparse.mm(SPARSE, x).sum(), EYE, "layout torch.sparse_coo"),
+        (lambda x: EMBEDDING(x.long()).sum(), EYE, "embedding is asked for a sparse gradient"),
+        (torch.jit.trace(nn.Linear(3, 1), EYE), EYE, "the module Linear is TorchScript"),
+    ],
+    ids=["sparse argument", "sparse constant", "sparse gradient", "TorchScript"],
+)
+def test_what_has_no_strides_or_no_python(mean: Callable[[Tensor], Tensor], argument: Tensor, text: str) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z * mean(x).sum(), 1.0), obs=torch.tensor(0.7))
+
+    with pytest.raises(CaptureError, match=text):
+        sgc.compile(model, lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), backend="eager")(argument)
 
 
 def test_pyro_own_errors_come_through() -> None:
