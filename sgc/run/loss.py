@@ -320,10 +320,12 @@ class LossModule(nn.Module):
     def explain(self, trial: Trial | None) -> None:
         """An operator has refused its input in the midst of a call; Pyro may have refused it before.
 
-        :raises ValueError: Pyro's own. If Pyro fails as the operator did, the operator's error will do.
+        :raises ValueError: Pyro's own.
+        :raises RuntimeError: Pyro's own too: that of a compiled operator names generated code. Of an assertion it says
+            more than Pyro.
         """
         if trial is not None:
-            with suppress(RuntimeError, AssertionError):
+            with suppress(AssertionError):
                 self.judge(trial)
 
     def _heed(self, trial: Trial) -> None:

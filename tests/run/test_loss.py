@@ -413,3 +413,19 @@ def test_deepcopy_and_pickle_are_refused_or_right() -> None:
         warnings.simplefilter("error")
         state = copy.deepcopy(module.state_dict())
     module.load_state_dict(state)
+
+
+@pytest.mark.inductor
+def test_an_index_out_of_bounds_is_pyros_error() -> None:
+    def model(index: Tensor) -> None:
+        weights = pyro.param("weights", torch.ones(3))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z * weights.gather(0, index).sum(), 1.0), obs=torch.tensor(0.7))
+
+    def guide(index: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
+
+    module = sgc.compile(model, guide)
+    module(torch.tensor([1, 2]))
+    with pytest.raises(RuntimeError, match="^index 7 is out of bounds"):
+        module(torch.tensor([1, 7]))
