@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.rehearsal import BASELINE_PREFIX, preserved_state, pyro_elbo
+from sgc.capturing.writes import undone_writes
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode, Estimator
 from sgc.graph.program import SiteKind
@@ -90,14 +91,14 @@ def verify(
     leaves = [tensors[i] for i in wanted]
     averages = found.averages()
     lent = {BASELINE_PREFIX + node.site: t.clone() for node, t in zip(found.baselines.nodes, averages, strict=True)}
-    with _nothing_changed(modules, averages, lent):
+    with _nothing_changed(modules, averages, lent), undone_writes() as written:
         torch.manual_seed(_SEED)
         their_loss, their_gradients, traces = _pyro(model, guide, call, found, leaves)
-    with _nothing_changed(modules, averages):
+    with _nothing_changed(modules, averages), written.again():
         torch.manual_seed(_SEED)
         values = found.values(tensors)
     same_numbers = found.backend(with_gradient=True) != "inductor" or found.options.rng == "torch"
-    with _nothing_changed(modules, averages):
+    with _nothing_changed(modules, averages), written.again():
         torch.manual_seed(_SEED)
         our_loss, our_gradients = _ours(found, tensors, averages, wanted, compiled=same_numbers)
     inputs = found.inputs

@@ -180,6 +180,16 @@ def test_writes_into_tensors_happen_once_a_call(make: Callable[[], Case], backen
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.parametrize("make", [argument, closed_over_tensor, parameter, batch_norm_as_a_transform])
+def test_verify_writes_nothing(make: Callable[[], Case]) -> None:
+    model, state = make()
+    module = sgc.compile(model, guide, backend="eager").initialize(X.clone())
+    tensors = [X.clone(), *state]
+    before = [tensor.tolist() for tensor in tensors]
+    assert module.verify(tensors[0]).ok
+    assert [tensor.tolist() for tensor in tensors] == before
+
+
 class Buffers(nn.Module):
     a: Tensor
     b: Tensor
