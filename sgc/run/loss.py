@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 from sgc.capturing.garbage import rarely_collected
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
-from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, rehearse
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
@@ -28,11 +27,10 @@ from sgc.run.handlers import unobserved
 from sgc.run.late import LateNumber
 from sgc.run.specialization import Specialization, specialize
 from sgc.run.tensors import TensorTree, inside, network_name
+from sgc.run.undone import undone_on_error
 from sgc.run.validity import RandomState, Trial, judge, late_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sgc.run.reference import Verification
 
 _WARN_AFTER = 4
@@ -205,7 +203,7 @@ class LossModule(nn.Module):
             return found
         reason = self._specializations[-1].miss(call) if self._specializations else None
         recreated = any(candidate.tensors.gone() for candidate in self._specializations)
-        with self._undone_on_error(), unobserved(), rarely_collected():
+        with undone_on_error(), unobserved(), rarely_collected():
             rehearsal = self._rehearse(call)
             if recreated:
                 # clear_param_store() was called: the rehearsal has created the parameters anew.
@@ -258,21 +256,6 @@ class LossModule(nn.Module):
                 RespecializationWarning,
             )
 
-    @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        """A call that fails leaves the param store and the random state as they were."""
-        state, store = random_state(), pyro.get_param_store()
-        parts: tuple[dict[Any, Any], ...] = (store._params, store._param_to_name, store._constraints)
-        before = [dict(part) for part in parts]
-        try:
-            yield
-        except BaseException:
-            for part, entries in zip(parts, before, strict=True):
-                part.clear()
-                part.update(entries)
-            restore_random_state(state)
-            raise
-
     # -- the tensors it shows
 
     def _modules_of(self) -> list[nn.Module]:
@@ -313,7 +296,7 @@ class LossModule(nn.Module):
         """
         after = RandomState.now(trial.before.device)
         trial.before.restore()
-        with self._undone_on_error(), unobserved():
+        with undone_on_error(), unobserved():
             judge(trial, *self._program, self.options)
         after.restore()
 
