@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import sys
 import sysconfig
 import types
@@ -90,7 +91,7 @@ class Environment:
         for holder, key, _ in self._changing:
             yield f"{self._label(holder, key)} == {read(holder, key)!r}"
         for holder, key, expected, _ in self._fixed:
-            if not isinstance(expected, (*PLAIN, types.CodeType)):
+            if expected is not MISSING and not isinstance(expected, (*PLAIN, types.CodeType)):
                 yield f"{self._label(holder, key)} is the object seen at capture"
 
     def _label(self, holder: Any, key: Any) -> str:
@@ -151,11 +152,15 @@ class Environment:
         elif isinstance(value, dict):
             for part in value.values():
                 self._visit(part, f"{label}[...]", depth + 1)
+        elif isinstance(value, Messenger) and _is_library(type(value)):
+            for name in _options(type(value)) & vars(value).keys():
+                if not _is_of_a_run(vars(value)[name]):
+                    self._note(vars(value), name, vars(value)[name], f"{type(value).__name__}.", depth)
         elif not _is_library(type(value)) and not _is_machinery(type(value)):
             self._visit_object(value, label, depth)
 
     def _visit_object(self, value: Any, label: str, depth: int) -> None:
-        slots = _slots(type(value))
+        slots = () if _is_installed(type(value)) else _slots(type(value))
         if not slots and not hasattr(value, "__dict__"):
             return
         for name, part in list(getattr(value, "__dict__", {}).items()):
@@ -163,7 +168,17 @@ class Environment:
                 self._note(vars(value), name, part, f"{type(value).__name__}.", depth)
         for name in slots:
             self._note(value, name, getattr(value, name, MISSING), f"{type(value).__name__}.", depth)
+        self._note_defaults(value, f"{type(value).__name__}.", depth)
         self._visit(type(value), label, depth)
+
+    def _note_defaults(self, value: Any, label: str, depth: int) -> None:
+        """That what its class gives an object is not overridden by an attribute of its own."""
+        own: dict[str, Any] = getattr(value, "__dict__", {})
+        for base in type(value).__mro__:
+            if not _is_installed(base):
+                for name, part in vars(base).items():
+                    if name not in own and not name.startswith("__") and not inspect.isdatadescriptor(part):
+                        self._note(own, name, MISSING, label, depth)
 
     def _visit_class(self, cls: type, depth: int) -> None:
         for base in cls.__mro__:
@@ -180,14 +195,15 @@ class Environment:
         for name in HOOKS:
             self._visit(vars(module).get(name), label, depth)
         for name, part in list(vars(module).items()):
-            if name in _OF_MODULES or name.startswith("_pyro_"):
+            if name in _OF_MODULES or (name.startswith("_pyro_") and name != "_pyro_samples"):
                 continue
-            if library and name.startswith("_"):
+            if library and name.startswith("_") and name != "_pyro_samples":
                 continue
             if (library or isinstance(module, AutoGuide)) and _is_of_a_run(part):
                 continue
             self._note(vars(module), name, part, label, depth)
         if not library:
+            self._note_defaults(module, label, depth)
             self._visit(type(module), label, depth)
 
     def _visit_function(self, function: types.FunctionType, depth: int) -> None:
@@ -198,9 +214,22 @@ class Environment:
                 self._note(function, name, getattr(function, name), label, depth)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             self._note(cell, None, contents(cell), f"{label}{name}", depth)
+            self._visit_named(contents(cell), function.__code__, depth)
         for name in sorted(_globals(function.__code__)):
             if name in function.__globals__:
                 self._note(function.__globals__, name, function.__globals__[name], label, depth)
+                self._visit_named(function.__globals__[name], function.__code__, depth)
+        for name, part in vars(function).items():
+            if name != "__wrapped__":
+                self._note(vars(function), name, part, f"{function.__qualname__}.", depth)
+
+    def _visit_named(self, module: Any, code: types.CodeType, depth: int) -> None:
+        """What a function's code can name of a Python module of the user's, and of modules in it."""
+        if not isinstance(module, types.ModuleType) or _is_of_a_library(module.__name__) or depth > _MAX_DEPTH:
+            return
+        for name in sorted(_names(code) & vars(module).keys()):
+            self._note(vars(module), name, vars(module)[name], f"{module.__name__}.", depth)
+            self._visit_named(vars(module)[name], code, depth + 1)
 
 
 _OF_MODULES = frozenset((*vars(nn.Module()), "training"))
@@ -252,6 +281,18 @@ def _globals(code: types.CodeType) -> frozenset[str]:
     return frozenset(names)
 
 
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> frozenset[str]:
+    """The attributes and globals that a function's code, and that of the functions written in it, names."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)
+
+
+def _options(cls: type) -> frozenset[str]:
+    """What a handler of Pyro's is made with, and keeps as attributes: the data of ``condition``, say."""
+    return frozenset(inspect.signature(cls).parameters)
+
+
 def _is_library(thing: Any) -> bool:
     module = getattr(thing, "__module__", None) or ""
     if module.partition(".")[0] in _LIBRARY_ROOTS:
@@ -274,8 +315,11 @@ def _is_machinery(cls: type) -> bool:
 
 def _is_installed(cls: type) -> bool:
     """Whether a class is of some library, whose methods name nothing that changes while a program is trained."""
-    root = cls.__module__.partition(".")[0]
+    return _is_of_a_library(cls.__module__)
+
+
+def _is_of_a_library(module: str) -> bool:
+    root = module.partition(".")[0]
     if root in _LIBRARY_ROOTS or root in sys.stdlib_module_names:
         return True
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
-    return "site-packages" in file
+    return "site-packages" in (getattr(sys.modules.get(module), "__file__", None) or "")

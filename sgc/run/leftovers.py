@@ -54,6 +54,8 @@ def _write(holder: Any, key: Any, value: Any) -> None:
             del holder.cell_contents
         else:
             holder.cell_contents = value
+    elif isinstance(holder, dict) and value is MISSING:
+        del holder[key]
     elif isinstance(holder, dict):
         holder[key] = value
     elif value is MISSING:

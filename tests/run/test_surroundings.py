@@ -1,0 +1,184 @@
+"""What a program takes from around it by way of a module, a class, a function or a handler, and what changes there."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
+
+import sgc
+
+DATA = torch.tensor([0.3, -1.2, 0.8, 1.1, 2.0])
+
+Change = Callable[[], None]
+Case = tuple[Callable[[], None], Change]
+
+
+def model_of(scale: Callable[[], Any]) -> Callable[[], None]:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(DATA)):
+            pyro.sample("x", dist.Normal(z, scale()), obs=DATA)
+
+    return model
+
+
+def guide() -> None:
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 0.1))
+
+
+@pytest.fixture
+def settings() -> Iterator[Any]:
+    """A module of the user's, with a module in it."""
+    made, inner = types.ModuleType("sgc_test_settings"), types.ModuleType("sgc_test_settings.inner")
+    exec("S = 1.0\nD = {'s': 1.0}\ndef f():\n    return S\n", vars(made))
+    vars(inner)["S"] = 1.0
+    vars(made)["inner"] = inner
+    sys.modules[made.__name__] = made
+    yield made
+    del sys.modules[made.__name__]
+
+
+class Defaults:
+    beta = 1.0
+
+    def scale(self) -> float:
+        return self.beta
+
+    def __call__(self) -> None:
+        model_of(self.scale)()
+
+
+class Network(nn.Module):
+    beta = 1.0
+
+    def forward(self) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(DATA)):
+            pyro.sample("x", dist.Normal(z, self.beta), obs=DATA)
+
+
+class Bayesian(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = PyroSample(dist.Normal(0.0, 1.0))
+
+    def forward(self) -> None:
+        z = self.z
+        with pyro.plate("data", len(DATA)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=DATA)
+
+
+def setter(holder: Any, name: str, value: Any) -> Change:
+    return lambda: setattr(holder, name, value)
+
+
+def of_a_module(settings: Any) -> Case:
+    return model_of(lambda: settings.S), setter(settings, "S", 0.2)
+
+
+def of_a_dictionary_in_a_module(settings: Any) -> Case:
+    return model_of(lambda: settings.D["s"]), lambda: settings.D.update(s=0.2)
+
+
+def of_a_module_in_a_module(settings: Any) -> Case:
+    return model_of(lambda: settings.inner.S), setter(settings.inner, "S", 0.2)
+
+
+def by_a_function_of_a_module(settings: Any) -> Case:
+    return model_of(lambda: settings.f()), setter(settings, "S", 0.2)
+
+
+def of_a_function(settings: Any) -> Case:
+    def scale() -> Any:
+        return vars(scale)["s"]
+
+    vars(scale)["s"] = 1.0
+    return model_of(scale), setter(scale, "s", 0.2)
+
+
+def default_of_a_class(settings: Any) -> Case:
+    made = Defaults()
+    return made, setter(made, "beta", 0.2)
+
+
+def method_of_a_class(settings: Any) -> Case:
+    made = Defaults()
+    return made, setter(made, "scale", lambda: 0.2)
+
+
+def default_of_a_network(settings: Any) -> Case:
+    made = Network()
+    return made, setter(made, "beta", 0.2)
+
+
+def prior_of_a_bayesian_network(settings: Any) -> Case:
+    made = Bayesian()
+    return made, setter(made, "z", PyroSample(dist.Normal(3.0, 0.1)))
+
+
+def data_of_a_handler(settings: Any) -> Case:
+    data = {"x": DATA}
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(DATA)):
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    return pyro.condition(model, data=data), lambda: data.update(x=DATA + 3.0)
+
+
+def scale_of_a_handler(settings: Any) -> Case:
+    handler = poutine.scale_messenger.ScaleMessenger(scale=1.0)
+    inner = model_of(lambda: 1.0)
+
+    def model() -> None:
+        with handler:
+            inner()
+
+    return model, setter(handler, "scale", 0.1)
+
+
+CASES = [
+    of_a_module,
+    of_a_dictionary_in_a_module,
+    of_a_module_in_a_module,
+    by_a_function_of_a_module,
+    of_a_function,
+    default_of_a_class,
+    method_of_a_class,
+    default_of_a_network,
+    prior_of_a_bayesian_network,
+    data_of_a_handler,
+    scale_of_a_handler,
+]
+
+
+def losses(module: sgc.LossModule, model: Callable[[], None]) -> tuple[float, float]:
+    pyro.set_rng_seed(3)
+    ours: Tensor = module()
+    pyro.set_rng_seed(3)
+    return ours.item(), pyro.infer.TraceGraph_ELBO().loss(model, guide)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_change_is_seen(case: Callable[[Any], Case], settings: Any) -> None:
+    model, change = case(settings)
+    module = sgc.compile(model, guide, backend="eager")
+    ours, before = losses(module, model)
+    assert ours == pytest.approx(before, rel=1e-6)
+    assert losses(module, model)[0] == ours
+    assert len(module.specializations) == 1
+    change()
+    ours, after = losses(module, model)
+    assert ours == pytest.approx(after, rel=1e-6)
+    assert after != pytest.approx(before)
