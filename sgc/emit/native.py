@@ -160,13 +160,14 @@ def direct(
     if module is None:
         return None
     program = module.inductor_entry_cpp
+    places = list(takes)
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        everything = (*inputs, *attributes)
+        everything = (*inputs, *attributes) if attributes else inputs
         with_gradients = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            return _tensors(program(_handles([everything[i] for i in takes])))
+            return _tensors(program(_handles([everything[i] for i in places])))
         finally:
             torch._C._set_grad_enabled(with_gradients)
             if written:
