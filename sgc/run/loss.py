@@ -92,8 +92,9 @@ class LossModule(nn.Module):
         found, tensors = self.select(call)
         with_gradient = torch.is_grad_enabled()
         tensors = tensors if with_gradient else call.tensors
+        backend = backend or found.backend(with_gradient=with_gradient)
         compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
-        trial = Trial.of(call, found, backend or found.backend(with_gradient=with_gradient))
+        trial = Trial.of(call, found, backend)
         try:
             loss: Tensor = Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
         except RuntimeError:

@@ -85,18 +85,15 @@ class Specialization:
     params: tuple[str, ...]
     checks: tuple[Check, ...]
     hits: int = 0
-    _watch: Callable[[Call], bool] = field(init=False)
+    holds: Callable[[Call], bool] = field(init=False)
+    """Whether every guard holds for a call; the call's ``tensors`` are its inputs then."""
     _differentiated: Differentiated | None = None
     _steps: list[Report] = field(default_factory=list)
     _compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     _backends: dict[bool, Backend] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._watch = watch.watch(self.groups(), native=False)
-
-    def holds(self, call: Call) -> bool:
-        """Whether every guard holds for this call; ``call.tensors`` holds its inputs then."""
-        return self._watch(call)
+        self.holds = watch.watch(self.groups(), native=False)
 
     def groups(self) -> list[Group]:
         """The guards, each as its conditions and whom to ask where these are not true."""
@@ -104,7 +101,7 @@ class Specialization:
 
     def watch_natively(self) -> None:
         """Ask the guards in C++ from now on."""
-        self._watch = watch.watch(self.groups(), native=True)
+        self.holds = watch.watch(self.groups(), native=True)
 
     def miss(self, call: Call) -> str | None:
         """None if every guard holds for this call, else what the first broken one says."""
