@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from sgc.capturing import tracer
-from sgc.capturing.source import current_line, is_pyro
+from sgc.capturing.source import current_line, is_checkpoint, is_pyro
 from sgc.errors import CaptureError
 
 _IN_PLACE = "write into the tensor in place, under torch.no_grad() (parameter.clamp_(min=0), buffer.copy_(value))"
@@ -58,7 +58,7 @@ def refuse_traced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     refuse(func, args)
     if func in _SWITCHES:
         _refuse_switch(args[0], *args[1:], **kwargs)
-    elif func == _TENSOR.grad_fn.__get__ and not is_pyro() and _history(args[0]) is not None:
+    elif func == _TENSOR.grad_fn.__get__ and not (is_pyro() or is_checkpoint()) and _history(args[0]) is not None:
         raise _error("reads the autograd history of a tensor (grad_fn), as a module with a backward hook does", _HOOK)
     elif isinstance(kwargs.get("generator"), torch.Generator):
         raise _error("draws from a torch.Generator", "draw from torch's own: leave generator= out, or use pyro.sample")

@@ -17,6 +17,7 @@ from types import CodeType, FrameType, TracebackType
 import networkx
 import pyro
 import torch
+from torch.utils import checkpoint
 
 from sgc.errors import SourceLine
 
@@ -132,6 +133,12 @@ def is_pyro() -> bool:
     while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_PYRO)
+
+
+def is_checkpoint() -> bool:
+    """Whether that frame is of torch's checkpoints."""
+    frame = _program_frame()
+    return frame is not None and frame.f_code.co_filename == checkpoint.__file__
 
 
 def is_formatting() -> bool:
