@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sgc.graph.effects import written_positions
+
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default  # its operand was made by Python just now
 _UNSAID: dict[Any, tuple[tuple[int, str], ...]] = {
     # Running averages, in operators that are older than such schemas.
@@ -112,13 +114,8 @@ def _effects(func: Callable[..., Any]) -> tuple[tuple[tuple[int, str], ...], boo
     schema: Any = getattr(func, "_schema", None)
     if schema is None or torch.Tag.inplace_view in getattr(func, "tags", ()):
         return (), False
-    written = tuple(
-        (position, argument.name)
-        for position, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
     is_fresh = func is _LIFT_FRESH or all(result.alias_info is None for result in schema.returns)
-    return _UNSAID.get(func, written), is_fresh
+    return _UNSAID.get(func) or written_positions(func), is_fresh
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:

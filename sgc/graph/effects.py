@@ -7,6 +7,7 @@ Data flow in a graph with in-place operations is more than its edges: after ``x[
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,12 +27,20 @@ def written_arguments(node: fx.Node) -> list[fx.Node]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return []
     written: list[fx.Node] = []
-    for position, argument in enumerate(node.target._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+    for position, name in written_positions(node.target):
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(name)
         written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, fx.Node)]
     return written
+
+
+@cache
+def written_positions(target: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    """Which arguments an operator writes into, by position and name."""
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(target._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
 def is_effect(node: fx.Node) -> bool:

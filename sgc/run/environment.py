@@ -61,7 +61,7 @@ class Environment:
     def changed(self) -> str | None:
         """The name of a value that is not what it was, None if all are."""
         for holder, key, expected, noted in self._fixed:
-            value = holder.get(key, MISSING) if type(holder) is dict else read(holder, key)
+            value = read(holder, key)
             if value is not expected:
                 found = difference(self._label(holder, key), value, noted)
                 if found is not None:
@@ -153,7 +153,7 @@ class Environment:
             for part in value.values():
                 self._visit(part, f"{label}[...]", depth + 1)
         elif isinstance(value, Messenger) and _is_library(type(value)):
-            for name in _options(type(value)) & vars(value).keys():
+            for name in sorted(_options(type(value)) & vars(value).keys()):
                 if not _is_of_a_run(vars(value)[name]):
                     self._note(vars(value), name, vars(value)[name], f"{type(value).__name__}.", depth)
         elif not _is_library(type(value)) and not _is_machinery(type(value)):
