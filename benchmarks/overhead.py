@@ -25,7 +25,7 @@ from benchmarks.catalogue import WORKLOADS
 from benchmarks.systems.compiled import Loop, SviStep
 from benchmarks.workloads import make
 
-NAMES = ("beta_bernoulli", "regression_normal", "sigmoid_belief_net", "vae")
+NAMES = ("beta_bernoulli", "regression_normal", "sigmoid_belief_net", "vae", "deep_markov", "air")
 
 
 def nothing(module: fx.GraphModule, examples: list[Any], rng: str) -> Callable[..., list[Tensor]]:

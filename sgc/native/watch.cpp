@@ -95,12 +95,14 @@ struct Condition {
             reads.emplace_back(part(condition, 1));
         }
         expected = part(condition, test == SAME ? 1 : 2);
+        by_version = test == HOLDS && length(part(expected, 2)) == 0;
     }
 
     Test test;
     PyObject* expected;
     PyObject* gives = nullptr;
-    uint64_t version = 0;  // of a dictionary that holds what is expected
+    uint64_t version = 0;    // of a dictionary that holds what is expected
+    bool by_version = false;  // there are no arrays among it, whose elements may change
     std::vector<Read> reads;
 };
 
@@ -256,13 +258,15 @@ bool decides(PyObject* function, PyObject* value) {
     return decided && PyObject_IsTrue(decided.get()) == 1;
 }
 
-// Whether a value holds what is expected. A dictionary that has done so does, as long as its version stays.
+// A dictionary that has held what is expected does so as long as its version stays.
+bool is_unchanged(const Condition& condition, PyObject* value) {
+    return condition.version && PyDict_Check(value) && version_of(value) == condition.version;
+}
+
 bool holds_still(Condition& condition, PyObject* value) {
-    const bool by_version = PyDict_Check(value) && length(part(condition.expected, 2)) == 0;
-    const uint64_t version = by_version ? version_of(value) : 0;
-    if (version && version == condition.version) return true;
+    if (is_unchanged(condition, value)) return true;
     if (!holds_the_same(value, condition.expected)) return false;
-    condition.version = version;
+    condition.version = condition.by_version && PyDict_Check(value) ? version_of(value) : 0;
     return true;
 }
 
@@ -270,8 +274,14 @@ bool is_true(Condition& condition, Asked& asked) {
     if (condition.test == ALIKE) return are_alike(condition, asked);
     if (condition.test == SAME) return are_the_same(condition.expected, asked);
     Read& read = condition.reads[0];
-    if (condition.test == IS && (read.kind == ENTRY || read.kind == ENTRY_OF))
-        return asked.entry_of(read) == condition.expected;
+    if (read.kind == ENTRY || read.kind == ENTRY_OF) {
+        if (condition.test == IS) return asked.entry_of(read) == condition.expected;
+        if (condition.version) {
+            PyObject* entry = asked.entry_of(read);
+            if (PyErr_Occurred()) return false;
+            if (entry && is_unchanged(condition, entry)) return true;
+        }
+    }
     Ref value(asked.value_of(read));
     PyObject* expected = condition.expected;
     if (condition.test == ABSENT) return !value && !PyErr_Occurred();
@@ -306,7 +316,10 @@ PyObject* holds(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (!watched) return nullptr;
     for (const Group& group : *watched)
         for (const Condition& condition : group.conditions)
-            for (const Read& read : condition.reads) __builtin_prefetch(read.of);
+            for (const Read& read : condition.reads) {
+                __builtin_prefetch(read.of);
+                if (condition.version) __builtin_prefetch(read.entry);  // it may be gone: that is not looked at here
+            }
     Asked asked(args[2]);
     for (Group& group : *watched) {
         bool all = true;

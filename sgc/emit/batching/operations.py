@@ -73,6 +73,13 @@ def with_leaves(node: fx.Node, values: list[Any]) -> tuple[tuple[Any, ...], dict
     return tuple(args), dict(kwargs)
 
 
+def call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
+    """A new node at the graph's present place, with its fake value."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*fx.map_arg(args, lambda argument: argument.meta["val"]))
+    return node
+
+
 def is_batchable(node: fx.Node, rng: Rng) -> bool:
     """Whether the node may be a member of a group; random ones only where other numbers may be drawn."""
     value = tensor_of(node)

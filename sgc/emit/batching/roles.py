@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 
+import torch
 from torch import fx
 
 from sgc.config import Rng
 from sgc.emit.batching.operations import is_batchable, leaves, row_of, signature, tensor_of
+
+aten = torch.ops.aten
+
+_PRODUCTS = {aten.mm.default, aten.addmm.default}
 
 CONTEXT = 2
 """How many operators back the operands count. More tells more places apart, and cuts off more at a loop's ends."""
@@ -44,6 +49,7 @@ def roles(nodes: list[fx.Node], rng: Rng) -> tuple[dict[fx.Node, int], set[int]]
 def _places(nodes: list[fx.Node], rng: Rng) -> dict[fx.Node, int]:
     sign: dict[fx.Node, Hashable] = {node: signature(node) for node in nodes if is_batchable(node, rng)}
 
+    _tell_operands_apart(sign)
     often = Counter(sign.values())
 
     def kind(node: fx.Node) -> Hashable:
@@ -68,6 +74,23 @@ def _places(nodes: list[fx.Node], rng: Rng) -> dict[fx.Node, int]:
         role = refined
     numbers = {}
     return {node: numbers.setdefault((role[node], own), len(numbers)) for node, own in sign.items()}
+
+
+def _tell_operands_apart(sign: dict[fx.Node, Hashable]) -> None:
+    """Part matrix products of one signature by an operand, where each that occurs is that of a group by itself.
+
+    One product of many rows with one matrix is faster than many products, each with a copy of its matrix.
+    """
+    alike: dict[Hashable, list[fx.Node]] = defaultdict(list)
+    for node, own in sign.items():
+        if node.target in _PRODUCTS:
+            alike[own].append(node)
+    for own, nodes in alike.items():
+        for place in (-1, -2):
+            often = Counter(node.args[place] for node in nodes)
+            if min(often.values()) >= SMALLEST:
+                sign |= {node: (own, node.args[place]) for node in nodes}
+                break
 
 
 def _reached(

@@ -19,7 +19,8 @@ import torch
 from torch import fx
 
 from sgc.config import Rng
-from sgc.emit.batching.operations import LARGEST, predecessors, tensor_of
+from sgc.emit.batching.contract import contract, contracts
+from sgc.emit.batching.operations import LARGEST, call, predecessors, tensor_of
 
 aten = torch.ops.aten
 
@@ -44,13 +45,23 @@ class _Chain:
             found.append((right if left is before else left, node.target is aten.sub.Tensor))
         return found
 
+    def added(self) -> Iterator[fx.Node]:
+        return (term for term, negative in self.terms() if not negative)
+
+    def is_of_small(self) -> bool:
+        value = tensor_of(self.nodes[0])
+        return value is not None and value.numel() <= LARGEST
+
     def shows_partial_sums(self) -> bool:
         return any(len(node.users) > 1 for node in self.nodes[:-1])
 
 
 def reduce_sums(graph: fx.Graph, rng: Rng) -> bool:
     """Rewrite the chains of a functional graph, whose nodes have fake values, in place. Says whether there are any."""
-    chains = list(_unlike_others(_chains(graph)))
+    contracted, others = [], []
+    for chain in _chains(graph):
+        contracted.append(chain) if _is_contraction(chain) else others.append(chain)
+    chains = [*contracted, *_unlike_others([chain for chain in others if chain.is_of_small()])]
     done = [chain for chain in chains if not chain.shows_partial_sums()]
     for chain in done:
         _total(graph, chain)
@@ -61,6 +72,10 @@ def reduce_sums(graph: fx.Graph, rng: Rng) -> bool:
                 _partial_sums(graph, part)
                 _sort(graph, rng)
     return bool(chains)
+
+
+def _is_contraction(chain: _Chain) -> bool:
+    return not chain.shows_partial_sums() and contracts(chain.added(), FEWEST_OF_TENSORS)
 
 
 def _chains(graph: fx.Graph) -> list[_Chain]:
@@ -97,7 +112,7 @@ def _is_addition(node: fx.Node) -> bool:
     if node.target not in (aten.add.Tensor, aten.sub.Tensor) or node.kwargs:
         return False
     value = tensor_of(node)
-    if value is None or not value.dtype.is_floating_point or value.numel() > LARGEST:
+    if value is None or not value.dtype.is_floating_point:
         return False
     held = [tensor_of(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
     if node.args[0] is node.args[1]:
@@ -142,9 +157,10 @@ def _total(graph: fx.Graph, chain: _Chain) -> None:
     with graph.inserting_before(last):
         stacks, terms = _unselect(graph, chain.terms())
         subtracted = [term for term, negative in terms if negative]
-        total = _sum(graph, [*stacks, *(term for term, negative in terms if not negative)])
+        products, added = contract(graph, (term for term, negative in terms if not negative), FEWEST_OF_TENSORS)
+        total = _sum(graph, [*stacks, *products, *added])
         if subtracted:
-            total = _call(graph, aten.sub.Tensor, total, _sum(graph, subtracted))
+            total = call(graph, aten.sub.Tensor, total, _sum(graph, subtracted))
     last.replace_all_uses_with(total)
     for node in reversed(chain.nodes):
         graph.erase_node(node)
@@ -152,9 +168,9 @@ def _total(graph: fx.Graph, chain: _Chain) -> None:
 
 def _partial_sums(graph: fx.Graph, chain: _Chain) -> None:
     with graph.inserting_before(chain.nodes[-1]):
-        signed = [_call(graph, aten.neg.default, term) if negative else term for term, negative in chain.terms()]
-        sums = _call(graph, aten.cumsum.default, _call(graph, aten.stack.default, signed), 0)
-        rows = [_call(graph, aten.select.int, sums, 0, position + 1) for position in range(len(chain.nodes))]
+        signed = [call(graph, aten.neg.default, term) if negative else term for term, negative in chain.terms()]
+        sums = call(graph, aten.cumsum.default, call(graph, aten.stack.default, signed), 0)
+        rows = [call(graph, aten.select.int, sums, 0, position + 1) for position in range(len(chain.nodes))]
     for node, row in zip(chain.nodes, rows, strict=True):
         node.replace_all_uses_with(row)
     for node in reversed(chain.nodes):
@@ -163,8 +179,8 @@ def _partial_sums(graph: fx.Graph, chain: _Chain) -> None:
 
 def _sum(graph: fx.Graph, terms: list[fx.Node]) -> fx.Node:
     if len(terms) > 2:
-        return _call(graph, aten.sum.dim_IntList, _call(graph, aten.stack.default, terms), [0])
-    return terms[0] if len(terms) == 1 else _call(graph, aten.add.Tensor, *terms)
+        return call(graph, aten.sum.dim_IntList, call(graph, aten.stack.default, terms), [0])
+    return terms[0] if len(terms) == 1 else call(graph, aten.add.Tensor, *terms)
 
 
 def _unselect(graph: fx.Graph, terms: list[tuple[fx.Node, bool]]) -> tuple[list[fx.Node], list[tuple[fx.Node, bool]]]:
@@ -178,9 +194,9 @@ def _unselect(graph: fx.Graph, terms: list[tuple[fx.Node, bool]]) -> tuple[list[
     dense = {place: gradients for place, gradients in padded.items() if 2 * len(gradients) >= place[0]}
     stacks = []
     for (length, dim), gradients in dense.items():
-        zero = _call(graph, aten.zeros_like.default, next(iter(gradients.values()))[0])
+        zero = call(graph, aten.zeros_like.default, next(iter(gradients.values()))[0])
         rows = [_sum(graph, gradients.get(index, [zero])) for index in range(length)]
-        stacks.append(_call(graph, aten.stack.default, rows, dim))
+        stacks.append(call(graph, aten.stack.default, rows, dim))
     others = []
     for term, negative in terms:
         place = _padding(term)
@@ -196,12 +212,6 @@ def _padding(node: fx.Node) -> tuple[fx.Node, int, int, int] | None:
     gradient, sizes, dim, index = cast("tuple[fx.Node, list[int], int, int]", node.args)
     dim %= len(sizes)
     return gradient, sizes[dim], dim, index % sizes[dim]
-
-
-def _call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
-    node = graph.call_function(target, args)
-    node.meta["val"] = target(*fx.map_arg(args, lambda argument: argument.meta["val"]))
-    return node
 
 
 def _sort(graph: fx.Graph, rng: Rng) -> None:

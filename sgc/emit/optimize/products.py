@@ -25,6 +25,9 @@ _TRANSPOSITIONS = {_aten.t.default, _aten.transpose.int}
 _VECTOR = 64
 """Bytes of the widest vectors."""
 
+_LONG = 64
+"""Terms of each sum below which putting the rows back in order costs what was gained."""
+
 _WORTH = 2**14
 """Multiplications of a single product whose time is more than that of its call."""
 
@@ -63,7 +66,7 @@ def _is_narrow(node: fx.Node) -> bool:
     *batch, rows, common = left.shape
     columns = right.shape[-1]
     wide = _VECTOR // left.itemsize
-    return columns < wide <= rows and (bool(batch) or rows * common * columns >= _WORTH)
+    return columns < wide <= rows and common >= _LONG and (bool(batch) or rows * common * columns >= _WORTH)
 
 
 def _transpose(node: fx.Node) -> None:

@@ -49,9 +49,10 @@ def test_a_narrow_product() -> None:
         ((128, 64), (64, 10), torch.float64, False),  # of doubles a vector has eight
         ((512, 64), (64, 7), torch.float64, True),
         ((10, 640), (640, 8), torch.float32, False),  # transposed it would be as narrow
-        ((64, 16), (16, 8), torch.float32, False),  # over before it matters
-        ((5, 24, 8), (5, 8, 8), torch.float32, True),  # many of them
-        ((5, 8, 24), (5, 24, 8), torch.float32, False),
+        ((64, 64), (64, 3), torch.float32, False),  # over before it matters
+        ((512, 32), (32, 8), torch.float32, False),  # short sums, whose results are many
+        ((5, 24, 64), (5, 64, 8), torch.float32, True),  # many of them
+        ((5, 8, 64), (5, 64, 8), torch.float32, False),
         ((128, 64), (64, 10), torch.bfloat16, False),  # another library's
     ],
 )
