@@ -56,7 +56,9 @@ class Environment:
     def conditions(self) -> list[Condition]:
         """Conditions that are true only if :meth:`changed` says None: names hold the very same objects."""
         found = [_is_same(holder, key, value) for holder, key, value, _ in self._fixed]
-        return found + [still_holds(_read(holder, key), noted) for holder, key, noted in self._changing]
+        for holder, key, noted in self._changing:
+            found += still_holds(_read(holder, key), noted)
+        return found
 
     def changed(self) -> str | None:
         """The name of a value that is not what it was, None if all are."""

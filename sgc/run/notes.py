@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import math
 import types
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -68,10 +70,15 @@ def _note(value: Any, notes: dict[int, tuple[Any, Note]]) -> Any:
     made.parts = [_note(part, notes) for part in parts]
     if made.kind is np.ndarray:
         made.same = parts
-    elif made.kind in (list, tuple, dict) and all(is_immutable(part) or _is_array(part) for part in made.parts):
+    elif _is_walked(value) and all(is_immutable(part) or _is_array(part) for part in made.parts):
         made.same = parts
         made.arrays = [position for position, part in enumerate(made.parts) if _is_array(part)]
     return made
+
+
+def _is_walked(value: Any) -> bool:
+    """Whether the order of what a container holds is that in memory, which an ``OrderedDict`` may keep otherwise."""
+    return type(value) in (list, tuple, dict) or (type(value) is OrderedDict and len(value) < 2)
 
 
 def is_immutable(noted: Any) -> bool:
@@ -90,15 +97,38 @@ def is_as_noted(noted: Any, value: Any) -> bool:
     return difference("", value, noted) is None
 
 
-def still_holds(read: Read, noted: Note) -> Condition:
-    """A value is as it was noted; in the usual case, a container of the same objects, without a look into these."""
+def still_holds(read: Read, noted: Note) -> list[Condition]:
+    """A value is as it was noted; in the usual case, containers of the same objects, without a look into these.
+
+    To be asked for while it is.
+    """
+    value = watch.value(read)
+    return list(_conditions(read, value, noted, set())) if is_as_noted(noted, value) else [_decided(read, noted)]
+
+
+def _decided(read: Read, noted: Note) -> Condition:
+    return watch.like(read, noted, functools.partial(is_as_noted, noted))
+
+
+def _conditions(read: Read, value: Any, noted: Note, seen: set[int]) -> Iterator[Condition]:
+    if id(noted) in seen:
+        return
+    seen.add(id(noted))
     decide = functools.partial(is_as_noted, noted)
-    if noted.same is None:
-        return watch.like(read, noted, decide)
-    if noted.kind is np.ndarray:
-        return watch.holds(read, noted.kind, None, [_array(-1, noted)], decide)
-    arrays = [_array(position, noted.parts[position]) for position in noted.arrays]
-    return watch.holds(read, noted.kind, noted.same, arrays, decide)
+    if noted.same is not None and noted.kind is np.ndarray:
+        yield watch.holds(read, noted.kind, None, [_array(-1, noted)], decide)
+    elif noted.same is not None:
+        arrays = [_array(position, noted.parts[position]) for position in noted.arrays]
+        yield watch.holds(read, noted.kind, noted.same, arrays, decide)
+    elif noted.kind in (list, tuple, dict):
+        parts = _parts(value)
+        assert parts is not None
+        yield watch.holds(read, noted.kind, parts, decide=decide)
+        for part, other in zip(parts, noted.parts, strict=True):
+            if not is_immutable(other):
+                yield from _conditions(watch.fixed(part), part, other, seen)
+    else:
+        yield _decided(read, noted)
 
 
 def _array(position: int, noted: Note) -> watch.Array:

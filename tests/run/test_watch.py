@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -379,16 +381,81 @@ def test_the_usual_case_asks_no_guard(program: Program) -> None:
         del call.tensors
 
 
+MIXED = {"sizes": [[2, 3], (4, [5])], "arrays": {"a": np.ones(2)}, "list": [1.0, None]}
+
+
+def knotted() -> list[Any]:
+    """A list that is a part of itself."""
+    value: list[Any] = [1]
+    value.append(value)
+    return value
+
+
 @pytest.mark.inductor
-@pytest.mark.parametrize("value", [LIST, DICT, ARRAY, ARRAYS, TUPLE, [], {"a": (1, (2,))}, (1, np.ones((2, 3)))])
+@pytest.mark.parametrize(
+    "value",
+    [
+        LIST,
+        DICT,
+        ARRAY,
+        ARRAYS,
+        TUPLE,
+        [],
+        {"a": (1, (2,))},
+        (1, np.ones((2, 3))),
+        OrderedDict(),
+        NESTED,
+        MIXED,
+        knotted(),
+    ],
+)
 def test_the_usual_case_is_told_without_taking_values_apart(value: Any) -> None:
     def decide(_: Any) -> bool:
         raise AssertionError("asked")
 
-    kind, read, (*objects, _) = still_holds(watch.fixed(value), note(value))
+    conditions = [
+        (kind, read, (*objects, decide))
+        for kind, read, (*objects, _) in still_holds(watch.fixed(value), note(value))
+        if len(objects) == 3  # that of a condition on what a container holds
+    ]
+    assert len(conditions) == len(still_holds(watch.fixed(value), note(value)))
     for native in (False, True):
-        holds = watch.watch(((((kind, read, (*objects, decide)),), None),), native=native)
+        holds = watch.watch(((tuple(conditions), None),), native=native)
         assert holds(None) and holds(None)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("native", [False, True])
+def test_what_containers_in_containers_hold(native: bool) -> None:
+    value: Any = copy.deepcopy(MIXED)
+    noted = note(value)
+    holds = watch.watch(((tuple(still_holds(watch.fixed(value), noted)), None),), native=native)
+    for change, undo in (
+        (lambda: value["sizes"][1][1].append(6), lambda: value["sizes"][1][1].pop()),
+        (lambda: value["sizes"][0].reverse(), lambda: value["sizes"][0].reverse()),
+        (lambda: value["arrays"]["a"].fill(2.0), lambda: value["arrays"]["a"].fill(1.0)),
+        (lambda: value["list"].__setitem__(0, -1.0), lambda: value["list"].__setitem__(0, 1.0)),
+        (lambda: value.__setitem__("more", 1), lambda: value.pop("more")),
+    ):
+        assert holds(None)
+        change()
+        assert not holds(None)
+        undo()
+        assert holds(None)
+    value["sizes"] = copy.deepcopy(value["sizes"])  # equal
+    assert holds(None)
+    value["list"] = [1.0, 0]
+    assert not holds(None)
+
+
+def test_what_has_changed_since_it_was_noted_does_not_hold() -> None:
+    value = [[1], [2]]
+    noted = note(value)
+    value[0][0] = 3
+    holds = watch.watch(((tuple(still_holds(watch.fixed(value), noted)), None),), native=False)
+    assert not holds(None)
+    value[0][0] = 1
+    assert holds(None)
 
 
 def test_odd_names() -> None:
