@@ -157,6 +157,84 @@ def test_a_stack_keeps_its_order_unless_it_is_summed_away() -> None:
     assert names["exp"] == 1 and names["cat"] == 1  # one order for both that need it, none for the sum
 
 
+def loop(steps: int, rows: int, inner: int, outer: int) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
+    """The gradients of a network that is used at each step, for the rows of that step; its inputs."""
+
+    def function(inputs: Tensor, first: Tensor, second: Tensor, bias: Tensor) -> list[Tensor]:
+        weights = [tensor.detach().requires_grad_() for tensor in (first, second, bias)]
+        z, total = inputs[0], torch.zeros(())
+        for t in range(steps):
+            z = (z @ weights[0] + inputs[t]).tanh()
+            total = total + torch.nn.functional.linear(z, weights[1], weights[2]).tanh().sum()
+        return list(torch.autograd.grad(total, weights))
+
+    shapes = (steps, rows, inner), (inner, inner), (outer, inner), (outer,)
+    return function, [torch.randn(shape) / 2 for shape in shapes]
+
+
+def test_gradients_of_a_weight_used_at_many_times_are_one_product() -> None:
+    function, inputs = loop(6, rows=5, inner=4, outer=3)
+    made = batched(function, *inputs)
+    found = operators(made)
+    # 6 forward and 5 backward of the recurrence, and the gradient of its matrix; of the other layer: the product, the
+    # gradient of its input, the gradient of its matrix.
+    assert found["mm"] == 6 + 5 + 1 + 3 and found["bmm"] == 0
+    assert found["sum"] <= 2  # the loss, which is not returned, is dead; the bias' gradient
+
+
+@pytest.mark.parametrize(("rows", "products"), [(16, 1), (1024, 6)])
+def test_large_products_are_joined_where_their_operands_are_smaller_than_their_results(
+    rows: int, products: int
+) -> None:
+    """Of matrices of 80 by 80, of 6400 elements, too large to be stacked for anything else."""
+
+    def function(inputs: Tensor, gradients: Tensor) -> list[Tensor]:
+        terms = [gradients[t].t() @ inputs[t] for t in range(6)]
+        return [functools.reduce(operator.add, terms)]
+
+    inputs = torch.randn(2, 6, rows, 80) / 10
+    module = trace(function, *inputs)
+    made, changed = batch(module, rng="torch")
+    assert changed == (products == 1)
+    assert_same(module, made, *inputs, exact=False)
+    assert operators(made)["mm"] == products
+    assert operators(made)["add"] == products - 1
+
+
+def test_what_is_no_product_is_added_to_those_that_are() -> None:
+    def function(x: Tensor, y: Tensor, w: Tensor) -> list[Tensor]:
+        terms = [x[t].t() @ y[t] for t in range(5)]
+        used = terms[4] * 2  # this one is needed for itself
+        return [functools.reduce(operator.add, [w.exp(), *terms[:3], w.tanh(), *terms[3:]]) - w, used]
+
+    made = batched(function, torch.randn(5, 4, 3), torch.randn(5, 4, 2), torch.randn(3, 2))
+    assert operators(made)["mm"] == 2
+
+
+def test_transposed_products_and_sums_of_columns() -> None:
+    def function(x: Tensor, y: Tensor) -> list[Tensor]:
+        products = functools.reduce(operator.add, [(x[t].t() @ y[t]).t() for t in range(6)])
+        kept = functools.reduce(operator.add, [x[t].sum(0, keepdim=True).view(3) for t in range(6)])
+        plain = functools.reduce(operator.add, [y[t].sum(0) for t in range(6)])
+        flat = functools.reduce(operator.add, [(x[t].t() @ y[t].exp()).view(6) for t in range(6)])
+        keeping = functools.reduce(operator.add, [x[t].exp().sum(0, keepdim=True) for t in range(6)])
+        return [products, kept, plain, flat, keeping]
+
+    made = batched(function, torch.randn(6, 4, 3), torch.randn(6, 4, 2))
+    assert operators(made)["mm"] == 1
+
+
+def test_products_are_batched_by_the_matrix_that_they_share() -> None:
+    def function(x: Tensor, *weights: Tensor) -> list[Tensor]:
+        return [torch.stack([row @ weight for weight in weights for row in x])]
+
+    shared = batched(function, torch.randn(5, 4, 3), torch.randn(3, 2), torch.randn(3, 2))
+    assert operators(shared)["mm"] == 2 and operators(shared)["bmm"] == 0
+    # Three rows for each of them are too few for a group; they are one group together.
+    together = batched(function, torch.randn(3, 4, 3), *(torch.randn(3, 2) for _ in range(4)))
+    assert operators(together)["mm"] == 0 and operators(together)["bmm"] == 1
+
+
 def test_partial_sums_become_a_cumulative_sum() -> None:
     def function(x: Tensor, y: Tensor) -> list[Tensor]:
         total, weighted = x[0].exp(), []

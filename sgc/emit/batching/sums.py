@@ -1,13 +1,14 @@
 """Turns long chains of additions into reductions, which the agenda could not group: each waits for the one before.
 
 A chain is ``s_1 = c_0 + c_1``, ``s_2 = s_1 + c_2`` and so on, subtractions too. Where only the last sum is used, it
-becomes ``stack(c).sum(0)``; where partial sums are used, they become the rows of ``stack(c).cumsum(0)``. Both add in
+becomes ``stack(c).sum(0)``, or one product where ``c`` are products (:mod:`~sgc.emit.batching.contract`); where partial sums are used, they become the rows of ``stack(c).cumsum(0)``. Both add in
 another order than the chain. Gradients of ``x.select(dim, i)`` for many ``i``, which autograd pads with zeros and
 adds, become one stack.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 from collections import defaultdict
@@ -178,6 +179,9 @@ def _partial_sums(graph: fx.Graph, chain: _Chain) -> None:
 
 
 def _sum(graph: fx.Graph, terms: list[fx.Node]) -> fx.Node:
+    value = tensor_of(terms[0])
+    if value is not None and value.numel() > LARGEST:
+        return functools.reduce(lambda total, term: call(graph, aten.add.Tensor, total, term), terms)
     if len(terms) > 2:
         return call(graph, aten.sum.dim_IntList, call(graph, aten.stack.default, terms), [0])
     return terms[0] if len(terms) == 1 else call(graph, aten.add.Tensor, *terms)
