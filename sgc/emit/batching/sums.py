@@ -1,9 +1,9 @@
 """Turns long chains of additions into reductions, which the agenda could not group: each waits for the one before.
 
 A chain is ``s_1 = c_0 + c_1``, ``s_2 = s_1 + c_2`` and so on, subtractions too. Where only the last sum is used, it
-becomes ``stack(c).sum(0)``, or one product where ``c`` are products (:mod:`~sgc.emit.batching.contract`); where partial sums are used, they become the rows of ``stack(c).cumsum(0)``. Both add in
-another order than the chain. Gradients of ``x.select(dim, i)`` for many ``i``, which autograd pads with zeros and
-adds, become one stack.
+becomes ``stack(c).sum(0)``, or one product where ``c`` are products (:mod:`~sgc.emit.batching.contract`); where partial
+sums are used, they become the rows of ``stack(c).cumsum(0)``. All add in another order than the chain. Gradients of
+``x.select(dim, i)`` for many ``i``, which autograd pads with zeros and adds, become one stack.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from sgc.emit.optimize.check import check, devices
 from sgc.emit.optimize.constants import merge_constants
 from sgc.emit.optimize.cse import merge_common_subexpressions
 from sgc.emit.optimize.dead import drop_dead_nodes
+from sgc.emit.optimize.draws import merge_draws
 from sgc.emit.optimize.elementary import lower_elementary
 from sgc.emit.optimize.fold import fold_constants
 from sgc.emit.optimize.functionalise import functionalise
@@ -39,6 +40,7 @@ PASSES: dict[str, Pass] = {
     "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
     "drop_dead_nodes": drop_dead_nodes,  # what nothing uses
     "batch_small_operators": batch_small_operators,  # many of one kind as one, on stacked operands
+    "merge_draws": merge_draws,  # small sets of random numbers as one
     "lower_elementary": lambda module, rng: lower_elementary(module),  # tanh and such as vectorised arithmetic
     "lay_out_products": lambda module, rng: lay_out_products(module),  # matrix products as BLAS likes them
     "compute_once": lambda module, rng: compute_once(module),  # a costly operand of many elements gets memory

@@ -142,6 +142,7 @@ def test_the_report_is_a_table() -> None:
         "merge_common_subexpressions       5      5  unchanged\n"
         "drop_dead_nodes                   5      5  unchanged\n"
         "batch_small_operators             5      5  unchanged\n"
+        "merge_draws                       5      5  unchanged\n"
         "lower_elementary                  5      5  unchanged\n"
         "lay_out_products                  5      5  unchanged\n"
         "compute_once                      5      5  unchanged"
