@@ -25,6 +25,7 @@ from sgc.emit.optimize.identities import remove_identities
 from sgc.emit.optimize.nodes import copy_of, depends_on_data, is_functional, results_of
 from sgc.emit.optimize.products import lay_out_products
 from sgc.emit.optimize.samplers import lower_samplers
+from sgc.emit.optimize.sums import merge_sums
 from sgc.emit.outline import Outlined, outline, settle
 from sgc.errors import ArgumentError
 
@@ -38,6 +39,7 @@ PASSES: dict[str, Pass] = {
     "merge_constants": lambda module, rng: merge_constants(module),  # equal literals become one
     "remove_identities": lambda module, rng: remove_identities(module),  # x * 1, -(-x), views of all there is
     "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
+    "merge_sums": lambda module, rng: merge_sums(module),  # a sum of sums is one sum
     "drop_dead_nodes": drop_dead_nodes,  # what nothing uses
     "batch_small_operators": batch_small_operators,  # many of one kind as one, on stacked operands
     "merge_draws": merge_draws,  # small sets of random numbers as one
