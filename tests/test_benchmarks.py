@@ -15,7 +15,7 @@ import pytest
 import torch
 from pyro.infer import TraceGraph_ELBO
 
-from benchmarks import loss, overhead
+from benchmarks import loss, overhead, profile
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.outcome import Outcome, disagreements
 from benchmarks.report import aims, table
@@ -178,6 +178,20 @@ def test_loss_and_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(found) == [loss.PYRO, loss.JIT, loss.SGC]
     times = loss.microseconds(found, rounds=2, seconds=1e-3)
     assert all(len(turns) == 2 and min(turns) > 0 for turns in times.values())
+
+
+def test_kernels_are_counted_by_kind() -> None:
+    found = profile.kernels(lambda: torch.mm(torch.ones(3, 3), torch.randn(3, 3)), 1)
+    assert found["matrix products"][1] == 1
+    for kernel, kind in (
+        ("graph_3_cpp_fused_add_mm_rand_0", "fused loops"),
+        ("aoti_torch_cpu_addmm_out", "matrix products"),
+        ("aten::_standard_gamma", "random draws"),
+        ("aten::_standard_gamma_grad", "other kernels"),
+        ("aten::empty_strided", "memory, copies"),
+        ("aten::linalg_cholesky_ex", "other kernels"),
+    ):
+        assert profile.kind_of(kernel) == kind
 
 
 def test_the_catalogue_names_what_exists() -> None:
