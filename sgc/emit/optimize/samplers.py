@@ -71,7 +71,8 @@ def _bernoulli(node: fx.Node, own: Tensor) -> fx.Node:
     """1 where a uniform number of [0, 1) is below p, which for p = 0 is never and for p = 1 always."""
     probability = node.args[-1]  # bernoulli(p), or bernoulli(like, p)
     compare = _aten.lt.Tensor if isinstance(probability, fx.Node) else _aten.lt.Scalar
-    uniform = _draw(node, _aten.rand.default, own, None if own.dtype.is_floating_point else torch.float32)
+    wide = torch.float64 if own.dtype is torch.float64 else torch.float32  # as torch: those of bfloat16 are 256 numbers
+    uniform = _draw(node, _aten.rand.default, own, wide)
     return call(node, _convert, call(node, compare, uniform, probability), own.dtype)
 
 

@@ -115,6 +115,17 @@ def test_bernoulli() -> None:
         assert surprise(torch.stack([ones[column], N - ones[column]]), expected) > 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_probabilities_of_half_precision(dtype: torch.dtype) -> None:
+    """There are 256 uniform numbers of bfloat16, one of which is zero."""
+    p = torch.tensor(0.001, dtype=dtype)
+    draw = lowered(lambda p: [torch.bernoulli(p.expand(N))], p, gone="bernoulli")
+    (z, _) = results(draw, p)
+    ones = z.float().sum()
+    assert z.dtype is dtype
+    assert surprise(torch.stack([ones, N - ones]), N * torch.stack([p.float(), 1 - p.float()])) > 1e-6
+
+
 def test_dropout_keeps_its_rate() -> None:
     x = torch.ones(N)
     draw = lowered(lambda x: [torch.nn.functional.dropout(x, 0.3)], x, gone="bernoulli")
