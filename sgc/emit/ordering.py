@@ -21,6 +21,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
 from torch.utils._ordered_set import OrderedSet
 
+from sgc.emit.optimize.nodes import call
 from sgc.graph.effects import is_random
 
 
@@ -47,13 +48,21 @@ def unread_draws() -> Iterator[None]:
 
 
 def draw_as_torch(module: fx.GraphModule) -> None:
-    """Let torch draw Bernoulli numbers on a GPU too.
+    """Let torch draw Bernoulli numbers where Inductor would draw others.
 
-    Inductor compares uniform numbers with the probability. On a CPU those are the numbers that torch's operator
-    compares with it, on a GPU they are others. Of the operator that fills a given tensor Inductor makes nothing else.
+    Inductor compares uniform numbers of float32 with the probability. Those are the numbers that torch's operator
+    compares with it on a CPU, unless the probability is of float64; on a GPU they are others. Of the operator that
+    fills a given tensor Inductor makes nothing else. It fills that in the order of its memory, and ``bernoulli``
+    draws row by row.
     """
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.bernoulli.default):
-        if node.meta["val"].device.type != "cpu" and not node.kwargs:
-            node.target = torch.ops.aten.bernoulli.Tensor
-            node.args = (node.args[0], node.args[0])
+    for node in module.graph.find_nodes(op="call_function", target=_BERNOULLI):
+        value, probability = node.meta["val"], node.args[0]
+        if node.kwargs or (value.device.type == "cpu" and value.dtype is not torch.float64):
+            continue
+        rows = call(node, torch.ops.aten.zeros_like.default, probability, memory_format=torch.contiguous_format)
+        node.target = torch.ops.aten.bernoulli.Tensor
+        node.args = (rows, probability)
     module.recompile()
+
+
+_BERNOULLI = torch.ops.aten.bernoulli.default

@@ -30,6 +30,15 @@ DRAWS: list[Callable[[Tensor], Any]] = [
     lambda x: torch.randperm(5),
 ]
 
+LAID_OUT: list[Callable[[Tensor], Tensor]] = [
+    lambda x: torch.bernoulli(x),
+    lambda x: torch.bernoulli(x, p=0.3),
+    lambda x: torch.empty_like(x).bernoulli_(x),
+    lambda x: F.dropout(x, 0.3),
+    lambda x: torch.normal(x, x),
+    lambda x: torch.empty_like(x).uniform_(1.0, 2.0),
+]
+
 
 @pytest.mark.inductor
 @pytest.mark.cpu
@@ -47,6 +56,21 @@ def test_draws_that_nothing_reads() -> None:
     (*expected, _), state = results(module, x), torch.get_rng_state()
     torch.manual_seed(0)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(compiled(x), expected, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.inductor
+@pytest.mark.cpu
+def test_draws_of_float64_and_of_transposed_tensors() -> None:
+    def program(x: Tensor) -> list[Tensor]:
+        return [*(draw(y) for y in (x, x.t(), x.t().double(), x.double()) for draw in LAID_OUT), torch.rand(2)]
+
+    x = torch.rand(5, 6)
+    module = traced(program, x)
+    compiled = build(module, [x], "inductor", "torch").run
+    (*expected, _), state = results(module, x), torch.get_rng_state()
+    torch.manual_seed(0)
+    torch.testing.assert_close(list(compiled(x)), expected)
     assert torch.equal(torch.get_rng_state(), state)
 
 
