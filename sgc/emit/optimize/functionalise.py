@@ -21,6 +21,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_map_only
 
 from sgc.emit.lazy import trace_fake
+from sgc.emit.optimize.memory_order import draw_in_rows
 from sgc.emit.optimize.nodes import attribute, call, is_functional, replace, same_kind, value_of, writes
 from sgc.emit.optimize.purity import is_view
 
@@ -35,6 +36,7 @@ def functionalise(module: fx.GraphModule) -> bool:
         return changed
     before = module.graph
     _declare_hidden_writes(before)
+    draw_in_rows(before)
     placeholders = [node for node in before.nodes if node.op == "placeholder"]
     # A tensor of the module is passed as one more input while tracing: functionalisation knows its inputs only.
     owned: dict[str, fx.Node] = {}

@@ -189,3 +189,27 @@ def test_a_functional_graph_is_left_alone() -> None:
     module = traced(lambda x: [x * 2], X)
     graph = module.graph
     assert not functionalise(module) and module.graph is graph
+
+
+COLUMNS = {
+    "dropout": lambda x: torch.nn.functional.dropout(x, 0.3),
+    "a number": lambda x: torch.empty_like(x).bernoulli_(0.3),
+    "a tensor": lambda x: torch.empty_like(x).bernoulli_(x.mean(1, keepdim=True).sigmoid()),
+    "a vector": lambda x: torch.zeros_like(x).bernoulli_(x.mean(0).sigmoid()),
+    "a slice": lambda x: torch.zeros(6, 10)[:, ::2].t().bernoulli_(0.3) + x,
+    "more dimensions": lambda x: torch.empty(2, 1, 5, 6).permute(2, 1, 3, 0).bernoulli_(0.3) * x[:, :1, None, None],
+    "rows": lambda x: torch.empty(5, 1).t().bernoulli_(0.3) + x[0, :5],
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_bernoulli_numbers_are_drawn_in_the_order_of_the_memory(name: str) -> None:
+    def draw(x: Tensor) -> list[Tensor]:
+        return [COLUMNS[name](x), torch.rand(2)]
+
+    x = torch.arange(30.0).view(6, 5).t()
+    module = traced(draw, x)
+    before = results(module, x)
+    assert functionalise(module)
+    module.recompile()
+    assert equal(results(module, x), before)
