@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from sgc.capturing.randomness import state_of
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
 from sgc.run.hooks import GLOBAL_HOOKS, HOOKS
+from sgc.run.kept import BAGS, MATHEMATICAL, attributes, is_cache, is_of_a_run
 from sgc.run.leftovers import Place, read
 from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, note, still_holds
 
@@ -154,10 +154,12 @@ class Environment:
         elif isinstance(value, dict):
             for part in value.values():
                 self._visit(part, f"{label}[...]", depth + 1)
-        elif isinstance(value, Messenger) and _is_library(type(value)):
-            for name in sorted(_options(type(value)) & vars(value).keys()):
-                if not _is_of_a_run(vars(value)[name]):
-                    self._note(vars(value), name, vars(value)[name], f"{type(value).__name__}.", depth)
+        elif isinstance(value, (Messenger, *MATHEMATICAL)) and _is_library(type(value)):
+            for name in attributes(value):
+                # They are made of one another to any depth (masked, of events, expanded, transformed), but of few.
+                self._note(vars(value), name, vars(value)[name], f"{type(value).__name__}.", depth - 1)
+        elif isinstance(value, BAGS) and type(value).__module__ in sys.stdlib_module_names:
+            self._note(value, "__dict__", vars(value), f"{label}.", depth)
         elif not _is_library(type(value)) and not _is_machinery(type(value)):
             self._visit_object(value, label, depth)
 
@@ -166,7 +168,7 @@ class Environment:
         if not slots and not hasattr(value, "__dict__"):
             return
         for name, part in list(getattr(value, "__dict__", {}).items()):
-            if not (isinstance(value, Messenger) and _is_of_a_run(part)):
+            if not (isinstance(value, Messenger) and is_of_a_run(part)) and not is_cache(value, name):
                 self._note(vars(value), name, part, f"{type(value).__name__}.", depth)
         for name in slots:
             self._note(value, name, getattr(value, name, MISSING), f"{type(value).__name__}.", depth)
@@ -201,7 +203,7 @@ class Environment:
                 continue
             if library and name.startswith("_") and name != "_pyro_samples":
                 continue
-            if (library or isinstance(module, AutoGuide)) and _is_of_a_run(part):
+            if (library or isinstance(module, AutoGuide)) and is_of_a_run(part):
                 continue
             self._note(vars(module), name, part, label, depth)
         if not library:
@@ -235,12 +237,6 @@ class Environment:
 
 
 _OF_MODULES = frozenset((*vars(nn.Module()), "training"))
-
-
-def _is_of_a_run(value: Any) -> bool:
-    """Whether a value is, or holds, what Pyro makes anew in each run and keeps in a guide: traces and plates."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else [value]
-    return any(isinstance(part, (Trace, Messenger)) for part in parts)
 
 
 def _read(holder: Any, key: Any) -> Read:
@@ -288,11 +284,6 @@ def _names(code: types.CodeType) -> frozenset[str]:
     """The attributes and globals that a function's code, and that of the functions written in it, names."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return frozenset(code.co_names).union(*inner)
-
-
-def _options(cls: type) -> frozenset[str]:
-    """What a handler of Pyro's is made with, and keeps as attributes: the data of ``condition``, say."""
-    return frozenset(inspect.signature(cls).parameters)
 
 
 def _is_library(thing: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
+from torch.distributions import transform_to
 
 import sgc
 
@@ -148,7 +149,42 @@ def scale_of_a_handler(settings: Any) -> Case:
     return model, setter(handler, "scale", 0.1)
 
 
+def of_a_distribution(settings: Any) -> Case:
+    prior = dist.Gamma(torch.tensor(2.0), torch.tensor(2.0))
+    return observing(prior), setter(prior, "rate", torch.tensor(5.0))
+
+
+def of_a_distribution_in_others(settings: Any) -> Case:
+    inner = dist.Gamma(2.0, 2.0)
+    whole = dist.TransformedDistribution(inner.expand([1]).to_event(1).mask(True).mask(True), [])
+    return observing(whole), setter(whole.base_dist.base_dist.base_dist.base_dist, "rate", torch.tensor([5.0]))
+
+
+def of_a_transform(settings: Any) -> Case:
+    transform = dist.transforms.AffineTransform(0.0, 1.0, cache_size=1)
+    return model_of(lambda: transform(transform.inv(torch.tensor(1.0)) + 1.0)), setter(transform, "scale", 3.0)
+
+
+def of_a_constraint(settings: Any) -> Case:
+    bounds = dist.constraints.interval(0.0, 1.0)
+    return model_of(lambda: transform_to(bounds)(torch.tensor(0.3))), setter(bounds, "upper_bound", 3.0)
+
+
+def observing(prior: Any) -> Callable[[], None]:
+    inner = model_of(lambda: 1.0)
+
+    def model() -> None:
+        pyro.sample("w", prior, obs=torch.ones(prior.shape()))
+        inner()
+
+    return model
+
+
 CASES = [
+    of_a_distribution,
+    of_a_distribution_in_others,
+    of_a_transform,
+    of_a_constraint,
     of_a_module,
     of_a_dictionary_in_a_module,
     of_a_module_in_a_module,
