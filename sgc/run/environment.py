@@ -10,9 +10,12 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import os
 import sys
 import sysconfig
 import types
+from array import array
+from collections import deque
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -32,7 +35,12 @@ from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, no
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 _STANDARD = sysconfig.get_path("stdlib")
 _MAX_DEPTH = 6
-_CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
+_CONTAINERS = (list, tuple, deque, dict, set, frozenset, array, bytearray, np.ndarray)
+
+
+_ENVIRON = frozenset(("environ", "getenv"))
+_VARIABLES: dict[Any, Any] = vars(os.environ)["_data"]
+_NUMBERS = (np.ndarray, array, bytearray)
 
 
 class Environment:
@@ -115,7 +123,7 @@ class Environment:
         if (
             depth > _MAX_DEPTH
             or id(value) in self._seen
-            or isinstance(value, (Tensor, types.ModuleType, np.ndarray, *PLAIN))
+            or isinstance(value, (Tensor, types.ModuleType, *_NUMBERS, *PLAIN))
         ):
             return
         self._seen[id(value)] = value
@@ -148,12 +156,11 @@ class Environment:
                 self._visit_module(
                     module, f"{type(value).__name__}.{path}." if path else f"{type(value).__name__}.", depth
                 )
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            for part in value:
+        elif isinstance(value, _CONTAINERS):
+            for part in value.values() if isinstance(value, dict) else value:
                 self._visit(part, f"{label}[...]", depth + 1)
-        elif isinstance(value, dict):
-            for part in value.values():
-                self._visit(part, f"{label}[...]", depth + 1)
+            if not _is_installed(type(value)):
+                self._visit_object(value, label, depth)
         elif isinstance(value, (Messenger, *MATHEMATICAL)) and _is_library(type(value)):
             for name in attributes(value):
                 # They are made of one another to any depth (masked, of events, expanded, transformed), but of few.
@@ -166,6 +173,7 @@ class Environment:
     def _visit_object(self, value: Any, label: str, depth: int) -> None:
         slots = () if _is_installed(type(value)) else _slots(type(value))
         if not slots and not hasattr(value, "__dict__"):
+            self._visit(type(value), label, depth)
             return
         for name, part in list(getattr(value, "__dict__", {}).items()):
             if not (isinstance(value, Messenger) and is_of_a_run(part)) and not is_cache(value, name):
@@ -223,6 +231,9 @@ class Environment:
             if name in function.__globals__:
                 self._note(function.__globals__, name, function.__globals__[name], label, depth)
                 self._visit_named(function.__globals__[name], function.__code__, depth)
+        for name in sorted(_strings(function.__code__) if _names(function.__code__) & _ENVIRON else ()):
+            key = os.environ.encodekey(name)
+            self._note(_VARIABLES, key, _VARIABLES.get(key, MISSING), "os.environ: ", depth)
         for name, part in vars(function).items():
             if name != "__wrapped__":
                 self._note(vars(function), name, part, f"{function.__qualname__}.", depth)
@@ -284,6 +295,13 @@ def _names(code: types.CodeType) -> frozenset[str]:
     """The attributes and globals that a function's code, and that of the functions written in it, names."""
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return frozenset(code.co_names).union(*inner)
+
+
+@functools.lru_cache(maxsize=4096)
+def _strings(code: types.CodeType) -> frozenset[str]:
+    """The texts in a function's code, and in that of the functions written in it."""
+    inner = [_strings(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return frozenset(part for part in code.co_consts if isinstance(part, str)).union(*inner)
 
 
 def _is_library(thing: Any) -> bool:

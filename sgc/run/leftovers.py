@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ class Leftovers:
 
     def __init__(self, places: Iterable[Place]) -> None:
         self._places = list(places)
-        found: dict[int, list[Any] | dict[Any, Any]] = {}
+        found: dict[int, list[Any] | deque[Any] | dict[Any, Any]] = {}
         for _, _, value in self._places:
             found.update((id(container), container) for container in _containers(value, 0))
         self._copies = [(container, container.copy()) for container in found.values()]
@@ -35,8 +36,9 @@ class Leftovers:
                 if any(map(_is_traced, container.values())):
                     container.clear()
                     container.update(copy)
-            elif any(map(_is_traced, container)):
-                container[:] = copy
+            elif not isinstance(container, dict) and any(map(_is_traced, container)):
+                container.clear()
+                container.extend(copy)
 
 
 def read(holder: Any, key: Any) -> Any:
@@ -68,10 +70,13 @@ def _is_traced(value: Any) -> bool:
     return isinstance(value, Tensor) and tracer.is_fake(value)
 
 
+_KINDS = frozenset((list, tuple, deque, dict, OrderedDict, defaultdict))
+
+
 def _containers(value: Any, depth: int) -> Iterator[Any]:
-    """The lists and dictionaries in a value."""
-    if type(value) in (list, dict, tuple) and len(value) <= LONGEST and depth < 3:
+    """The lists, queues and dictionaries in a value."""
+    if type(value) in _KINDS and len(value) <= LONGEST and depth < 3:
         if type(value) is not tuple:
             yield value
-        for part in value.values() if type(value) is dict else value:
+        for part in value.values() if isinstance(value, dict) else value:
             yield from _containers(part, depth + 1)

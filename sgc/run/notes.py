@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import math
 import types
-from collections import OrderedDict
+from array import array
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,11 +195,17 @@ def _parts(value: Any) -> list[Any] | None:
         return list(value) if len(value) <= LONGEST else None
     if isinstance(value, dict):
         return [*value.keys(), *value.values()] if len(value) <= LONGEST else None
+    if isinstance(value, deque):
+        return [*value, value.maxlen] if len(value) <= LONGEST else None
     if isinstance(value, (set, frozenset)):
         small = len(value) <= LONGEST and all(type(part) in _BY_VALUE for part in value)
         return sorted(f"{type(part).__name__} {part!r}" for part in value) if small else None
     if kind is np.ndarray:
         return [value.dtype.str, value.shape, value.tobytes()] if value.dtype.hasobject is False else None
+    if kind is array:
+        return [value.typecode, value.tobytes()]
+    if kind is bytearray:
+        return [bytes(value)]
     if kind is functools.partial:
         return [value.func, value.args, value.keywords, value.__dict__]
     if kind is types.MethodType:
@@ -225,8 +232,8 @@ def _label(value: Any, position: int, found: str) -> str:
     if isinstance(value, dict):
         keys = list(value)
         return f"[{keys[position - len(keys)]!r}]{found}" if position >= len(keys) else " has other keys"
-    if isinstance(value, (list, tuple)):
-        return f"[{position}]{found}"
+    if isinstance(value, (list, tuple, deque)):
+        return f"[{position}]{found}" if position < len(value) else f".maxlen{found}"
     if kind is functools.partial:
         return (".func", ".args", ".keywords", ".__dict__")[position] + found
     if kind is types.FunctionType and position:

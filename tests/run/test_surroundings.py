@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import types
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 
 import sgc
+from sgc.errors import SideEffectWarning
 
 DATA = torch.tensor([0.3, -1.2, 0.8, 1.1, 2.0])
 
@@ -197,6 +202,82 @@ CASES = [
     data_of_a_handler,
     scale_of_a_handler,
 ]
+
+
+class Queue(deque):  # type: ignore[type-arg]
+    beta = 1.0
+
+
+class Pair(NamedTuple):
+    value: float
+
+    def scaled(self) -> float:
+        return self.value * FACTOR
+
+
+def changed_pair(pair: Pair) -> None:
+    global FACTOR
+    FACTOR += 1.0
+
+
+FACTOR = 1.0
+
+HELD: list[tuple[str, Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]] = [
+    ("deque, longer", lambda: deque([1.0]), sum, lambda held: held.append(0.5)),
+    ("deque, full", lambda: deque([1.0, 0.5], 2), lambda held: held[0], lambda held: held.append(0.7)),
+    ("deque in a list", lambda: [deque([1.0, 0.5])], lambda held: held[0][0], lambda held: held[0].rotate()),
+    ("a list in a deque", lambda: deque([[1.0]]), lambda held: held[0][0], lambda held: held[0].insert(0, 0.5)),
+    (
+        "an object in a deque",
+        lambda: deque([Defaults()]),
+        lambda held: held[0].beta,
+        lambda held: setattr(held[0], "beta", 0.5),
+    ),
+    ("a list with attributes", lambda: Queue([1.0]), lambda held: held.beta, lambda held: setattr(held, "beta", 0.5)),
+    ("a tuple with methods", lambda: Pair(1.0), lambda held: held.scaled(), changed_pair),
+    ("Counter", lambda: Counter("ab"), lambda held: 1.0 + held["c"], lambda held: held.update("c")),
+    (
+        "OrderedDict",
+        lambda: OrderedDict(a=1.0, b=0.5),
+        lambda held: next(iter(held.values())),
+        lambda held: held.move_to_end("a"),
+    ),
+    ("defaultdict", lambda: defaultdict(lambda: 1.0), lambda held: held["a"], lambda held: held.update(a=0.5)),
+    ("array", lambda: array("d", [1.0]), lambda held: held[0], lambda held: held.insert(0, 0.5)),
+    ("bytearray", lambda: bytearray(b"1"), lambda held: float(held), lambda held: held.extend(b"0")),
+    ("namespace", lambda: types.SimpleNamespace(a=[1.0]), lambda held: held.a[0], lambda held: held.a.insert(0, 0.5)),
+    ("a new name", types.SimpleNamespace, lambda held: getattr(held, "a", 1.0), lambda held: setattr(held, "a", 0.5)),
+    ("variable", Defaults, lambda _: float(os.environ.get("SGC_B", "1")), lambda _: os.environ.update(SGC_B="0.5")),
+    ("getenv", Defaults, lambda _: float(os.getenv("SGC_C", "1")), lambda _: os.environ.update(SGC_C="0.5")),
+]
+
+
+@pytest.mark.parametrize(("make", "reads", "write"), [row[1:] for row in HELD], ids=[row[0] for row in HELD])
+def test_a_change_of_what_is_held_is_seen(
+    make: Callable[[], Any], reads: Callable[[Any], Any], write: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SGC_B", "SGC_C"):
+        monkeypatch.setenv(name, "1")
+    held = make()
+    model = model_of(lambda: reads(held))
+    module = sgc.compile(model, guide, backend="eager")
+    ours, before = losses(module, model)
+    assert losses(module, model)[0] == ours == pytest.approx(before, rel=1e-6)
+    assert len(module.specializations) == 1
+    write(held)
+    ours, after = losses(module, model)
+    assert ours == pytest.approx(after, rel=1e-6) != pytest.approx(before)
+
+
+def test_a_queue_keeps_no_traced_tensor() -> None:
+    history: deque[Any] = deque(maxlen=2)
+
+    def model() -> None:
+        history.append(pyro.sample("z", dist.Normal(0.0, 1.0)))
+
+    with pytest.warns(SideEffectWarning):
+        sgc.compile(model, guide, backend="eager")()
+    assert all(math.isfinite(float(kept)) for kept in history)
 
 
 def losses(module: sgc.LossModule, model: Callable[[], None]) -> tuple[float, float]:
