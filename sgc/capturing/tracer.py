@@ -110,16 +110,19 @@ def bind(tensor: Tensor, node: fx.Node) -> None:
 
 
 def bindings(tensors: list[Tensor]) -> list[tuple[Tensor, Any]]:
-    """Which of some tensors are traced, and what each stands for."""
+    """What each of some tensors stands for: None for one that the program has not computed with yet."""
     tracer = current_tracer()
-    slots = ((tensor, get_proxy_slot(tensor, tracer, None)) for tensor in tensors)
-    return [(tensor, slot) for tensor, slot in slots if slot is not None]
+    return [(tensor, get_proxy_slot(tensor, tracer, None)) for tensor in tensors]
 
 
 def rebind(saved: list[tuple[Tensor, Any]]) -> None:
     """Let tensors stand for what :func:`bindings` found."""
+    tracer = current_tracer()
     for tensor, slot in saved:
-        set_proxy_slot(tensor, current_tracer(), slot)
+        if slot is not None:
+            set_proxy_slot(tensor, tracer, slot)
+        else:
+            tracer.tensor_tracker.pop(tensor, None)
 
 
 @contextmanager

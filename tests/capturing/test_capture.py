@@ -129,6 +129,22 @@ def test_an_opaque_sampler_leaves_the_rest_compiled() -> None:
     assert sum("opaque" in str(node.target) for node in module.module.graph.nodes) == 1
 
 
+def test_an_opaque_sampler_of_float64() -> None:
+    """What the sampler converts to float64 is the very tensor that it is given."""
+
+    def model() -> None:
+        angle = pyro.sample("angle", dist.VonMises(torch.tensor(0.0).double(), torch.tensor(1.0).double()))
+        pyro.sample("x", dist.Normal(angle.sin(), 1.0), obs=torch.tensor(0.3).double())
+
+    def guide() -> None:
+        pyro.sample("angle", dist.VonMises(pyro.param("l", LOC), pyro.param("k", KAPPA)))
+
+    agree(model, guide, calls=3)
+
+
+LOC, KAPPA = torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.2, dtype=torch.float64)
+
+
 def test_an_opaque_sampler_with_a_pathwise_gradient() -> None:
     """Wishart samples in a loop that checks its draws; its gradient is that of its own code."""
 
