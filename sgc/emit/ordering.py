@@ -48,13 +48,18 @@ def unread_draws() -> Iterator[None]:
 
 
 def draw_as_torch(module: fx.GraphModule) -> None:
-    """Let torch draw Bernoulli numbers where Inductor would draw others.
+    """Let torch draw what Inductor would draw otherwise, or at another place.
 
-    Inductor compares uniform numbers of float32 with the probability. Those are the numbers that torch's operator
-    compares with it on a CPU, unless the probability is of float64; on a GPU they are others. Of the operator that
-    fills a given tensor Inductor makes nothing else. It fills that in the order of its memory, and ``bernoulli``
-    draws row by row.
+    For Bernoulli numbers Inductor compares uniform numbers of float32 with the probability. Those are the numbers that
+    torch's operator compares with it on a CPU, unless the probability is of float64; on a GPU they are others. Of the
+    operator that fills a given tensor Inductor makes nothing else. It fills that in the order of its memory, and
+    ``bernoulli`` draws row by row.
+
+    Of a slice of a permutation that something is indexed by, a subsample, Inductor makes another permutation, drawn
+    where it is used. It does so only where ``pin_memory`` is False, which is what None means.
     """
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.randperm.default):
+        node.kwargs = {**node.kwargs, "pin_memory": None}
     for node in module.graph.find_nodes(op="call_function", target=_BERNOULLI):
         value, probability = node.meta["val"], node.args[0]
         if node.kwargs or (value.device.type == "cpu" and value.dtype is not torch.float64):

@@ -74,6 +74,21 @@ def test_draws_of_float64_and_of_transposed_tensors() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.inductor
+@pytest.mark.cpu
+def test_a_subsample_is_drawn_where_it_was() -> None:
+    def program(x: Tensor) -> list[Tensor]:
+        index = torch.randperm(6)[:3]
+        return [torch.randn(3), x[index], torch.index_add(x, 0, torch.randperm(6)[:3], x[:3]), torch.rand(2)]
+
+    x = torch.rand(6, 2)
+    module = traced(program, x)
+    compiled = build(module, [x], "inductor", "torch").run
+    (*expected, _) = results(module, x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(list(compiled(x)), expected)
+
+
 def test_inductor_is_as_it_was() -> None:
     before = dict(vars(InplaceBernoulliFallback))
     with pytest.raises(ZeroDivisionError), unread_draws():
