@@ -27,6 +27,7 @@ from sgc.capturing.recording import Recording
 from sgc.capturing.refusals import refusals
 from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo
 from sgc.capturing.source import current_line, line_of
+from sgc.capturing.texts import printed_before
 from sgc.capturing.validation import checks_as_nodes
 from sgc.config import Options
 from sgc.errors import CaptureError, DataDependenceError, SgcError
@@ -66,6 +67,7 @@ def capture_program(
         with (
             Reads(concrete, written.before) as reads,
             refusals(),
+            printed_before(),
             no_seeding(),
             functions_as_leaves(),
             rejection_as_leaves(),

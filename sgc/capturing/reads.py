@@ -22,16 +22,21 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sgc.capturing import tracer
 from sgc.capturing.autocast import switched_back, switches
 from sgc.capturing.conditions import condition_of
+from sgc.capturing.copies import deep_copy
 from sgc.capturing.refusals import refuse_traced
 from sgc.capturing.selection import MaskedSelection
 from sgc.capturing.slices import slice_of
 from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
+from sgc.capturing.texts import REMEDY as TEXT_REMEDY
+from sgc.capturing.texts import is_shown, shown
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
+_TEXTS = ("__format__", "__repr__")
 _READS = frozenset(
     (
-        *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__", "__format__"),
+        *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__"),
+        *_TEXTS,
         *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"),
     )
 )
@@ -102,6 +107,10 @@ class Reads(TorchFunctionMode):
                 return self.names[id(args[0])][1]
             if name in ("__int__", "__index__") and is_formatting():
                 return int(self.names[id(args[0])][1])
+        if name == "__repr__" and is_shown():
+            return shown(args[0])
+        if func is Tensor.__deepcopy__:
+            return deep_copy(*args)
         if name == "__bool__" and is_assertion():
             return self._assert(args[0])
         if name == "__bool__" and self.require is not None and not self._refusing:
@@ -180,6 +189,10 @@ class Reads(TorchFunctionMode):
             if isinstance(leaf, Tensor):
                 values[id(leaf)] = self.evaluate(leaf, f"Tensor.{getattr(func, '__name__', func)}")
         concrete_args, concrete_kwargs = tree_map_only(Tensor, lambda tensor: values[id(tensor)], (args, kwargs))
+        if func is Tensor.__repr__ and args[0].requires_grad:  # the text names the history, which the value lacks
+            raise DataDependenceError(
+                "the program makes a text of a parameter", source=current_line(), remedy=TEXT_REMEDY
+            )
         with tracer.concrete(), torch._C.DisableTorchFunction():
             return func(*concrete_args, **concrete_kwargs)
 
@@ -209,7 +222,7 @@ class Reads(TorchFunctionMode):
                     f"{reader} reads the value of a sample, so that the program's structure depends on it",
                     site=marks[-1],
                     source=source,
-                    remedy=_REMEDY,
+                    remedy=f"{TEXT_REMEDY}; {_REMEDY}" if reader.endswith(_TEXTS) else _REMEDY,
                 )
             raise DataDependenceError(
                 f"{reader} reads a random number ({random[-1].target}) drawn outside of any site",

@@ -62,6 +62,10 @@ def refuse_traced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         raise _error("reads the autograd history of a tensor (grad_fn), as a module with a backward hook does", _HOOK)
     elif isinstance(kwargs.get("generator"), torch.Generator):
         raise _error("draws from a torch.Generator", "draw from torch's own: leave generator= out, or use pyro.sample")
+    elif func is Tensor.__reduce_ex__:
+        raise _error(
+            "copies or pickles a tensor by its memory (copy.copy, pickle.dumps)", "use x.clone() or x.detach()"
+        )
     elif func in _RESIZES and not tracer.is_fake(args[0]):
         raise _error(f"calls Tensor.{func.__name__} on a tensor from outside", _IN_PLACE)
 

@@ -28,7 +28,8 @@ _TORCH_TRACING = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), 
 _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
-def _belongs_to_user(frame: FrameType) -> bool:
+def belongs_to_user(frame: FrameType) -> bool:
+    """Whether the code is neither sgc's nor of one of the libraries, Python's own among them."""
     file = frame.f_code.co_filename
     if file == "<string>":  # python -c, or what torch's tracer writes
         return frame.f_globals.get("__name__") == "__main__"
@@ -43,7 +44,7 @@ def current_line() -> SourceLine | None:
     library: SourceLine | None = None
     while frame is not None:
         file = frame.f_code.co_filename
-        if _belongs_to_user(frame):
+        if belongs_to_user(frame):
             return SourceLine(file, frame.f_lineno, frame.f_code.co_name)
         if file.startswith(_SGC) and library is not None and not file.startswith(os.path.dirname(__file__)):
             return library
@@ -162,7 +163,7 @@ def line_of(traceback: TracebackType | None) -> SourceLine | None:
     found: SourceLine | None = None
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if _belongs_to_user(traceback.tb_frame):
+        if belongs_to_user(traceback.tb_frame):
             found = SourceLine(code.co_filename, traceback.tb_lineno, code.co_name)
         traceback = traceback.tb_next
     return found

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import logging
 from typing import Any
 
 import pyro
@@ -261,3 +264,57 @@ def test_a_count_that_the_program_reads_and_raises_is_captured_as_it_was() -> No
         module(batch)
         assert norm.num_batches_tracked == count
         torch.testing.assert_close(norm.running_mean, batches[:count].mean((0, 1)))
+
+
+def _guide_of_x(x: Tensor) -> None:
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
+
+
+KEPT = torch.tensor([1.0, 2.0])
+
+
+@pytest.mark.parametrize("backend", ["eager", "torchscript"])
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda x: copy.deepcopy(x).sum(),
+        lambda x: copy.deepcopy({"a": [x, x]})["a"][1].sum(),
+        lambda x: copy.deepcopy(KEPT).sum(),
+        lambda x: copy.deepcopy(nn.Linear(2, 1)).bias.shape[0] * x.sum(),
+        lambda x: len(str(x)) + len(f"{x[0]}"),
+        lambda x: {"tensor(0.5000)": 3.0}.get(repr(x[0]), 1.0),
+    ],
+    ids=["deepcopy", "in containers", "of a global", "of a module", "texts", "a text as a key"],
+)
+def test_copies_and_texts_are_of_each_call(mean: Any, backend: Any) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z + mean(x), 1.0), obs=torch.tensor(0.3))
+
+    module = sgc.compile(model, _guide_of_x, backend=backend)
+    for step, x in enumerate((torch.tensor([0.5, 1.0]), torch.tensor([0.25, 7.123]))):
+        KEPT.fill_(step)
+        pyro.set_rng_seed(step)
+        mine = module(x).item()
+        pyro.set_rng_seed(step)
+        assert pyro.infer.TraceGraph_ELBO().loss(model, _guide_of_x, x) == pytest.approx(mine, rel=1e-6)
+
+
+def test_what_is_shown_reads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    written = io.StringIO()
+    log = logging.Logger("model")
+    log.addHandler(logging.StreamHandler(written))
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        print("z", z, dist.Normal(z, 1.0))
+        log.warning("%s %s", x, z)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    module = sgc.compile(model, _guide_of_x, backend="eager")
+    for value in (0.5, 0.7):
+        module(torch.tensor(value))
+    assert len(module.specializations) == 1
+    printed = capsys.readouterr().out
+    assert "Normal(loc: " in printed and "FakeTensor" not in printed and "size=" not in printed
+    assert "tensor(..., size=(), dtype=torch.float32)" in written.getvalue()

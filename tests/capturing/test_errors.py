@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +93,40 @@ def test_reading_a_sample_names_site_line_and_remedy(model: Callable[[], None], 
     assert caught.value.site == "z"
     assert line in text and "test_errors.py" in text
     assert "torch.where" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda z, w: str(z),
+        lambda z, w: repr([z]),
+        lambda z, w: f"{z:.2f}",
+        lambda z, w: str(w),
+        lambda z, w: str(w * 2),
+    ],
+    ids=["str", "repr of a list", "format", "of a parameter", "of a product"],
+)
+def test_a_text_of_a_tensor_names_line_and_remedy(text: Callable[[Tensor, Tensor], str]) -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(weight * len(text(z, weight)), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(DataDependenceError, match=r"text\(z, weight\)|test_errors.py") as caught:
+        sgc.compile(model, guide_of_z, backend="eager")()
+    assert "print(x)" in caught.value.remedy
+
+
+@pytest.mark.parametrize("copied", [copy.copy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_by_memory_names_line_and_remedy(copied: Callable[[Tensor], Tensor]) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z * copied(x).sum(), 1.0), obs=torch.tensor(0.3))
+
+    with pytest.raises(CaptureError, match=r"copied\(x\)|dumps\(x\)") as caught:
+        sgc.compile(model, lambda x: guide_of_z(), backend="eager")(X)
+    assert "clone()" in caught.value.remedy
 
 
 def test_reading_a_random_number_outside_of_any_site() -> None:
