@@ -135,7 +135,7 @@ def _data_dependence(error: BaseException, recording: Recording) -> DataDependen
         f"the sites sampled before it: {', '.join(known) or 'none'}",
         source=line_of(error.__traceback__),
         remedy="give operations whose result's shape depends on values (nonzero, masked_select, unique) a fixed "
-        "size, or replace them by torch.where or poutine.mask",
+        "size, or replace them by torch.where or poutine.mask; give networks padded sequences in place of packed ones",
     )
 
 

@@ -51,6 +51,13 @@ UNKNOWN = (
 _BY_NUMBERS = frozenset((torch.arange, torch.narrow, Tensor.narrow, torch.tensor_split, Tensor.tensor_split))
 """Functions that read tensors which they are given for numbers, but for the first argument."""
 
+_OF_PACKED = dict.fromkeys(
+    ("rnn_tanh", "rnn_relu", "lstm", "gru", "_pad_packed_sequence"),
+    "give padded sequences to the network in place of a packed one, and mask what is behind their ends (torch.where, "
+    "poutine.mask)",
+)
+"""The remedy for networks that are given a packed sequence, whose sizes are values."""
+
 DATA_DEPENDENT = (DataDependenceError, *UNKNOWN)
 """What code raises during a capture that needs a value which is not known then."""
 
@@ -247,7 +254,9 @@ class Reads(TorchFunctionMode):
             f"{name} needs values that are known only at run time ({type(error).__name__})",
             site=marks[-1] if marks else None,
             source=current_line(),
-            remedy=f"{_REMEDY}; what depends on data alone can be computed beforehand and passed as an argument",
+            remedy=_OF_PACKED.get(
+                name, f"{_REMEDY}; what depends on data alone can be computed beforehand and passed as an argument"
+            ),
         )
 
     @contextmanager

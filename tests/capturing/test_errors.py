@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import sgc
 from sgc.errors import (
@@ -127,6 +128,21 @@ def test_a_copy_by_memory_names_line_and_remedy(copied: Callable[[Tensor], Tenso
     with pytest.raises(CaptureError, match=r"copied\(x\)|dumps\(x\)") as caught:
         sgc.compile(model, lambda x: guide_of_z(), backend="eager")(X)
     assert "clone()" in caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_a_packed_sequence_among_the_arguments_names_line_and_remedy(kind: type[nn.Module]) -> None:
+    network = kind(3, 4)
+
+    def model(x: Any) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        output, _ = network(x)
+        pyro.sample("x", dist.Normal(z, 1.0), obs=output.data.sum())
+
+    packed = pack_padded_sequence(torch.ones(4, 2, 3), torch.tensor([4, 2]))
+    with pytest.raises(DataDependenceError, match=r"network\(x\)") as caught:
+        sgc.compile(model, lambda x: guide_of_z(), backend="eager")(packed)
+    assert "padded" in caught.value.remedy
 
 
 def test_reading_a_random_number_outside_of_any_site() -> None:
