@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import builtins
 import logging
-import pdb
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sgc.capturing.source import belongs_to_user
 
-_SHOWING = frozenset((logging.__file__, pdb.__file__))
+_SHOWING = frozenset((logging.__file__, os.path.join(os.path.dirname(os.__file__), "pdb.py")))
 
 REMEDY = "a message may show a tensor by print(x), or by logging's own formatting: log.info('%s', x)"
 
