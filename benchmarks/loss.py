@@ -60,14 +60,14 @@ def calls(name: str) -> dict[str, Callable[[], Any]]:
 
 
 def microseconds(found: dict[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """The mean of a call in each round, each round's turn as long as that."""
+    """The mean of a call in each round, each round's turn as long as that, and one call at least."""
     times: dict[str, list[float]] = {system: [] for system in found}
     for _ in range(rounds):
         for system, call in found.items():
-            start, count = time.perf_counter(), 0
-            while (taken := time.perf_counter() - start) < seconds:
+            start, count, taken = time.perf_counter(), 0, 0.0
+            while not count or taken < seconds:
                 call()
-                count += 1
+                count, taken = count + 1, time.perf_counter() - start
             times[system].append(1e6 * taken / count)
     return times
 

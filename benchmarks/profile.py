@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch._inductor.config as inductor_config
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.catalogue import WORKLOADS
+from benchmarks.loss import microseconds
 from benchmarks.systems.by_hand import ByHand
 from benchmarks.systems.compiled import SviRun
 from benchmarks.workloads import make
@@ -71,17 +71,6 @@ def kernels(advance: Callable[[], Any], steps: int) -> dict[str, tuple[float, fl
     return dict(found)
 
 
-def microseconds(calls: dict[str, tuple[Callable[[], Any], int]]) -> dict[str, float]:
-    """The median time of a step of each; the calls take turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, (call, steps) in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(1e6 * (time.perf_counter() - start) / steps)
-    return {name: statistics.median(found) for name, found in times.items()}
-
-
 def prepared(name: str) -> tuple[SviRun, ByHand]:
     """Both systems, with a parameter store that is the first's."""
     pyro.clear_param_store()
@@ -107,7 +96,9 @@ def main() -> None:
 
     steps = ours.steps_a_call
     by_hand, one_by_one = repeated(theirs.advance), repeated(lambda: ours.svi.step(*ours.args))
-    taken = microseconds({"svi.step": (one_by_one, steps), "svi.run": (ours.advance, steps), "hand": (by_hand, steps)})
+    calls = {"svi.step": one_by_one, "svi.run": ours.advance, "hand": by_hand}
+    times = microseconds(calls, ROUNDS, seconds=0.0)  # a turn is one call, of many steps
+    taken = {system: statistics.median(turns) / steps for system, turns in times.items()}
     with inductor_config.patch({"cpp.enable_kernel_profile": True}):
         ours, theirs = prepared(name)
         found = kernels(ours.advance, steps), kernels(repeated(theirs.advance), steps)

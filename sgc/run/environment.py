@@ -35,12 +35,14 @@ from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, no
 _LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 _STANDARD = sysconfig.get_path("stdlib")
 _MAX_DEPTH = 6
-_CONTAINERS = (list, tuple, deque, dict, set, frozenset, array, bytearray, np.ndarray)
-
+_NUMBERS = (np.ndarray, array, bytearray)
+_CONTAINERS = (list, tuple, deque, dict, set, frozenset, *_NUMBERS)
 
 _ENVIRON = frozenset(("environ", "getenv"))
+"""Names by which a function reads the environment."""
+
 _VARIABLES: dict[Any, Any] = vars(os.environ)["_data"]
-_NUMBERS = (np.ndarray, array, bytearray)
+"""The dictionary behind ``os.environ``, private to Python: of a dictionary C++ watches an entry that is not there."""
 
 
 class Environment:

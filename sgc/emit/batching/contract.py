@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sgc.emit.batching.operations import LARGEST, RESHAPES, call, tensor_of
 
@@ -30,14 +30,17 @@ class _Contraction:
 
     def is_worthwhile(self) -> bool:
         """Whether what is put below others is small, or smaller than the results that need not be added then."""
-        matrices = [tensor_of(matrix) for matrix in (self.left, self.right) if matrix is not None]
-        sizes = [matrix.numel() for matrix in matrices if matrix is not None]
-        columns = [matrix.shape[-1] for matrix in matrices if matrix is not None]
-        return max(sizes) <= LARGEST or (len(columns) == 2 and sum(sizes) <= 2 * math.prod(columns))
+        matrices = self._matrices()
+        sizes = [matrix.numel() for matrix in matrices]
+        result = math.prod(matrix.shape[-1] for matrix in matrices)
+        return max(sizes) <= LARGEST or (self.right is not None and sum(sizes) <= 2 * result)
 
     def kind(self) -> tuple[object, ...]:
-        held = [tensor_of(matrix) for matrix in (self.left, self.right) if matrix is not None]
-        return (self.transposed, *((matrix.shape, matrix.dtype) for matrix in held if matrix is not None))
+        return (self.transposed, *((matrix.shape, matrix.dtype) for matrix in self._matrices()))
+
+    def _matrices(self) -> list[Tensor]:
+        nodes = [self.left] if self.right is None else [self.left, self.right]
+        return [held for node in nodes if (held := tensor_of(node)) is not None]
 
 
 def contract(graph: fx.Graph, terms: Iterable[fx.Node], fewest: int) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from sgc.config import Rng
-from sgc.emit.optimize.nodes import call, exposed, is_static, replace, tensor_of
+from sgc.emit.optimize.nodes import call, exposed, is_static, replace, tensor_of, value_of
 
 _aten = torch.ops.aten
 
@@ -44,7 +44,7 @@ def merge_draws(module: fx.GraphModule, rng: Rng) -> bool:
 
 
 def _merge(draws: list[fx.Node]) -> None:
-    values = [value for node in draws if (value := tensor_of(node)) is not None]
+    values = [value_of(node) for node in draws]
     first, total = draws[0], sum(value.numel() for value in values)
     whole = call(first, first.target, [total], **first.kwargs)  # type: ignore[arg-type]
     start = 0
