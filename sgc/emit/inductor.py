@@ -51,14 +51,18 @@ _FEW_IN_ALL, _FEW_EACH = 4096, 24
 without, and twice as long to compile."""
 
 
-def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng) -> Runner:
+def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_one_piece: bool = False) -> Runner:
     """A callable that computes what ``module`` computes on tensors like ``examples``.
 
     :param module: a graph of aten operators, without in-place ones but copies into inputs, that returns a list.
+    :param in_one_piece: whether its results may lie in one piece of memory, with all that is computed on the way: for a
+        caller that does not keep them. (On a CPU; a piece of memory for each takes longer than a small program.)
     :raises BackendError: if Inductor cannot work on this machine; the text says what to install.
     """
     on_cpu = devices(module) <= {torch.device("cpu")}
     options = _options(module, rng, on_cpu=on_cpu)
+    if in_one_piece:
+        options["memory_pool"] = "combined"
     module = _own_memory(module)
     failures_are_nan(module, validates=False)
     texts_for_cpp(module)
