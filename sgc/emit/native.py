@@ -47,6 +47,10 @@ _AS_NUMBERS = frozenset((torch.float32, torch.float64, torch.bool))
 _KINDS = {torch.float32: "f", torch.float64: "d", torch.bool: "?", torch.float16: "h", torch.bfloat16: "h"}
 """The types of the results that a caller may want, as C++ is told them: by their size, those of half precision."""
 
+Taking = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+"""Takes a step with positional and named arguments. Gives its loss; None if it is not known to be for these; or, if it
+has halted or raised, a tuple: its results, or the exception; its tensors; and the random state before it, or None."""
+
 _TAKES = re.compile(r"steal_from_raw_handles_to_raii_handles\(input_handles, (\d+)\)")
 _GIVES = re.compile(r"output_handles\[(\d+)\]")
 _GIVES_TWICE = re.compile(r"= output_handles\[")
@@ -90,8 +94,24 @@ class NativeCall:
         self._brought_and_written = [position for position in self._brought if position in written]
         self.once: Callable[[list[Tensor]], tuple[Any, ...]] = self._once
         """Call it once; what it gives, as numbers. Raises what a call of many times raises."""
+        self._single: tuple[Any, ...] | None = None
         if not self._brought_and_written and _AS_NUMBERS.issuperset(program.dtypes):
-            self.once = partial(library().once, bound, _handles, increment_version, self._written)
+            self._single = (_handles, increment_version, self._written)
+            self.once = partial(library().once, bound, self._single)
+
+    def taking(
+        self, watched: Any, make_call: type, plain: frozenset[type], note_state: Callable[[], Any] | None
+    ) -> Taking | None:
+        """All of a training step in C++, from its arguments on; None where that cannot be.
+
+        :param watched: what is asked whether the step is for these arguments (:func:`sgc.native.watch.watched`).
+        :param make_call: makes of the arguments the call that is asked about.
+        :param plain: types of arguments that are leaves of the call; if all are, no call is made.
+        :param note_state: gives the random state, if that before the step may be asked for afterwards.
+        """
+        if self._single is None or self._program.dtypes[0] is torch.bool:
+            return None
+        return partial(library().take, (watched, make_call, plain, self._bound, self._single, note_state))
 
     def __call__(self, tensors: list[Tensor], times: int) -> list[Tensor]:
         """Call it ``times`` times; what it gives, each time's, as tensors of shape ``[times]``.

@@ -14,7 +14,7 @@ from sgc.config import Rng
 from sgc.emit.guarded import written_inputs
 from sgc.emit.inductor import Runner, compile_graph
 from sgc.emit.lift import lift_tensors, shares_storage
-from sgc.emit.native import NativeCall, NativeProgram, library_of, native_program
+from sgc.emit.native import NativeCall, NativeProgram, Taking, library_of, native_program
 from sgc.emit.optimize.nodes import results_of, value_of
 from sgc.emit.optimize.pipeline import Report, optimize
 from sgc.emit.outline import Outlined
@@ -71,7 +71,7 @@ class BuiltStep:
         everything = [*examples, *self._attributes]
         outlined = self.outlined if native else None
         functions = library_of(outlined.functions) if outlined is not None else None
-        run = compile_graph(lifted, [everything[i] for i in takes], self.rng)
+        run = compile_graph(lifted, [everything[i] for i in takes], self.rng, in_one_piece=native)
         self._run = lambda *inputs: run(*(inputs[i] for i in takes))
         if native:
             dtypes = [value_of(node).dtype for node in results_of(self.module)]
@@ -119,7 +119,13 @@ class BoundStep:
         """
         if self._call is not None:
             return self._call(tensors, steps)
-        return [result.reshape(1) for result in self._run(*self.inputs(tensors))]
+        return [result.reshape(1).clone() for result in self._run(*self.inputs(tensors))]  # not the piece it lies in
+
+    def taking(
+        self, watched: Any, make_call: type, plain: frozenset[type], note_state: Callable[[], Any] | None
+    ) -> Taking | None:
+        """All of a step in C++, from its arguments on; None where that cannot be (:meth:`NativeCall.taking`)."""
+        return self._call.taking(watched, make_call, plain, note_state) if isinstance(self._call, NativeCall) else None
 
     def _once(self, tensors: list[Tensor]) -> Sequence[Any]:
         return [result.item() for result in self(tensors, 1)]

@@ -117,22 +117,7 @@ class SVI(pyro.infer.SVI):
         """
         if self._stepper is None:
             return super().step(*args, **kwargs)
-        call = Call(args, kwargs)
-        step = self._stepper.ready(call)
-        if step is None:
-            return self._stepper.eagerly(call).item()
-        before = step.random_state()
-        try:
-            loss = step.once()
-        except RuntimeError:
-            self.loss_module.explain(step.trial(call, before))
-            raise
-        if loss != loss:  # NaN: it has halted
-            taken = self._stepper.judged(step, step.trial(call, before))
-            if taken is not None:
-                return taken.item()
-            self.loss_module.warn_if_nan(torch.tensor(loss))
-        return loss
+        return self._stepper.step(args, kwargs)
 
     def run(
         self, steps: int | Iterable[Any], *args: Any, epochs: int = 1, progress_bar: bool = False, **kwargs: Any

@@ -17,7 +17,7 @@ from typing import Any
 from sgc.native.processor import trusted_processor, trusting
 
 _HEADERS = ("Python.h", "cstdint", "cstring", "exception", "memory", "stdexcept", "string", "utility", "vector")
-_SOURCES = ("objects.cpp", "watch.cpp", "program.cpp")
+_SOURCES = ("objects.cpp", "reads.cpp", "watch.cpp", "program.cpp", "step.cpp")
 _lock = threading.Lock()
 
 

@@ -39,6 +39,16 @@ struct Inputs {
     }
 };
 
+// What one call needs besides: the tuple (handles_of, announce, written).
+struct Single {
+    explicit Single(PyObject* tuple)
+        : handles_of(part(tuple, 0)), announce(part(tuple, 1)), written(part(tuple, 2)) {}
+
+    PyObject* handles_of;  // gives handles of tensors
+    PyObject* announce;    // tells autograd
+    PyObject* written;     // of these tensors
+};
+
 size_t size(char type) { return type == 'd' ? 8 : type == 'f' ? 4 : type == 'h' ? 2 : 1; }
 
 PyObject* number(char type, const void* place) {
@@ -169,37 +179,27 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return run(*inputs, args[1], PyLong_AsLongLong(args[2]), places);
 }
 
-// once(inputs, handles_of, announce, written, tensors): one call, with what it brings among these tensors, of which
-// handles_of gives handles. However it ends, the tensors written are announced.
-PyObject* once(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    auto inputs = count == 5 ? held<const Inputs>(args[0]) : nullptr;
-    if (!inputs) return nullptr;
-    Ref brought(PyList_New(0));
-    for (int64_t i : inputs->brought)
-        if (PyList_Append(brought.get(), PyList_GET_ITEM(args[4], i)) < 0) return nullptr;
-    Ref handles(PyObject_CallOneArg(args[1], brought.get()));
+// One call, with what it brings among these tensors; what it gives, as numbers. However it ends, the tensors that it
+// writes are announced.
+PyObject* run_once(const Inputs& inputs, const Single& single, PyObject* tensors) {
+    Ref brought(PyList_New(inputs.brought.size()));
+    for (size_t i = 0; i < inputs.brought.size(); ++i)
+        PyList_SET_ITEM(brought.get(), i, Py_NewRef(PyList_GET_ITEM(tensors, inputs.brought[i])));
+    Ref handles(PyObject_CallOneArg(single.handles_of, brought.get()));
     if (!handles) return nullptr;
-    Ref returned(run(*inputs, handles.get(), 1, {}));
+    Ref returned(run(inputs, handles.get(), 1, {}));
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    Ref announced(PyObject_CallOneArg(args[2], args[3]));
+    Ref announced(PyObject_CallOneArg(single.announce, single.written));
     if (type) PyErr_Restore(type, value, trace);
     return announced ? Py_XNewRef(returned.get()) : nullptr;
 }
 
-template <typename T>
-PyCFunction method(T function) { return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)); }
-
-PyMethodDef methods[] = {
-    {"watch", watch, METH_O, nullptr},
-    {"holds", method(holds), METH_FASTCALL, nullptr},
-    {"prepare", prepare, METH_VARARGS, nullptr},
-    {"bind", bind, METH_VARARGS, nullptr},
-    {"call", method(call), METH_FASTCALL, nullptr},
-    {"once", method(once), METH_FASTCALL, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "sgc_native", nullptr, -1, methods};
+// once(inputs, single, tensors): see run_once.
+PyObject* once(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    auto inputs = count == 3 ? held<const Inputs>(args[0]) : nullptr;
+    if (!inputs) return nullptr;
+    return run_once(*inputs, Single(args[1]), args[2]);
+}
 
 }  // namespace
-
-PyMODINIT_FUNC PyInit_sgc_native() { return PyModule_Create(&module); }

@@ -1,90 +1,12 @@
-// watch(groups): groups of conditions, taken apart. holds(watched, groups, call): whether they hold for a call. What
-// the tuples mean is said in watch.py, whose all_hold gives the same answers.
+// watch(groups): groups of conditions, taken apart. holds(watched, call): whether they hold for a call. What the tuples
+// mean is said in watch.py, whose all_hold gives the same answers.
 //
 // A step of a large program leaves little of Python's objects in the caches, and each look at one waits for memory. So
 // what is asked lies in a row, and an entry of a dictionary is looked up only if the dictionary has changed since.
 
 namespace {
 
-enum Kind { ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, OF_CALL, FIXED };
 enum Test { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME };
-
-// Names of attributes.
-PyObject* const LEAVES = PyUnicode_InternFromString("leaves");
-PyObject* const TENSORS = PyUnicode_InternFromString("tensors");
-PyObject* const DTYPE = PyUnicode_InternFromString("dtype");
-PyObject* const SHAPE = PyUnicode_InternFromString("shape");
-PyObject* const IS_NESTED = PyUnicode_InternFromString("is_nested");
-
-PyObject* of_torch(const char* name) {
-    Ref module(PyImport_ImportModule("torch._C"));
-    return module ? PyObject_GetAttrString(module.get(), name) : nullptr;
-}
-
-PyObject* const TENSOR = of_torch("TensorBase");
-PyObject* const COUNT_MODES = of_torch("_len_torch_function_stack");
-PyObject* const WITHOUT_MODES = of_torch("DisableTorchFunction");
-
-bool is_tensor(PyObject* object) {
-    return TENSOR && PyType_IsSubtype(Py_TYPE(object), reinterpret_cast<PyTypeObject*>(TENSOR));
-}
-
-// While it lasts, no mode of torch's (a default device is one) sees that an attribute of a tensor is read, which takes
-// a microsecond each time.
-class Unseen {
-  public:
-    ~Unseen() { end(); }
-    void begin() {
-        if (context_ || !are_there_modes()) return;
-        context_.take(PyObject_CallNoArgs(WITHOUT_MODES));
-        Ref entered(context_ ? PyObject_CallMethod(context_.get(), "__enter__", nullptr) : nullptr);
-        if (entered) return;
-        PyErr_Clear();
-        context_.take(nullptr);
-    }
-    void end() {
-        if (!context_) return;
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        Ref left(PyObject_CallMethod(context_.get(), "__exit__", "OOO", Py_None, Py_None, Py_None));
-        PyErr_Restore(type, value, traceback);
-        context_.take(nullptr);
-    }
-
-  private:
-    bool are_there_modes() {
-        if (modes_ < 0) {
-            Ref count(PyObject_CallNoArgs(COUNT_MODES));
-            modes_ = count ? PyLong_AsLong(count.get()) : 0;
-        }
-        return modes_ > 0;
-    }
-
-    Ref context_;
-    long modes_ = -1;
-};
-
-// A number that no other dictionary has, nor this one once it has changed; 0 where Python keeps none.
-uint64_t version_of(PyObject* dictionary) {
-#if PY_VERSION_HEX < 0x030D0000
-    return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
-#else
-    return 0;
-#endif
-}
-
-// How a value is read. The objects belong to the groups, the entry to the dictionary as long as its version stays.
-struct Read {
-    explicit Read(PyObject* read) : kind(static_cast<Kind>(integer(read, 0))), of(part(read, 1)), key(part(read, 2)) {}
-
-    Kind kind;
-    bool is_plain = false;  // the entry is a tensor that is not nested
-    PyObject* of;
-    PyObject* key;
-    bool is_of_tensor = kind == ATTRIBUTE && is_tensor(of);
-    PyObject* entry = nullptr;
-    uint64_t version = 0;
-};
 
 struct Condition {
     explicit Condition(PyObject* condition) : test(static_cast<Test>(integer(condition, 0))) {
@@ -109,70 +31,23 @@ struct Condition {
 struct Group {
     std::vector<Condition> conditions;
     PyObject* miss;
+    std::vector<size_t> open;  // the conditions that are not settled
 };
 
-using Watched = std::vector<Group>;
+// A dictionary, and the version that it had.
+struct Noted {
+    PyObject* dictionary;
+    uint64_t version;
+};
 
-// The call that is asked about, and what was read last of whom entries are asked again and again: Pyro's store.
-struct Asked {
-    explicit Asked(PyObject* asked) : call(asked) {}
+struct Watched {
+    explicit Watched(PyObject* tuple) : made_of(Py_NewRef(tuple)) {}
 
-    PyObject* call;
-    Ref leaves;
-    Unseen unseen;
-    PyObject* holder_read = nullptr;
-    Ref holder;
-
-    PyObject* leaf(Py_ssize_t position) {
-        if (!leaves) leaves.take(PyObject_GetAttr(call, LEAVES));
-        if (!leaves || position >= PyList_GET_SIZE(leaves.get())) return nullptr;
-        return Py_NewRef(PyList_GET_ITEM(leaves.get(), position));
-    }
-
-    PyObject* holder_of(PyObject* read) {
-        if (holder_read != read) {
-            holder.take(value_of(Read(read)));
-            holder_read = holder ? read : nullptr;
-        }
-        return holder && PyDict_Check(holder.get()) ? holder.get() : nullptr;
-    }
-
-    // The entry of a dictionary, a borrowed reference; null with an exception, or without one where there is none.
-    PyObject* entry_of(Read& read) {
-        PyObject* dictionary = read.kind == ENTRY ? read.of : holder_of(read.of);
-        if (!dictionary) return nullptr;
-        const uint64_t version = version_of(dictionary);
-        if (!version || version != read.version) {
-            read.is_plain = false;
-            read.entry = PyDict_GetItemWithError(dictionary, read.key);
-            read.version = PyErr_Occurred() ? 0 : version;
-        }
-        return read.entry;
-    }
-
-    // What is read, a new reference; null likewise.
-    PyObject* value_of(Read&& read) { return value_of(read); }
-    PyObject* value_of(Read& read) {
-        switch (read.kind) {
-            case ENTRY:
-            case ENTRY_OF: return Py_XNewRef(entry_of(read));
-            case ITEM: return PyObject_GetItem(read.of, read.key);
-            case CELL: {
-                PyObject* value = PyCell_Get(read.of);
-                if (!value) PyErr_SetNone(PyExc_ValueError);
-                return value;
-            }
-            case ATTRIBUTE:
-                if (read.is_of_tensor) unseen.begin();
-                return PyObject_GetAttr(read.of, read.key);
-            case RESULT:
-                unseen.end();
-                return PyObject_Vectorcall(read.of, parts(read.key), length(read.key), nullptr);
-            case LEAF: return leaf(PyLong_AsSsize_t(read.key));
-            case OF_CALL: return PyObject_GetAttr(call, read.key);
-            default: return Py_NewRef(read.of);
-        }
-    }
+    Ref made_of;
+    bool is_settled = false;
+    std::vector<Noted> settled;        // as long as these versions stay, all but the open conditions hold
+    std::vector<PyObject*> restless;  // dictionaries that have changed: the globals of a loop, say
+    std::vector<Group> groups;
 };
 
 // Whether an array has the type, dtype, shape and bytes that were noted.
@@ -213,7 +88,7 @@ bool holds_the_same(PyObject* value, PyObject* noted) {
     return true;
 }
 
-// Whether the tensors that are read are like those that were there; if so, the call is given its inputs: of these
+// Whether the tensors that are read are like those that were there; if so, the call's inputs are found: of these
 // tensors one each, or where a position is negative of its own leaves.
 bool are_alike(Condition& condition, Asked& asked) {
     const Py_ssize_t count = condition.reads.size();
@@ -241,15 +116,16 @@ bool are_alike(Condition& condition, Asked& asked) {
         if (!tensor) return false;
         PyList_SET_ITEM(inputs.get(), i, tensor);
     }
-    return PyObject_SetAttr(asked.call, TENSORS, inputs.get()) == 0;
+    asked.tensors.take(Py_NewRef(inputs.get()));
+    return true;
 }
 
 // Whether the call's inputs are these objects, where one is named.
 bool are_the_same(PyObject* expected, Asked& asked) {
-    Ref tensors(PyObject_GetAttr(asked.call, TENSORS));
-    if (!tensors || PyList_GET_SIZE(tensors.get()) != length(expected)) return false;
+    PyObject* tensors = asked.tensors.get();
+    if (!tensors || PyList_GET_SIZE(tensors) != length(expected)) return false;
     for (Py_ssize_t i = 0; i < length(expected); ++i)
-        if (part(expected, i) != Py_None && PyList_GET_ITEM(tensors.get(), i) != part(expected, i)) return false;
+        if (part(expected, i) != Py_None && PyList_GET_ITEM(tensors, i) != part(expected, i)) return false;
     return true;
 }
 
@@ -297,46 +173,112 @@ bool is_true(Condition& condition, Asked& asked) {
 }
 
 PyObject* watch(PyObject*, PyObject* groups) {
-    auto watched = new Watched;
+    auto watched = new Watched(groups);
     for (Py_ssize_t i = 0; i < length(groups); ++i) {
         PyObject* conditions = part(part(groups, i), 0);
-        Group group{{}, part(part(groups, i), 1)};
+        Group group{{}, part(part(groups, i), 1), {}};
         for (Py_ssize_t j = 0; j < length(conditions); ++j) group.conditions.emplace_back(part(conditions, j));
-        watched->push_back(std::move(group));
+        watched->groups.push_back(std::move(group));
     }
     return capsule_of(watched);
 }
 
-PyObject* holds(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "holds(watched, groups, call)");
-        return nullptr;
+// Whether what a group stands for is so, though its conditions are not all true; -1 with an exception.
+int is_so_yet(const Group& group, Asked& asked) {
+    if (group.miss == Py_None) return 0;
+    PyObject* call = asked.call();
+    if (!call || (asked.tensors && PyObject_SetAttr(call, TENSORS, asked.tensors.get()) < 0)) return -1;
+    Ref missed(PyObject_CallOneArg(group.miss, call));
+    if (!missed) return -1;
+    if (missed.get() != Py_None) return 0;
+    // It may have found the inputs.
+    asked.tensors.take(PyObject_GetAttr(call, TENSORS));
+    if (!asked.tensors) PyErr_Clear();
+    return 1;
+}
+
+bool note(Watched& watched, PyObject* dictionary, uint64_t version) {
+    for (PyObject* restless : watched.restless)
+        if (restless == dictionary) return false;
+    for (const Noted& noted : watched.settled)
+        if (noted.dictionary == dictionary) return true;
+    watched.settled.push_back({dictionary, version});
+    return true;
+}
+
+// Whether a condition, which holds, does so as long as dictionaries have the versions that are noted here. One that is
+// held by another comes after it: it is there as long as the other is as it was.
+bool settle(Watched& watched, const Condition& condition) {
+    if (condition.test == ALIKE || condition.test == SAME || condition.test == EQUALS) return false;
+    const Read& read = condition.reads[0];
+    if (read.kind == FIXED) return condition.version && note(watched, read.of, condition.version);
+    if (read.kind != ENTRY || !read.version || !note(watched, read.of, read.version)) return false;
+    if (condition.test == IS || condition.test == ABSENT) return true;
+    if (condition.test == LIKE) return read.entry == part(condition.expected, 0);
+    if (condition.by_version && PyTuple_CheckExact(read.entry)) return true;
+    return condition.version && note(watched, read.entry, condition.version);
+}
+
+void settle(Watched& watched) {
+    watched.settled.clear();
+    for (Group& group : watched.groups) {
+        group.open.clear();
+        for (size_t i = 0; i < group.conditions.size(); ++i)
+            if (!settle(watched, group.conditions[i])) group.open.push_back(i);
     }
-    auto watched = held<Watched>(args[0]);
-    if (!watched) return nullptr;
-    for (const Group& group : *watched)
-        for (const Condition& condition : group.conditions)
-            for (const Read& read : condition.reads) {
-                __builtin_prefetch(read.of);
-                if (condition.version) __builtin_prefetch(read.entry);  // it may be gone: that is not looked at here
-            }
-    Asked asked(args[2]);
-    for (Group& group : *watched) {
-        bool all = true;
-        for (size_t i = 0; all && i < group.conditions.size(); ++i) all = is_true(group.conditions[i], asked);
+    watched.is_settled = true;
+}
+
+bool is_still_settled(Watched& watched) {
+    if (!watched.is_settled) return false;
+    for (const Noted& noted : watched.settled) __builtin_prefetch(noted.dictionary);  // it may be gone
+    for (const Noted& noted : watched.settled)
+        if (version_of(noted.dictionary) != noted.version) {
+            watched.restless.push_back(noted.dictionary);
+            return watched.is_settled = false;
+        }
+    return true;
+}
+
+bool holds_each(Group& group, Asked& asked, bool settled) {
+    bool all = true;
+    const size_t count = settled ? group.open.size() : group.conditions.size();
+    for (size_t i = 0; all && i < count; ++i) all = is_true(group.conditions[settled ? group.open[i] : i], asked);
+    return all;
+}
+
+// Whether all groups hold; -1 with an exception.
+int all_hold(Watched& watched, Asked& asked) {
+    const bool settled = is_still_settled(watched);
+    bool each = true;
+    for (Group& group : watched.groups) {
+        bool all = holds_each(group, asked, settled);
         if (PyErr_Occurred()) {
             if (!PyErr_ExceptionMatches(PyExc_AttributeError) && !PyErr_ExceptionMatches(PyExc_LookupError) &&
-                !PyErr_ExceptionMatches(PyExc_ValueError)) return nullptr;
+                !PyErr_ExceptionMatches(PyExc_ValueError)) return -1;
             PyErr_Clear();
             all = false;
         }
         if (all) continue;
-        if (group.miss == Py_None) Py_RETURN_FALSE;
-        Ref missed(PyObject_CallOneArg(group.miss, args[2]));
-        if (!missed) return nullptr;
-        if (missed.get() != Py_None) Py_RETURN_FALSE;
+        each = false;
+        const int so = is_so_yet(group, asked);
+        if (so != 1) return so;
     }
-    Py_RETURN_TRUE;
+    if (each && !settled) settle(watched);
+    return 1;
+}
+
+PyObject* holds(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "holds(watched, call)");
+        return nullptr;
+    }
+    auto watched = held<Watched>(args[0]);
+    if (!watched) return nullptr;
+    Asked asked(args[1]);
+    const int all = all_hold(*watched, asked);
+    if (all < 0 || (asked.tensors && PyObject_SetAttr(args[1], TENSORS, asked.tensors.get()) < 0)) return nullptr;
+    return PyBool_FromLong(all);
 }
 
 }  // namespace

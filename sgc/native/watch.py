@@ -23,9 +23,9 @@ Group = tuple[tuple[Condition, ...], Callable[[Any], Any] | None]
 
 
 class _Read(IntEnum):
-    """Kinds of reads, numbered as in ``watch.cpp``."""
+    """Kinds of reads, numbered as in ``reads.cpp``."""
 
-    ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, OF_CALL, FIXED = range(9)
+    ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, SPEC, FIXED = range(9)
 
 
 class _Condition(IntEnum):
@@ -72,9 +72,9 @@ def leaf(position: int) -> Read:
     return _Read.LEAF, None, position
 
 
-def of_call(name: str) -> Read:
-    """An attribute of the call."""
-    return _Read.OF_CALL, None, name
+def spec() -> Read:
+    """The structure of the call's arguments."""
+    return _Read.SPEC, None, None
 
 
 def fixed(value: Any) -> Read:
@@ -154,10 +154,19 @@ def watch(groups: Sequence[Group], *, native: bool) -> Callable[[Any], bool]:
 
     :param native: ask in C++ if there is a compiler, as there must be for Inductor on a CPU.
     """
-    asked = tuple(groups)
     if native and is_available():
-        return partial(library().holds, library().watch(asked), asked)
-    return partial(all_hold, asked)
+        return asking(watched(groups))
+    return partial(all_hold, tuple(groups))
+
+
+def watched(groups: Sequence[Group]) -> Any:
+    """Groups as C++ goes through them."""
+    return library().watch(tuple(groups))
+
+
+def asking(watched: Any) -> Callable[[Any], bool]:
+    """A function that says of a call whether they all hold."""
+    return partial(library().holds, watched)
 
 
 def all_hold(groups: Sequence[Group], call: Any) -> bool:
@@ -199,8 +208,8 @@ def _value(read: Read, call: Any) -> Any:
             return of(*key)
         case _Read.LEAF:
             return call.leaves[key]
-        case _Read.OF_CALL:
-            return getattr(call, key)
+        case _Read.SPEC:
+            return call.spec
         case _:
             return of
 

@@ -27,7 +27,7 @@ from sgc.run.leftovers import Place
 from sgc.run.metadata import Alike, Meta, meta, meta_difference, meta_shown
 from sgc.run.notes import PLAIN, difference, is_as_noted, note, shown
 
-_LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex, str, bytes, type(None)))
+LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex, str, bytes, type(None)))
 """Kinds of arguments that have no parts."""
 
 
@@ -42,7 +42,7 @@ class Call:
         self.kwargs = kwargs
         self.leaves: list[Any]
         self.spec: TreeSpec | Structure | tuple[Any, ...]
-        if _LEAVES.issuperset(map(type, args)) and (not kwargs or _LEAVES.issuperset(map(type, kwargs.values()))):
+        if LEAVES.issuperset(map(type, args)) and (not kwargs or LEAVES.issuperset(map(type, kwargs.values()))):
             # By far the most frequent call: no tree to take apart.
             self.leaves, self.spec = [*args, *kwargs.values()], (len(args), *kwargs)
         else:
@@ -94,7 +94,7 @@ class ArgumentGuard(Guard):
         if len({*self._twins}) < len(self._twins):
             return [watch.NEVER]  # different tensors would be alike
         tensors = [watch.leaf(i) for i, expected in enumerate(self._expected) if expected is not None]
-        found = [watch.equals(watch.of_call("spec"), self._spec), watch.alike(tensors, self._alike.check)]
+        found = [watch.equals(watch.spec(), self._spec), watch.alike(tensors, self._alike.check)]
         for i, (constant, noted) in enumerate(zip(self._constants, self._notes, strict=True)):
             if self._expected[i] is None:
                 found.append(watch.like(watch.leaf(i), constant, functools.partial(is_as_noted, noted)))

@@ -108,7 +108,6 @@ class LossModule(nn.Module):
     def select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
         """The specialization for a call, captured if need be, and the tensors that its emitted module takes."""
         found = self._lookup(call)
-        found.hits += 1
         return found, call.tensors + found.averages() if found.emitted.averages else call.tensors
 
     def conditions(self, found: Specialization) -> list[Condition]:

@@ -34,6 +34,8 @@ class ModeGuard(Guard):
         found += _same_default_device() if _default_device() == self._device else [watch.NEVER]
         if self._follows_validation:
             found.append(watch.is_same(watch.attribute(Distribution, "_validate_args"), self._validation))
+        if not self._autocast:
+            return [*found, watch.is_same(watch.result(torch._C._is_any_autocast_enabled), False)]
         for device in _AUTOCAST:
             found.append(watch.is_same(watch.result(torch.is_autocast_enabled, device), device in self._autocast))
         for device, dtype in self._autocast.items():

@@ -84,7 +84,6 @@ class Specialization:
     max_plate_nesting: float
     params: tuple[str, ...]
     checks: tuple[Check, ...]
-    hits: int = 0
     holds: Callable[[Call], bool] = field(init=False)
     """Whether every guard holds for a call; the call's ``tensors`` are its inputs then."""
     _differentiated: Differentiated | None = None

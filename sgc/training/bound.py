@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sgc.emit.native import Taking
 from sgc.emit.stepping import BoundStep, BuiltStep
 from sgc.native import watch
+from sgc.native.library import is_available
 from sgc.native.watch import Condition
-from sgc.run.guards import Call
+from sgc.run.guards import LEAVES, Call
 from sgc.run.identity import same
 from sgc.run.specialization import Specialization
 from sgc.run.validity import RandomState, Trial
@@ -51,7 +53,14 @@ class Step:
 
     def once(self) -> float:
         """Take one step; its loss. If that is NaN, the step has halted."""
-        results = self.bound.once(self.tensors)
+        return self.loss_of(self.results())
+
+    def results(self) -> Sequence[Any]:
+        """Take one step; what it returns, as numbers."""
+        return self.bound.once(self.tensors)
+
+    def loss_of(self, results: Sequence[Any]) -> float:
+        """The loss among these; ``valid`` is noted."""
         if len(results) > 1:
             self.valid = results[1]
         loss: float = results[0]
@@ -71,17 +80,23 @@ class Step:
         return self.bound.inputs(self.tensors)
 
 
+def never(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Takes no step: nothing is known of any arguments."""
+
+
 @dataclass
 class Bound:
     """A compiled step with the tensors that it reads and writes, but for those that each call brings.
 
     :param own: the last of them: the optimizer's state, and ``halted``.
+    :param take: takes a step at once, if it is known to be for these arguments.
     """
 
     specialization: Specialization
     update: Update
     built: BuiltStep
     own: list[Tensor]
+    take: Taking = never
     _kept: list[Tensor | None] = field(default_factory=list)
     _call: BoundStep | None = None
     _watch: Callable[[Call], bool] | None = None
@@ -100,7 +115,15 @@ class Bound:
         """Note that a call is for this step if the guards hold, the tensors are those of now, and these are true."""
         of_call = self._kept[: len(self.specialization.inputs)]
         own = (*conditions, watch.same_tensors(of_call))
-        self._watch = watch.watch([*self.specialization.groups(), (own, None)], native=True)
+        groups = [*self.specialization.groups(), (own, None)]
+        if not is_available():
+            self._watch = watch.watch(groups, native=False)
+            return
+        watched = watch.watched(groups)
+        self._watch = watch.asking(watched)
+        assert self._call is not None
+        note_state = torch.default_generator.get_state if self.specialization.checks else None
+        self.take = self._call.taking(watched, Call, LEAVES, note_state) or never
 
     def bind(self, tensors: list[Tensor]) -> None:
         """Take the tensors of a call."""
@@ -108,7 +131,8 @@ class Bound:
         for position in self.specialization.brought:
             kept[position] = None
         if self._call is None or not same(kept, self._kept):
-            self._kept, self._call, self._watch = kept, self.built.bind([*kept, *self.own]), None
+            self._kept, self._call = kept, self.built.bind([*kept, *self.own])
+            self._watch, self.take = None, never
 
     def step(self, call: Call) -> Step:
         """A step with the tensors that a call brings."""

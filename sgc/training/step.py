@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.capturing.source import warn
 from sgc.config import Backend
+from sgc.emit.native import Taking
 from sgc.emit.step import new_flag
 from sgc.emit.stepping import BuiltStep
 from sgc.errors import NanLossError, SgcError, StandInWarning
@@ -22,8 +23,8 @@ from sgc.native.watch import Condition
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
-from sgc.run.validity import Trial
-from sgc.training.bound import Bound, Step
+from sgc.run.validity import RandomState, Trial
+from sgc.training.bound import Bound, Step, never
 from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
 from sgc.training.optimizers import Optimizing
@@ -73,6 +74,48 @@ class Stepper:
     _outside: set[str] = field(default_factory=set)
     _halted: dict[torch.device, Tensor] = field(default_factory=dict)
     _latest: Bound | None = None
+    _take: Taking = never
+
+    def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """Take one step; the loss before it. If that is NaN, it warns and changes nothing.
+
+        :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
+        :raises ValueError: Pyro's own, if a parameter or value is not valid; likewise.
+        """
+        taken = self._take(args, kwargs)
+        if type(taken) is float:
+            return taken
+        call = Call(args, kwargs)
+        if taken is not None:
+            assert self._latest is not None
+            outcome, call.tensors, state = taken
+            before = None if state is None else RandomState(state, torch.device("cpu"), None)
+            return self._concluded(self._latest.step(call), call, outcome, before)
+        step = self.ready(call)
+        if step is None:
+            return self.eagerly(call).item()
+        before = step.random_state()
+        try:
+            outcome = step.results()
+        except RuntimeError as error:
+            outcome = error
+        return self._concluded(step, call, outcome, before)
+
+    def _concluded(
+        self, step: Step, call: Call, outcome: Sequence[Any] | BaseException, before: RandomState | None
+    ) -> float:
+        loss_module = self.loss_module()
+        if isinstance(outcome, BaseException):
+            if isinstance(outcome, RuntimeError):
+                loss_module.explain(step.trial(call, before))
+            raise outcome
+        loss = step.loss_of(outcome)
+        if loss != loss:  # NaN: it has halted
+            resumed = self.judged(step, step.trial(call, before))
+            if resumed is not None:
+                return resumed.item()
+            loss_module.warn_if_nan(torch.tensor(loss))
+        return loss
 
     def ready(self, call: Call) -> Step | None:
         """The compiled step for a call, or None where this one must be taken in Python.
@@ -80,7 +123,6 @@ class Stepper:
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         """
         if self._latest is not None and self._latest.is_for(call):
-            self._latest.specialization.hits += 1
             return self._latest.step(call)
         loss_module = self.loss_module()
         if loss_module.eager_only:
@@ -117,6 +159,7 @@ class Stepper:
         self._latest = bound
         if bound.is_to_be_watched():
             bound.watch(self._conditions(loss_module, bound, parameters))
+        self._take = bound.take
         return bound.step(call)
 
     def _conditions(self, loss_module: LossModule, bound: Bound, parameters: list[Tensor]) -> list[Condition]:

@@ -301,6 +301,20 @@ def test_back_and_forth(program: Program) -> None:
             assert program.answers() == (expected, expected)
 
 
+def test_a_dictionary_that_changes_at_every_call(program: Program) -> None:
+    """As the globals of a loop do; what matters among them is still noticed."""
+    for step in range(4):
+        for value, expected in ((GLOBALS["NUMBER"], True), (2.0, False)):
+            globals()["_loop_variable"] = step
+            program.net._forward_hooks.clear()
+            set_global("NUMBER", value)(program)
+            assert program.answers() == (expected, expected)
+        set_global("NUMBER", GLOBALS["NUMBER"])(program)
+        if step == 2:
+            program.net.register_forward_hook(lambda *_: None)
+            assert program.answers() == (False, False)
+
+
 def test_a_parameter_becomes_nested(program: Program) -> None:
     assert program.answers() == (True, True)
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], requires_grad=True)
