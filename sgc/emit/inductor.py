@@ -22,6 +22,7 @@ from sgc.emit.bounds import refuse_negative_indices
 from sgc.emit.building import concurrent_builds
 from sgc.emit.generator import Generator
 from sgc.emit.lazy import graph_module
+from sgc.emit.multiples import multiply_apart
 from sgc.emit.mutations import reads_follow_writes
 from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import depends_on_data, elements, is_final_copy, is_static, lineage
@@ -67,6 +68,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
     failures_are_nan(module, validates=False)
     texts_for_cpp(module)
     refuse_negative_indices(module)
+    multiply_apart(module)
     if rng == "torch":
         draw_as_torch(module)
     if depends_on_data(module.graph):
