@@ -7,6 +7,7 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import pyro
 from torch import Tensor
 
 from sgc.capturing import tracer
@@ -39,6 +40,13 @@ class Leftovers:
             elif not isinstance(container, dict) and any(map(_is_traced, container)):
                 container.clear()
                 container.extend(copy)
+
+
+def of_parameters() -> Iterator[Place]:
+    """What is noted on the parameters in Pyro's store: a plate with a subsample notes its indices there."""
+    for parameter in pyro.get_param_store()._params.values():
+        noted = vars(parameter)
+        yield from ((noted, key, value) for key, value in noted.items())
 
 
 def read(holder: Any, key: Any) -> Any:

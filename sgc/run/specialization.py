@@ -44,7 +44,7 @@ from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
-from sgc.run.leftovers import Leftovers
+from sgc.run.leftovers import Leftovers, of_parameters
 from sgc.run.modes import ModeGuard
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
@@ -273,7 +273,7 @@ def specialize(
     known = known_sources()
     names = argument_names(call.args, call.kwargs)
     surroundings = EnvironmentGuard(model, guide, call)
-    leftovers = Leftovers(surroundings.places())
+    leftovers = Leftovers([*surroundings.places(), *of_parameters()])
     try:
         captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
         surroundings.refuse_drawn()

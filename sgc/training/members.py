@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.optim.dct_adam import DCTAdam
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from sgc.errors import ArgumentError
 from sgc.native import watch
 from sgc.native.watch import Condition
 
@@ -80,8 +82,28 @@ def _is_wrapped(optimizer: Optimizer) -> bool:
     return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
 
 
+def refuse_subsampled(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse optimizers that step those rows of a parameter which a plate has drawn.
+
+    Pyro notes these on the parameter each time a program runs in Python.
+
+    :raises ArgumentError: if there are any.
+    """
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if group.get("subsample_aware") and any(getattr(p, "_pyro_subsample", None) for p in group["params"]):
+            raise ArgumentError(
+                "an optimizer with subsample_aware=True asks which rows of a parameter were drawn, and a compiled "
+                "program does not tell",
+                remedy="leave subsample_aware out, or train by pyro.infer.SVI",
+            )
+
+
 def obstacle(members: Sequence[Member]) -> str | None:
-    """Why these optimizers cannot be traced, or None."""
+    """Why these optimizers cannot be traced, or None.
+
+    :raises sgc.errors.ArgumentError: if they cannot be stepped at all.
+    """
+    refuse_subsampled(optimizers_of(members))
     if has_hooks(members):
         return "the optimizer has hooks, or a step of its own"
     for member in members:
@@ -90,4 +112,7 @@ def obstacle(members: Sequence[Member]) -> str | None:
             return f"{kind.__qualname__} is neither torch's nor Pyro's, so that its Python may do anything"
         if kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
             return f"{kind.__qualname__} evaluates the loss itself or needs sparse gradients"
+        parameters = [p for group in member.optimizer.param_groups for p in group["params"]]
+        if kind is DCTAdam and any(hasattr(p, "_pyro_dct_dim") for p in parameters):
+            return f"{kind.__qualname__} transforms a parameter"
     return None

@@ -22,7 +22,7 @@ from sgc.native.watch import Condition
 from sgc.run.identity import same
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
-from sgc.training.members import Member
+from sgc.training.members import Member, refuse_subsampled
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -116,6 +116,8 @@ class TorchOptimizing(Optimizing):
             )
         optimizer = self._optimizer if found is None else self.optimizer
         assert optimizer is not None
+        if found is not None:
+            refuse_subsampled([optimizer])
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
@@ -228,6 +230,7 @@ class PyroOptimizing(Optimizing):
             parameters = _once(site["value"].unconstrained() for site in seen.trace.nodes.values())  # type: ignore[union-attr]
         else:
             parameters = _of_store(found)
+            refuse_subsampled(member.optimizer for member in self.members(found, parameters))
             for parameter in parameters:
                 parameter.grad = None
             value = _differentiated(loss)

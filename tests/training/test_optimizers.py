@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pyro.optim
 import pytest
 import torch
+from pyro.optim import dct_adam
 from torch import Tensor
 
 import sgc
 from sgc.errors import ArgumentError, StandInWarning
-from tests.training.programs import DATA, adam, is_compiled, make_svi, train, values
+from tests.training.programs import DATA, adam, fresh, is_compiled, make_svi, train, values
 
 STEPS = 7
 
@@ -261,3 +263,42 @@ def test_the_numbers_are_the_same_when_inductor_compiles(name: str) -> None:
     assert is_compiled(svi)
     assert ours == pytest.approx(losses, rel=1e-5)
     close(found, expected)
+
+
+def rows_model(data: Tensor) -> None:
+    with pyro.plate("rows", len(data), subsample_size=2) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=data[rows])
+
+
+def rows_guide(data: Tensor) -> None:
+    with pyro.plate("rows", len(data), subsample_size=2):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(len(data)), event_dim=0), 0.5))
+
+
+@pytest.mark.parametrize("made_by", ["Pyro", "torch"])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_steps_of_the_rows_that_were_drawn_are_refused(backend: str, made_by: str, uncompiled: None) -> None:
+    """Pyro notes them on the parameter whenever the program runs in Python, which a compiled one does not."""
+    options = {"lr": 0.1, "subsample_aware": True}
+    optim = pyro.optim.DCTAdam(options) if made_by == "Pyro" else lambda p: dct_adam.DCTAdam(p, **options)
+    svi = fresh(optim, backend=backend, program=(rows_model, rows_guide))
+    with pytest.raises(ArgumentError, match="asks which rows of a parameter were drawn"):
+        svi.step(DATA)
+    assert not pyro.param("loc").any()
+    for rows in pyro.get_param_store()._params["loc"]._pyro_subsample.values():
+        assert type(rows) is Tensor  # none of the capture's
+
+
+def test_a_transformed_parameter_is_stepped_in_python(uncompiled: None) -> None:
+    def trained(backend: str) -> Tensor:
+        optim = pyro.optim.DCTAdam({"lr": 0.1})
+        svi = fresh(optim, backend=backend, program=(rows_model, rows_guide)).initialize(DATA)
+        pyro.get_param_store()._params["loc"]._pyro_dct_dim = -1
+        for _ in range(3):
+            svi.step(DATA)
+        return pyro.param("loc").detach()
+
+    expected = trained("eager")
+    with pytest.warns(StandInWarning, match="DCTAdam transforms a parameter"):
+        torch.testing.assert_close(trained("inductor"), expected)
