@@ -15,7 +15,12 @@ from typing import Any, Protocol, SupportsFloat
 import torch
 from torch import Tensor
 
-from sgc.capturing.randomness import device_random_state, set_device_random_state
+from sgc.capturing.randomness import (
+    device_random_state,
+    random_state,
+    restore_random_state,
+    set_device_random_state,
+)
 from sgc.errors import ArgumentError, NanLossError
 from sgc.run.guards import Call
 from sgc.run.late import LateNumber
@@ -144,10 +149,7 @@ class Loop:
         step = self.steps.ready(call)
         if step is None:
             self._settle()
-            in_python = self.steps.eagerly(call).reshape(1)
-            if in_python.isnan():
-                raise self.steps.nan_error(self._count + 1, call)
-            self._note(in_python)
+            self._note(self._in_python(call))
             return
         device = step.halted.device
         if steps == 1 and device.type == "cpu":
@@ -173,6 +175,18 @@ class Loop:
         elif len(group.sent) == _GROUP:
             group.halted = LateNumber(step.halted)
             self._settle(1)
+
+    def _in_python(self, call: Call) -> Tensor:
+        """The loss of a step in Python, of shape ``[1]``.
+
+        :raises NanLossError: if it is NaN; the random state is the one before the step then.
+        """
+        before = random_state()
+        loss = self.steps.eagerly(call).reshape(1)
+        if loss.isnan():
+            restore_random_state(before)
+            raise self.steps.nan_error(self._count + 1, call)
+        return loss
 
     def _settle(self, ahead: int = 0) -> None:
         """Look whether what was sent has halted, until no more than so many groups are on their way."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sgc
-from sgc.errors import StandInWarning
+from sgc.errors import NanLossError, StandInWarning
 from sgc.training import loop
 from tests.training.programs import DATA, GAUSSIAN, NAN, ONE, SCALED, fresh, values
 
@@ -109,3 +110,26 @@ def test_a_users_own_handler_of_ctrl_c_is_called(uncompiled: None) -> None:
     finally:
         signal.signal(signal.SIGINT, previous)
     assert seen == [signal.SIGINT] * 3
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("given", ["a number", "minibatches"])
+def test_a_run_that_ends_with_a_nan_has_drawn_for_the_steps_before_it(
+    given: str, backend: str, uncompiled: None
+) -> None:
+    def run(svi: sgc.SVI, good: int, bad: int) -> None:
+        if given == "minibatches":
+            svi.run([ONE] * good + [NAN] * bad)
+        else:
+            svi.run(good, ONE)
+            svi.run(bad, NAN)
+
+    with pyro.validation_enabled(False):
+        svi = fresh(program=SCALED, backend=backend)
+        run(svi, 3, 0)
+        expected = torch.get_rng_state()
+        svi = fresh(program=SCALED, backend=backend)
+        with pytest.raises(NanLossError), pytest.warns(UserWarning) if backend == "eager" else nullcontext():
+            run(svi, 3, 2)
+    assert torch.equal(torch.get_rng_state(), expected)
