@@ -25,7 +25,7 @@ from sgc.capturing.conditions import condition_of
 from sgc.capturing.copies import deep_copy
 from sgc.capturing.refusals import refuse_traced
 from sgc.capturing.selection import MaskedSelection
-from sgc.capturing.slices import slice_of
+from sgc.capturing.slices import is_literal, slice_of
 from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
 from sgc.capturing.texts import REMEDY as TEXT_REMEDY
 from sgc.capturing.texts import is_shown, shown
@@ -297,7 +297,7 @@ class Reads(TorchFunctionMode):
             if isinstance(part, slice) and any(isinstance(end, Tensor) for end in (part.start, part.stop, part.step)):
                 part, changed = slice(*(self._number(end) for end in (part.start, part.stop, part.step))), True
             mask_like = isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) and part.dim() > 0
-            if mask_like and not write:
+            if mask_like and (not write or (not self._refusing and is_literal(part))):
                 mask = self.evaluate(part, "a Boolean index")
                 with tracer.concrete(), torch._C.DisableTorchFunction():
                     result.extend(mask.bool().nonzero(as_tuple=True))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sgc.capturing import tracer
 from sgc.capturing.autocast import close
-from sgc.graph.effects import AUTOCAST
+from sgc.graph.effects import AUTOCAST, ancestors, dependencies, is_random
 
 
 def slice_of(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
@@ -25,6 +25,14 @@ def slice_of(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.G
     close(part)
     part.output(copies[node])
     return fx.GraphModule(root, part), tuple(origins)
+
+
+def is_literal(tensor: Tensor) -> bool:
+    """Whether a traced tensor follows from literals of the program alone, so that no guard is needed to know it."""
+    if not tracer.is_capturing():
+        return False
+    needed = ancestors([tracer.node_of(tensor)], dependencies(tracer.current_tracer().graph))
+    return not any(node.op == "placeholder" or _is_external(node) or is_random(node) for node in needed)
 
 
 def _is_external(node: fx.Node) -> bool:

@@ -90,3 +90,36 @@ def test_training_steps() -> None:
         svi = sgc.SVI(model, guide, lambda p: torch.optim.Adam(p, lr=0.1), loss=elbo)
         found.append([svi.step(x) for x in INPUTS])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_mask_of_literals_leaves_no_size_open() -> None:
+    """The gradient of what is written is what lies there, as many as there are: as in ``vec_to_tril_matrix``."""
+
+    def model(x: Tensor) -> None:
+        numbers, matrix = torch.arange(3), torch.zeros(2, 3, 3)
+        matrix[..., numbers < numbers.view(-1, 1)] = pyro.sample("z", dist.Normal(x, 1.0).to_event(2))
+        pyro.sample("y", dist.Normal(matrix.sum(-1), 1.0).to_event(2), obs=torch.ones(2, 3))
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor([0.3, 0.1, 0.2])).expand(2, 3), 1.0).to_event(2))
+
+    pyro.clear_param_store()
+    loss_module = sgc.compile(model, guide, backend="torchscript").initialize(torch.zeros(2, 3))
+    assert loss_module.verify(torch.zeros(2, 3)).ok
+    loss_module(torch.zeros(2, 3)).backward()
+    assert "depend on data" not in loss_module.profile()
+
+
+def test_a_mask_of_data_stays_one() -> None:
+    def model(x: Tensor) -> None:
+        y = x.clone()
+        y[x > 1] = 0.0
+        pyro.sample("y", dist.Normal(y + pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0).to_event(1), obs=torch.ones(3))
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
+
+    pyro.clear_param_store()
+    loss_module = sgc.compile(model, guide, backend="eager")
+    assert all(loss_module.verify(x).ok for x in INPUTS)
+    assert len(loss_module.specializations) == 1
