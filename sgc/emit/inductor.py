@@ -20,6 +20,7 @@ from sgc.config import Rng
 from sgc.emit.assertions import texts_for_cpp
 from sgc.emit.bounds import refuse_negative_indices
 from sgc.emit.building import concurrent_builds
+from sgc.emit.complex_numbers import type_numbers
 from sgc.emit.generator import Generator
 from sgc.emit.lazy import graph_module
 from sgc.emit.multiples import multiply_apart
@@ -69,6 +70,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
     texts_for_cpp(module)
     refuse_negative_indices(module)
     multiply_apart(module)
+    type_numbers(module)
     if rng == "torch":
         draw_as_torch(module)
     if depends_on_data(module.graph):
