@@ -42,6 +42,8 @@ def compile_torchscript(module: fx.GraphModule, examples: Sequence[Tensor]) -> R
     wanted = len(results_of(module))
     _return_effects(module)
     for node in list(module.graph.nodes):
+        if node.target in _OF_ROWS:
+            _lay_out_operands(node)
         if node.target in _FILLS:
             _fill_by_copy(node)
         elif _takes_booleans(node):
@@ -129,6 +131,24 @@ def _fill_by_copy(node: fx.Node) -> None:
     if not isinstance(number, fx.Node):
         number = call(node, FULL, [], number, dtype=own.dtype, device=own.device, pin_memory=False)
     replace(node, call(node, _aten.copy.default, filled, number))
+
+
+# -- operators that look at strides
+
+_OF_ROWS = {_aten.native_group_norm.default, _aten.native_group_norm_backward.default}
+"""Operators that take no operand with other strides than torch's own functions give them; batching gives others."""
+
+
+def _lay_out_operands(node: fx.Node) -> None:
+    """Let the operands that stand for data lie in memory alike, row by row if they do not."""
+    operands = [operand for operand in node.all_input_nodes if value_of(operand).dim() > 2]
+    formats = (torch.contiguous_format, torch.channels_last)
+    if any(all(value_of(o).is_contiguous(memory_format=f) for o in operands) for f in formats):
+        return
+    for operand in operands:
+        if not value_of(operand).is_contiguous():
+            rows = call(node, _aten.clone.default, operand, memory_format=torch.contiguous_format)
+            node.replace_input_with(operand, rows)
 
 
 # -- operators with lists of Booleans

@@ -70,6 +70,12 @@ LAYERS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "batch norm": (lambda x, w, b: F.batch_norm(x, None, None, w, b, True), (X, torch.ones(3), torch.zeros(3))),
     "instance norm": (lambda x, w, b: F.instance_norm(x, None, None, w, b), (X, torch.ones(3), torch.zeros(3))),
     "layer norm": (lambda x, w, b: F.layer_norm(x, [4], w, b), (X, torch.ones(4), torch.zeros(4))),
+    "group norm, batched": (
+        lambda x, w, b: sum(
+            F.group_norm(torch.stack([x[:, 0] * i, x[:, 1] + i, x[:, 2]], 1), 3, w, b)[:, 1] * i for i in range(1, 9)
+        ),
+        (X, torch.ones(3), torch.zeros(3)),
+    ),
     "group norm": (lambda x, w, b: F.group_norm(x, 3, w, b), (X, torch.ones(3), torch.zeros(3))),
     "convolution": (lambda x, w: F.conv1d(x, w), (X, torch.ones(2, 3, 2))),
     "transposed": (lambda x, w, b: F.conv_transpose1d(x, w, b), (X, torch.ones(3, 2, 2), torch.ones(2))),
