@@ -2,7 +2,8 @@
 // mean is said in watch.py, whose all_hold gives the same answers.
 //
 // A step of a large program leaves little of Python's objects in the caches, and each look at one waits for memory. So
-// what is asked lies in a row, and an entry of a dictionary is looked up only if the dictionary has changed since.
+// what dictionaries alone decide is asked by their versions once it has held, and other entries are looked up only if
+// their dictionary has changed since.
 
 namespace {
 
@@ -215,7 +216,8 @@ bool settle(Watched& watched, const Condition& condition) {
     if (read.kind != ENTRY || !read.version || !note(watched, read.of, read.version)) return false;
     if (condition.test == IS || condition.test == ABSENT) return true;
     if (condition.test == LIKE) return read.entry == part(condition.expected, 0);
-    if (condition.by_version && PyTuple_CheckExact(read.entry)) return true;
+    // Another tuple that will do may hold what changes: nothing else asks about that.
+    if (condition.by_version && PyTuple_CheckExact(read.entry)) return holds_the_same(read.entry, condition.expected);
     return condition.version && note(watched, read.entry, condition.version);
 }
 

@@ -24,7 +24,7 @@ from sgc.run.specialization import Specialization
 
 NUMBER, NOTHING, FLAG, ZERO, BIG = 1.0, None, True, 0.0, 10**6
 LIST, DICT, NESTED, SET, ARRAY = [1.0, 2.0], {"a": 1.0}, [[1.0], [2.0]], {1.0}, np.array([1.0])
-ARRAYS, TUPLE = {"a": np.array([1.0]), "b": 2.0}, (np.array([1.0]), 2.0)
+ARRAYS, TUPLE, ROWS = {"a": np.array([1.0]), "b": 2.0}, (np.array([1.0]), 2.0), ([1.0], 2.0)
 HANDLES: list[Any] = []
 GLOBALS = {name: value for name, value in globals().items() if name.isupper()}
 
@@ -78,7 +78,7 @@ class Program:
             loc = loc + getattr(slotted, "own", 0.0) + getattr(slotted, "empty", 0.0)
             loc = loc + NUMBER * float(FLAG) + ZERO + BIG + (0 if NOTHING is None else 1)
             loc = helper(loc + sum(LIST) + sum(DICT.values()) + sum(map(sum, NESTED)) + len(SET) + float(ARRAY.sum()))
-            loc = loc + float(ARRAYS["a"].sum()) + ARRAYS["b"] + float(TUPLE[0].sum()) + TUPLE[1]
+            loc = loc + float(ARRAYS["a"].sum()) + ARRAYS["b"] + float(TUPLE[0].sum()) + TUPLE[1] + sum(ROWS[0])
             if isinstance(other, Tensor):
                 loc = loc + other.sum()
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -299,6 +299,15 @@ def test_back_and_forth(program: Program) -> None:
         for params, expected in ((second, False), (first, True)):
             store._params = params
             assert program.answers() == (expected, expected)
+
+
+def test_what_an_equal_tuple_holds_changes(program: Program) -> None:
+    equal = ([1.0], 2.0)
+    set_global("ROWS", equal)(program)
+    assert program.answers() == (True, True)
+    assert program.answers() == (True, True)
+    equal[0][0] = 3.0
+    assert program.answers() == (False, False)
 
 
 def test_a_dictionary_that_changes_at_every_call(program: Program) -> None:
