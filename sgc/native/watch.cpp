@@ -198,6 +198,7 @@ int is_so_yet(const Group& group, Asked& asked) {
     return 1;
 }
 
+// Notes a dictionary's version; false if it is a restless one.
 bool note(Watched& watched, PyObject* dictionary, uint64_t version) {
     for (PyObject* restless : watched.restless)
         if (restless == dictionary) return false;
@@ -231,6 +232,7 @@ void settle(Watched& watched) {
     watched.is_settled = true;
 }
 
+// Whether no dictionary has changed since. The first one that has is restless from now on.
 bool is_still_settled(Watched& watched) {
     if (!watched.is_settled) return false;
     for (const Noted& noted : watched.settled) __builtin_prefetch(noted.dictionary);  // it may be gone

@@ -35,6 +35,7 @@ class ModeGuard(Guard):
         if self._follows_validation:
             found.append(watch.is_same(watch.attribute(Distribution, "_validate_args"), self._validation))
         if not self._autocast:
+            # One look for all devices takes half as long as one for each, and only the private function takes it.
             return [*found, watch.is_same(watch.result(torch._C._is_any_autocast_enabled), False)]
         for device in _AUTOCAST:
             found.append(watch.is_same(watch.result(torch.is_autocast_enabled, device), device in self._autocast))
