@@ -32,8 +32,14 @@ def clean_state() -> Iterator[None]:
     pyro.clear_param_store()
 
 
-@pytest.fixture
-def backward_in_one_thread() -> Iterator[None]:
-    """For :mod:`tests.second_device`: autograd has a thread for each device there was at its first backward."""
+@pytest.fixture(scope="module")
+def second_device() -> Iterator[None]:
+    """The device of :mod:`tests.second_device`, there before any seeding: torch seeds the devices that it knows.
+
+    Autograd has a thread for each device there was at its first backward, so a backward stays in its caller's.
+    """
+    from tests.second_device import setup
+
+    setup()
     with torch.autograd.set_multithreading_enabled(False):
         yield

@@ -33,7 +33,7 @@ from tests.second_device import MadeOnDevice, device, unavailable
 
 pytestmark = [
     pytest.mark.skipif(unavailable() is not None, reason=str(unavailable())),
-    pytest.mark.usefixtures("backward_in_one_thread"),
+    pytest.mark.usefixtures("second_device"),
 ]
 
 
