@@ -37,12 +37,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def registered() -> None:
-    """The device is there for each test, whichever of them a process runs first."""
-    device()
-
-
 NO_KERNEL = {"gru_encoder", "lstm_cell", "attend_infer_repeat"}
 """Programs with fused recurrent cells, operators that the CPU does not have and the second device thus neither."""
 
