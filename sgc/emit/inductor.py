@@ -44,9 +44,9 @@ _EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
 _LONGEST = 4000
 """Characters of an error of Inductor's that are shown; that of a C++ compiler may have a million."""
 
-_FEW_ROWS, _FEW_ELEMENTS = 64, 4096
-"""Up to so many operands, and so many elements in all, a stack is cheaper to look up than to write and read."""
-
+_FEW_ROWS, _FEW_ELEMENTS = 8, 4096
+"""Up to so many operands, and so many elements in all, a stack is cheaper to look up than to write and read: for each
+element that is asked for, one operand after another is asked whether it is there."""
 
 _FEW_IN_ALL, _FEW_EACH = 4096, 24
 """Elements of a whole graph, or of each operator on average, for which loops with vectors take as long as those

@@ -8,6 +8,7 @@ torch would raise for a probability that is negative or NaN, the draw has no mea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.optimize.nodes import call, is_functional, is_static, replace, tensor_of, value_of
+from sgc.emit.optimize.nodes import call, is_functional, is_static, lineage, replace, tensor_of, value_of
 
 _aten = torch.ops.aten
 _convert = torch.ops.prims.convert_element_type.default
@@ -100,26 +101,51 @@ def _normal(node: fx.Node, own: Tensor) -> fx.Node | None:
 def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
     """``multinomial`` with replacement, by inversion: the first category whose cumulative weight exceeds u * total.
 
-    A category of weight zero is passed over explicitly, whatever the rounding of the cumulative sums. Should no
-    cumulative weight exceed the product, the last category of positive weight is drawn. float64 throughout: weights
-    far below 2**-24 of the total keep their law.
+    A category of weight zero is passed over, whatever the rounding of the cumulative sums and of the product. float64
+    throughout: weights far below 2**-24 of the total keep their law.
     """
     weights, count = node.args[:2]
     replacement = node.args[2] if len(node.args) > 2 else node.kwargs.get("replacement", False)
     shape = tensor_of(weights)
     if shape is None or not is_static(shape) or not (replacement or count == 1):
         return None
-    categories = shape.shape[-1]
-    wide = call(node, _convert, weights, torch.float64)
-    index = call(
-        node, _aten.arange.start_step, 0, categories, 1, dtype=torch.int64, device=own.device, pin_memory=False
-    )
-    cumulative = _cumulative(node, wide, index)
-    total = call(node, _aten.slice.Tensor, cumulative, -1, categories - 1, categories)
+    assert isinstance(weights, fx.Node)
+    weights = _in_proportion(node, weights)
     uniform = _draw(node, _aten.rand.default, own, torch.float64)
+    wide = call(node, _convert, weights, torch.float64)
+    return (_of_few if shape.shape[-1] <= _FEW else _of_many)(node, weights, wide, uniform)
+
+
+_FEW = 16
+"""Of more categories a number for each takes longer than a call of ``cumsum``."""
+
+
+def _of_few(node: fx.Node, _: fx.Node, wide: fx.Node, uniform: fx.Node) -> fx.Node:
+    """How many categories stand before the one that is drawn, by arithmetic that fuses.
+
+    Sums of one weight after another do not fall, and those from the last positive weight on are equal to the total.
+    """
+    categories = value_of(wide).shape[-1]
+    columns = [call(node, _aten.slice.Tensor, wide, -1, place, place + 1) for place in range(categories)]
+    sums = list(itertools.accumulate(columns, lambda total, column: call(node, _aten.add.Tensor, total, column)))
+    target = call(node, _aten.mul.Tensor, uniform, sums[-1])
+    index = call(node, _aten.full_like.default, uniform, 0, dtype=torch.int64)
+    for cumulative in sums[:-1]:
+        passed = call(node, _aten.le.Tensor, cumulative, target)
+        within = call(node, _aten.lt.Tensor, cumulative, sums[-1])
+        index = call(node, _aten.add.Tensor, index, call(node, _aten.bitwise_and.Tensor, passed, within))
+    return index
+
+
+def _of_many(node: fx.Node, weights: fx.Node, wide: fx.Node, uniform: fx.Node) -> fx.Node:
+    """Sums of a scan may fall: should none exceed the product, the last category of positive weight is drawn."""
+    categories, device = value_of(wide).shape[-1], value_of(wide).device
+    index = call(node, _aten.arange.start_step, 0, categories, 1, dtype=torch.int64, device=device, pin_memory=False)
+    cumulative = call(node, _aten.cumsum.default, wide, -1)
+    total = call(node, _aten.slice.Tensor, cumulative, -1, categories - 1, categories)
     target = call(node, _aten.unsqueeze.default, call(node, _aten.mul.Tensor, uniform, total), -1)
     positive = call(node, _aten.gt.Scalar, weights, 0)
-    zero = call(node, _aten.full.default, [], 0, dtype=torch.int64, device=own.device, pin_memory=False)
+    zero = call(node, _aten.full.default, [], 0, dtype=torch.int64, device=device, pin_memory=False)
     last = call(node, _aten.amax.default, call(node, _aten.where.self, positive, index, zero), [-1], True)
     exceeds = call(node, _aten.gt.Tensor, call(node, _aten.unsqueeze.default, cumulative, -2), target)
     fits = call(node, _aten.bitwise_and.Tensor, exceeds, call(node, _aten.unsqueeze.default, positive, -2))
@@ -127,23 +153,55 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
     return call(node, _aten.amin.default, candidates, [-1])
 
 
-_FEW = 7
-"""Of more categories the sums, each of which goes through all, take longer than a call of ``cumsum``."""
+def _in_proportion(node: fx.Node, weights: fx.Node) -> fx.Node:
+    """Weights in the proportion of these; of probabilities that a softmax gives to this draw alone, simpler ones."""
+    views = list(itertools.takewhile(lambda step: step.target in _KEEPS_ROWS, lineage(weights)))
+    source = views[-1].args[0] if views else weights
+    assert isinstance(source, fx.Node)
+    own = value_of(source)
+    if source.target is not _aten._softmax.default or any(len(step.users) > 1 for step in [*views, source]):
+        return weights
+    logits, dim, _ = source.args
+    assert isinstance(logits, fx.Node) and isinstance(dim, int)
+    lasting = [value_of(step).shape[-1:] == own.shape[-1:] for step in views]
+    if dim % own.dim() != own.dim() - 1 or value_of(logits).dtype is not own.dtype or not all(lasting):
+        return weights
+    if not _are_normalised(logits):
+        logits = call(node, _aten.sub.Tensor, logits, call(node, _aten.amax.default, logits, [-1], True))
+    found = call(node, _aten.exp.default, logits)
+    for step in reversed(views):
+        reshape: Any = step.target
+        found = call(node, reshape, found, *step.args[1:], **step.kwargs)
+    return found
 
 
-def _cumulative(node: fx.Node, weights: fx.Node, index: fx.Node) -> fx.Node:
-    """The cumulative sums of the last dimension; of few numbers, by sums that fuse, in the same order."""
-    places = value_of(index)
-    if len(places) > _FEW:
-        return call(node, _aten.cumsum.default, weights, -1)
-    masked = call(
-        node,
-        _aten.where.self,
-        call(node, _aten.le.Tensor, index, call(node, _aten.unsqueeze.default, index, -1)),
-        call(node, _aten.unsqueeze.default, weights, -2),
-        call(node, _aten.full.default, [], 0.0, dtype=torch.float64, device=places.device, pin_memory=False),
+_KEEPS_ROWS = frozenset(
+    {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default, _aten.expand.default, _aten.detach.default}
+)
+"""Views that keep the order of the elements; where they keep the last dimension too, they keep its rows."""
+
+
+def _are_normalised(logits: fx.Node) -> bool:
+    """Whether the logarithms were normalised along the last dimension, as Pyro's ``Categorical`` does it."""
+    while logits.target is _aten.expand.default:
+        operand = logits.args[0]
+        assert isinstance(operand, fx.Node)
+        if value_of(operand).shape[-1:] != value_of(logits).shape[-1:]:
+            return False
+        logits = operand
+    if logits.target is not _aten.sub.Tensor or logits.kwargs:
+        return False
+    total = logits.args[1]
+    return (
+        isinstance(total, fx.Node)
+        and total.target is _aten.logsumexp.default
+        and total.args
+        == (
+            logits.args[0],
+            [-1],
+            True,
+        )
     )
-    return call(node, _aten.sum.dim_IntList, masked, [-1])
 
 
 _SAME_LAW: dict[Any, Callable[[fx.Node, Tensor], fx.Node | None]] = {

@@ -84,15 +84,73 @@ def test_many_categories_of_zero_weight_at_the_end() -> None:
     assert surprise(index.view(-1).div(100, rounding_mode="floor").bincount(), torch.full((10,), N / 10.0)) > 1e-6
 
 
-def test_extreme_uniform_numbers() -> None:
-    """At u = 0 the first, at u just below 1 the last category of positive weight, whatever is around them."""
-    weights = torch.tensor([0.0, 0.0, 1e-38, 3.0, 1e-38, 0.0])
+@pytest.mark.parametrize(("zeros", "at_one"), [(0, 3), (20, 4)])
+def test_extreme_uniform_numbers(zeros: int, at_one: int) -> None:
+    """At u = 0 the first, at u just below 1 the last category of positive weight, whatever is around them.
+
+    If a number is rounded to 1, a category of weight zero is drawn as little; many categories have sums that may fall.
+    """
+    weights = torch.cat([torch.tensor([0.0, 0.0, 1e-38, 3.0, 1e-38, 0.0]), torch.zeros(zeros)])
     draw = lowered(lambda p: [torch.multinomial(p, 2, replacement=True)], weights, gone="multinomial")
     rand = next(node for node in draw.graph.nodes if node.target is torch.ops.aten.rand.default)  # type: ignore[attr-defined]
-    for number, drawn in ((0.0, 2), (1 - 2.0**-53, 3), (1.0, 4)):
+    for number, drawn in ((0.0, 2), (1 - 2.0**-53, 3), (1.0, at_one)):
         rand.target = lambda *args, number=number, **kwargs: torch.full((2,), number, dtype=torch.float64)
         draw.recompile()  # type: ignore[attr-defined]
         assert draw(weights)[0].tolist() == [drawn, drawn]
+
+
+def from_logits(logits: Tensor, *, normalised: bool) -> list[Tensor]:
+    """Draws as Pyro's ``Categorical`` makes them, of a batch of one distribution."""
+    if normalised:
+        logits = logits - logits.logsumexp(-1, keepdim=True)
+    probabilities = torch.softmax(logits.expand(N // 4, -1), -1)
+    return [torch.multinomial(probabilities.reshape(-1, logits.shape[-1]), 1, replacement=True)]
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("categories", [5, 40])
+def test_probabilities_of_a_softmax_need_no_sum(categories: int, normalised: bool) -> None:
+    logits = torch.linspace(-3.0, 2.0, categories) * 30
+    logits = torch.where(torch.arange(categories) < categories - 4, -math.inf, logits / 30)
+    draw = lowered(lambda x: from_logits(x, normalised=normalised), logits, gone="multinomial")
+    apply("drop_dead_nodes", draw)
+    text = "\n".join(lines(draw))
+    assert "_softmax" not in text and "div" not in text
+    assert ("sub" in text and "logsumexp" in text) == normalised
+    if categories == 5:
+        assert ("amax" in text) == (not normalised)
+    counts = results(draw, logits, seed=4)[0].flatten().bincount(minlength=categories)
+    assert counts[:-4].sum() == 0
+    assert surprise(counts[-4:], N // 4 * torch.softmax(logits, -1)[-4:]) > 1e-6
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda x: torch.softmax(x, 0),  # over another dimension
+        lambda x: torch.softmax(x, -1).reshape(3, 8),  # rows of other probabilities
+        lambda x: torch.softmax(x, -1).t(),
+        lambda x: torch.softmax(x.double(), -1).float(),
+    ],
+)
+def test_probabilities_of_another_softmax_are_taken_as_they_are(weights: Callable[[Tensor], Tensor]) -> None:
+    x = torch.linspace(-20.0, 10.0, 24).sin().reshape(6, 4)
+
+    def f(x: Tensor) -> list[Tensor]:
+        return [torch.multinomial(weights(x), N // 8, replacement=True)]
+
+    index = results(lowered(f, x, gone="multinomial"), x, seed=6)[0]
+    for drawn, expected in zip(index, weights(x), strict=True):
+        assert surprise(drawn.bincount(minlength=len(expected)), N // 8 * expected / expected.sum()) > 1e-6
+
+
+def test_probabilities_that_are_used_elsewhere_are_computed_once() -> None:
+    def f(x: Tensor) -> list[Tensor]:
+        probabilities = torch.softmax(x, -1)
+        return [torch.multinomial(probabilities, 1), probabilities.log()]
+
+    draw = lowered(f, torch.zeros(3, 4), gone="multinomial")
+    assert sum(f" = {name}(" in line for line in lines(draw) for name in ("exp", "_softmax")) == 1
 
 
 def test_without_replacement_one_draw_is_the_same() -> None:
