@@ -9,8 +9,8 @@ have nothing to complain of are called by torch's dispatcher here, whose errors 
 
 Of some operators that write into a buffer (``bernoulli_``, ``scatter_reduce``) it does not look at whether they failed.
 
-There is no option for any of this. Methods of the wrapper are replaced while a program is generated: the one that
-writes the line by which a buffer is made, those that write any line, the one that writes what stands before the
+There is no option for any of this. Methods of the wrapper are replaced while a program is generated: those that write
+the lines by which a pool and a buffer are made, those that write any line, the one that writes what stands before the
 program, and the one that says whether the dispatcher may call an operator.
 """
 
@@ -22,6 +22,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
+import torch
+
 _HEADER = """
 #if defined(__GNUC__)
 #define SGC_NOT_INLINED __attribute__((noinline))
@@ -29,47 +31,67 @@ _HEADER = """
 #define SGC_NOT_INLINED
 #endif
 namespace {
-// A stretch of a pool, as the kernels and operators of this program use it. The pool outlives it.
-class Pooled {
+// The memory of a pool, and the tensors that operators have asked for of stretches of it. The pool outlives it.
+class PoolMemory {
  public:
-    SGC_NOT_INLINED Pooled(AtenTensorHandle pool, int64_t offset, int32_t dtype, int64_t dims, const int64_t* sizes,
-                           const int64_t* strides)
-        : pool_(pool), offset_(offset), dtype_(dtype), dims_(dims), sizes_(sizes), strides_(strides) {
+    explicit PoolMemory(AtenTensorHandle pool) : pool_(pool) {
         AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(pool, &start_));
     }
-    Pooled(Pooled&&) = default;
-    Pooled& operator=(Pooled&&) = default;
-    SGC_NOT_INLINED ~Pooled() {}
-    SGC_NOT_INLINED Pooled view(int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t elements) const {
-        const int64_t bytes = elements * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype_));
-        return Pooled(pool_, offset_ + bytes, dtype_, dims, sizes, strides);
+    PoolMemory(const PoolMemory&) = delete;
+    PoolMemory& operator=(const PoolMemory&) = delete;
+    char* start() const { return static_cast<char*>(start_); }
+    SGC_NOT_INLINED AtenTensorHandle make_tensor(int64_t offset, int32_t dtype, int64_t dims, const int64_t* sizes,
+                                                 const int64_t* strides) const {
+        AtenTensorHandle made;
+        AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(pool_, offset, dtype, dims, sizes, strides, &made));
+        return made;
     }
-    void* data_ptr() const { return static_cast<char*>(start_) + offset_; }
-    SGC_NOT_INLINED AtenTensorHandle get() const {
-        if (!tensor_.get()) {
-            AtenTensorHandle made;
-            AOTI_TORCH_ERROR_CODE_CHECK(
-                aoti_torch__alloc_from_pool(pool_, offset_, dtype_, dims_, sizes_, strides_, &made));
-            tensor_ = torch::aot_inductor::RAIIAtenTensorHandle(made);
-        }
-        return tensor_.get();
+    SGC_NOT_INLINED AtenTensorHandle keep(AtenTensorHandle made) {
+        tensors_.emplace_back(made);
+        return made;
     }
-    operator AtenTensorHandle() const { return get(); }
-    AtenTensorHandle release() {
-        get();
-        return tensor_.release();
-    }
-    SGC_NOT_INLINED void reset() { tensor_.reset(); }
 
  private:
     AtenTensorHandle pool_;
+    void* start_ = nullptr;
+    std::vector<torch::aot_inductor::RAIIAtenTensorHandle> tensors_;
+};
+// A stretch of a pool, as the kernels and operators of this program use it. It owns nothing.
+class Pooled {
+ public:
+    Pooled(PoolMemory& memory, int64_t offset, int64_t element_size, int32_t dtype, int64_t dims, const int64_t* sizes,
+           const int64_t* strides)
+        : memory_(&memory),
+          offset_(offset),
+          element_size_(element_size),
+          dtype_(dtype),
+          dims_(dims),
+          sizes_(sizes),
+          strides_(strides) {}
+    Pooled view(int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t elements) const {
+        return Pooled(*memory_, offset_ + elements * element_size_, element_size_, dtype_, dims, sizes, strides);
+    }
+    void* data_ptr() const { return memory_->start() + offset_; }
+    AtenTensorHandle get() const {
+        if (!tensor_) {
+            tensor_ = memory_->keep(make_tensor());
+        }
+        return tensor_;
+    }
+    operator AtenTensorHandle() const { return get(); }
+    AtenTensorHandle release() const { return make_tensor(); }
+    void reset() {}
+
+ private:
+    AtenTensorHandle make_tensor() const { return memory_->make_tensor(offset_, dtype_, dims_, sizes_, strides_); }
+    PoolMemory* memory_;
     int64_t offset_;
+    int64_t element_size_;
     int32_t dtype_;
     int64_t dims_;
     const int64_t* sizes_;
     const int64_t* strides_;
-    void* start_ = nullptr;
-    mutable torch::aot_inductor::RAIIAtenTensorHandle tensor_;
+    mutable AtenTensorHandle tensor_ = nullptr;
 };
 // Elsewhere these make a tensor that shares memory with another, and take ownership of one.
 [[maybe_unused]] Pooled reinterpret_tensor_wrapper(
@@ -84,6 +106,9 @@ class Pooled {
 
 _DRAWS = frozenset(("aten::_sample_dirichlet", "aten::_standard_gamma"))
 """Operators with a generator that raise nothing, whatever their parameters. In a traced graph none is given."""
+
+_POOL = re.compile(r"pool\d+")
+"""What Inductor calls its pools."""
 
 _UNCHECKED = re.compile(r"(aoti_torch_(?:cpu|cuda|xpu|mps)_\w+\(.*\));")
 """A call of an operator whose outcome is not looked at."""
@@ -101,16 +126,23 @@ def lean_wrapper() -> Iterator[None]:
     from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
     methods: Any = CppWrapperCpu
-    allocate, write_header = methods.codegen_alloc_from_pool, methods.write_header
+    allocate_memory, allocate = methods.make_allocation, methods.codegen_alloc_from_pool
+    write_header = methods.write_header
     write_line, set_writeline = methods.writeline, methods.set_writeline
     by_dispatcher = methods._compatible_with_stableivalue
 
-    def allocate_address(self: Any, *arguments: Any) -> tuple[str, list[str]]:
-        _, (declaration, call) = allocate(self, *arguments)
+    def allocate_pool(self: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        line = allocate_memory(self, name, *arguments, **options)
+        return f"{line} PoolMemory {name}_memory({name});" if _POOL.fullmatch(name) else line
+
+    def allocate_address(self: Any, pool: str, offset: Any, dtype: torch.dtype, *layout: Any) -> tuple[str, list[str]]:
+        _, (declaration, call) = allocate(self, pool, offset, dtype, *layout)
         name = declaration.removeprefix("AtenTensorHandle ").removesuffix(";")
-        inside = call.partition("aoti_torch__alloc_from_pool(")[2].rpartition(f", &{name}")[0]
+        inside = call.partition(f"aoti_torch__alloc_from_pool({pool}, ")[2].rpartition(f", &{name}")[0]
+        kind = self.codegen_dtype(dtype)
+        place, _, sizes = inside.partition(f", {kind}, ")
         # The text of each is another: Inductor takes equal texts for one buffer.
-        return f"Pooled({inside}) /* {name} */", []
+        return f"Pooled({pool}_memory, {place}, {dtype.itemsize}, {kind}, {sizes}) /* {name} */", []
 
     def write_checked(self: Any, line: Any) -> None:
         write_line(self, _checked(line))
@@ -128,6 +160,7 @@ def lean_wrapper() -> Iterator[None]:
 
     with mock.patch.multiple(
         methods,
+        make_allocation=allocate_pool,
         codegen_alloc_from_pool=allocate_address,
         writeline=write_checked,
         set_writeline=set_checked,
