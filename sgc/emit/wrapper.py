@@ -26,8 +26,10 @@ import torch
 
 _HEADER = """
 #if defined(__GNUC__)
+#define SGC_INLINED __attribute__((always_inline)) inline
 #define SGC_NOT_INLINED __attribute__((noinline))
 #else
+#define SGC_INLINED inline
 #define SGC_NOT_INLINED
 #endif
 namespace {
@@ -68,7 +70,7 @@ class Pooled {
           dims_(dims),
           sizes_(sizes),
           strides_(strides) {}
-    Pooled view(int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t elements) const {
+    SGC_INLINED Pooled view(int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t elements) const {
         return Pooled(*memory_, offset_ + elements * element_size_, element_size_, dtype_, dims, sizes, strides);
     }
     void* data_ptr() const { return memory_->start() + offset_; }
@@ -94,11 +96,11 @@ class Pooled {
     mutable AtenTensorHandle tensor_ = nullptr;
 };
 // Elsewhere these make a tensor that shares memory with another, and take ownership of one.
-[[maybe_unused]] Pooled reinterpret_tensor_wrapper(
+[[maybe_unused]] SGC_INLINED Pooled reinterpret_tensor_wrapper(
     const Pooled& buffer, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t elements) {
     return buffer.view(dims, sizes, strides, elements);
 }
-[[maybe_unused]] Pooled wrap_with_raii_handle_if_needed(Pooled&& view) { return std::move(view); }
+[[maybe_unused]] SGC_INLINED Pooled wrap_with_raii_handle_if_needed(Pooled&& view) { return std::move(view); }
 [[maybe_unused]] AtenTensorHandle wrap_with_raii_handle_if_needed(const Pooled& buffer) { return buffer.get(); }
 }  // namespace
 """

@@ -21,6 +21,7 @@ import sgc
 from sgc.config import Rng
 from sgc.emit.batching.batch import batch
 from sgc.emit.differentiate import differentiate
+from sgc.emit.optimize.nodes import literal
 from tests.programs import Pair
 
 aten = torch.ops.aten
@@ -155,6 +156,22 @@ def test_a_stack_keeps_its_order_unless_it_is_summed_away() -> None:
 
     names = operators(batched(function, torch.randn(6, 2)))
     assert names["exp"] == 1 and names["cat"] == 1  # one order for both that need it, none for the sum
+
+
+def test_a_stack_that_is_reduced_to_one_value_has_no_order() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        rows = [x[t].exp() for t in (3, 1, 5, 0, 2, 4)]
+        some = torch.stack([row < 1 for row in rows])
+        return [torch.stack(rows).sum(), some.all(), some.any(), torch.stack(rows[::-1]).sum(0)]
+
+    assert operators(batched(function, torch.randn(6, 2))) == {"exp": 1, "lt": 1, "all": 1, "any": 1, "sum": 2}
+
+
+def test_indices_of_rows_are_literals() -> None:
+    """Such are never asked whether they are negative."""
+    made = batched(lambda x: [torch.stack([x[i].exp() for i in (3, 0, 2, 4, 1, 0)])], torch.randn(5))
+    (gathered,) = made.graph.find_nodes(op="call_function", target=torch.ops.aten.index_select.default)
+    assert literal(gathered.args[2]) is not None
 
 
 def loop(steps: int, rows: int, inner: int, outer: int) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:

@@ -21,6 +21,7 @@ from sgc.emit.batching.execute import Execution, pack
 from sgc.emit.batching.operations import LARGEST, tensor_of
 from sgc.emit.batching.sums import reduce_sums
 from sgc.emit.lazy import graph_module, trace_fake
+from sgc.emit.optimize.nodes import attribute, mark_literal
 from sgc.graph.effects import drop_dead, storages, written_arguments
 
 aten = torch.ops.aten
@@ -91,6 +92,7 @@ def _execute(module: fx.GraphModule, steps: list[list[fx.Node]]) -> fx.GraphModu
     for node, original in zip(made.graph.find_nodes(op="placeholder"), placeholders, strict=True):
         node.meta = {**original.meta, "val": node.meta["val"]}
     for node in made.graph.find_nodes(op="call_function", target=aten.lift_fresh_copy.default):
+        mark_literal(attribute(node.args[0]))
         node.replace_all_uses_with(node.args[0])
     drop_dead(made.graph)
     made.graph.lint()

@@ -115,7 +115,7 @@ class Execution:
 
     def _restack(self, node: fx.Node) -> Tensor:
         nodes, dim = cast("tuple[list[fx.Node], int]", (*node.args, 0)[:2])
-        if dim == 0 and all(_sums_rows(user) for user in node.users):
+        if dim == 0 and all(_reduces_rows(user) for user in node.users):
             nodes = sorted(nodes, key=lambda term: self._order(self._same(term)))  # any order will do
         stacked = self._stack(tuple(nodes))
         return stacked.movedim(0, dim) if dim else stacked
@@ -132,8 +132,11 @@ class Execution:
         return Packet(tensor, self._packets)
 
 
-def _sums_rows(node: fx.Node) -> bool:
-    return node.target is torch.ops.aten.sum.dim_IntList and node.args[1:] == ([0],)
+def _reduces_rows(node: fx.Node) -> bool:
+    return node.target in _OF_ALL or (node.target is torch.ops.aten.sum.dim_IntList and node.args[1:] == ([0],))
+
+
+_OF_ALL = {torch.ops.aten.all.default, torch.ops.aten.any.default, torch.ops.aten.sum.default}
 
 
 def pack(constants: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Row]:
