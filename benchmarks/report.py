@@ -153,9 +153,10 @@ def heading(args: argparse.Namespace, load: float) -> str:
             "- by hand: the same loss, gradient and Adam in plain torch, vectorised, one graph compiled by Inductor "
             "with the options that sgc asks it for; nothing is checked there, while sgc and Pyro (but for the row "
             "without validation) check parameters and values at every step",
-            "- the start captures, compiles with an empty cache (but for torch's precompiled header, which is made "
-            "once on a machine) and takes two steps (`svi.run` and `lax.scan`: one call of many steps); from cache: "
-            "the same in a fresh process that finds Inductor's cache; as many processes at a time as there are cores",
+            "- the start captures, compiles with an empty cache (but for torch's precompiled headers and sgc's own "
+            "library, which are compiled once on a machine) and takes two steps (`svi.run` and `lax.scan`: one call of "
+            "many steps); from cache: the same in a fresh process that finds Inductor's cache; as many processes at a "
+            "time as there are cores",
             "- peak memory: the most that the process held up to the end of the start, above what it held with "
             "its libraries imported; compilers that run as processes of their own do not count",
             *(_ON_A_GPU if args.device != "cpu" else ()),

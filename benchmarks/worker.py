@@ -67,6 +67,13 @@ class Worker:
         self._process.start()
         other.close()
 
+    def library(self) -> None:
+        """Compile sgc's own library, where there is a C++ compiler.
+
+        :raises Failed: if that does not work.
+        """
+        self._ask("library", None)
+
     def first(self) -> First:
         """Make everything, and take the first steps.
 
@@ -147,7 +154,13 @@ def _serve(connection: Connection, job: Job, cores: set[int]) -> None:
         system = None
         while True:
             what, argument = connection.recv()
-            if what == "first":
+            if what == "library":
+                from sgc.native import library
+
+                if library.is_available():
+                    library.library()
+                connection.send(None)
+            elif what == "first":
                 import pyro
                 import torch
 
