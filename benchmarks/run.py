@@ -66,6 +66,7 @@ class Bench:
 
     def _prepare(self, bar: tqdm) -> None:
         """As many at a time as there are cores for, each on cores of its own."""
+        _made_once(self._args.device, self._args.threads)
         places: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
         for place in _places(self._args.threads):
             places.put(place)
@@ -108,7 +109,10 @@ class Bench:
 
 @cache
 def _made_once(device: str, threads: int) -> str:
-    """A cache with what is compiled once on a machine: sgc's library. Torch keeps its precompiled headers elsewhere."""
+    """A cache with what is compiled once on a machine: sgc's library. Torch keeps its precompiled headers elsewhere.
+
+    Where that does not work, the systems that need it say why.
+    """
     library = _new_cache()
     atexit.register(shutil.rmtree, library, ignore_errors=True)
     _work(Worker.library, WORKLOADS["beta_bernoulli"], device, threads, library)
@@ -123,6 +127,8 @@ def _work(what: Callable[[Worker], object], entry: Entry, device: str, threads: 
     worker = Worker(Job(STEP, entry.family, entry.sizes, 1, device, threads, made), set(all_cores()), 600.0)
     try:
         what(worker)
+    except Failed as failed:
+        print(f"not compiled beforehand: {failed.reason}")
     finally:
         worker.close()
 

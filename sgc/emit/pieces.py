@@ -1,11 +1,14 @@
-"""Keeps Inductor from writing over a piece of a concatenation, whose memory it may then give away.
+"""Keeps Inductor from giving away the memory of a concatenation while a piece of it is needed.
 
-Inductor (torch 2.11 to 2.13) computes what is concatenated into its place in the whole. If the last one to read the
-whole reads one piece of it, the result is written over that piece (``inplace_buffers``); and the memory of the whole,
-which nobody reads any more, goes to another buffer while the result is still needed: wrong numbers, without a sign. A
-concatenation of three operands and a product of matrices are enough, in plain ``torch.compile`` too. Here a buffer that
-is a piece of another is never written over. There is no option for it but to write over nothing; a method of Inductor's
-is replaced while a program is generated.
+Inductor (torch 2.11 to 2.13) computes what is concatenated into its place in the whole, and errs in two ways, without a
+sign. If the last one to read the whole reads one piece of it, the result is written over that piece
+(``inplace_buffers``); and the memory of the whole, which nobody reads any more, goes to another buffer while the result
+is still needed. A concatenation of three operands and a product of matrices are enough, in plain ``torch.compile`` too.
+And where memory is laid out beforehand (``memory_planning``), a view of a piece may be a result of the program: of the
+whole it is only known that nobody frees it, and its memory counts as free from the start.
+
+Here a buffer that is a piece of another is never written over, and what a result shares memory with is a result. There
+is no option for either but to do without; methods of Inductor's are replaced while a program is generated.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from unittest import mock
 @contextmanager
 def pieces_kept() -> Iterator[None]:
     """While this is entered, programs are generated in this way."""
+    from torch._inductor.codegen.memory_planning import MemoryPlanner
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
     from torch._inductor.ir import NonOwningLayout
     from torch._inductor.scheduler import SchedulerBuffer
@@ -30,5 +34,31 @@ def pieces_kept() -> Iterator[None]:
         is_piece = isinstance(buffer, SchedulerBuffer) and isinstance(buffer.node.get_output_spec(), NonOwningLayout)
         return not is_piece and can_reuse(self, buffer, *others)
 
-    with mock.patch.object(PythonWrapperCodegen, "can_reuse", can_reuse_whole):
+    compute_groups: Any = MemoryPlanner.compute_buffer_groups
+
+    def compute_groups_of_wholes(self: Any, lines: Any) -> Any:
+        groups = compute_groups(self, lines)
+        for name in _behind_results():
+            if name in groups:
+                groups[name].is_output = True
+        return groups
+
+    with (
+        mock.patch.object(PythonWrapperCodegen, "can_reuse", can_reuse_whole),
+        mock.patch.object(MemoryPlanner, "compute_buffer_groups", compute_groups_of_wholes),
+    ):
         yield
+
+
+def _behind_results() -> Iterator[str]:
+    """The names of the buffers that results of the program are, and of those with which these share memory."""
+    from torch._inductor.virtualized import V
+
+    ahead, seen = list(V.graph.get_output_names()), set()
+    while ahead:
+        name = ahead.pop()
+        if name not in seen:
+            seen.add(name)
+            yield name
+            buffer = V.graph.name_to_buffer.get(name)
+            ahead += [] if buffer is None else buffer.get_inputs_that_alias_output()

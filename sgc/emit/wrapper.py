@@ -58,7 +58,7 @@ class PoolMemory {
     void* start_ = nullptr;
     std::vector<torch::aot_inductor::RAIIAtenTensorHandle> tensors_;
 };
-// A stretch of a pool, as the kernels and operators of this program use it. It owns nothing.
+// A stretch of a pool, as the kernels and operators of this program use it. Its memory and tensor are PoolMemory's.
 class Pooled {
  public:
     Pooled(PoolMemory& memory, int64_t offset, int64_t element_size, int32_t dtype, int64_t dims, const int64_t* sizes,
@@ -128,17 +128,17 @@ def lean_wrapper() -> Iterator[None]:
     from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
 
     methods: Any = CppWrapperCpu
-    allocate_memory, allocate = methods.make_allocation, methods.codegen_alloc_from_pool
+    make_allocation, alloc_from_pool = methods.make_allocation, methods.codegen_alloc_from_pool
     write_header = methods.write_header
     write_line, set_writeline = methods.writeline, methods.set_writeline
     by_dispatcher = methods._compatible_with_stableivalue
 
-    def allocate_pool(self: Any, name: str, *arguments: Any, **options: Any) -> Any:
-        line = allocate_memory(self, name, *arguments, **options)
+    def make_pool(self: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        line = make_allocation(self, name, *arguments, **options)
         return f"{line} PoolMemory {name}_memory({name});" if _POOL.fullmatch(name) else line
 
-    def allocate_address(self: Any, pool: str, offset: Any, dtype: torch.dtype, *layout: Any) -> tuple[str, list[str]]:
-        _, (declaration, call) = allocate(self, pool, offset, dtype, *layout)
+    def take_address(self: Any, pool: str, offset: Any, dtype: torch.dtype, *layout: Any) -> tuple[str, list[str]]:
+        _, (declaration, call) = alloc_from_pool(self, pool, offset, dtype, *layout)
         name = declaration.removeprefix("AtenTensorHandle ").removesuffix(";")
         inside = call.partition(f"aoti_torch__alloc_from_pool({pool}, ")[2].rpartition(f", &{name}")[0]
         kind = self.codegen_dtype(dtype)
@@ -162,8 +162,8 @@ def lean_wrapper() -> Iterator[None]:
 
     with mock.patch.multiple(
         methods,
-        make_allocation=allocate_pool,
-        codegen_alloc_from_pool=allocate_address,
+        make_allocation=make_pool,
+        codegen_alloc_from_pool=take_address,
         writeline=write_checked,
         set_writeline=set_checked,
         write_header=write_more,

@@ -106,27 +106,26 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
     """
     weights, count = node.args[:2]
     replacement = node.args[2] if len(node.args) > 2 else node.kwargs.get("replacement", False)
-    shape = tensor_of(weights)
-    if shape is None or not is_static(shape) or not (replacement or count == 1):
+    given = tensor_of(weights)
+    if given is None or not is_static(given) or not given.shape[-1] or not (replacement or count == 1):
         return None
     assert isinstance(weights, fx.Node)
-    weights = _in_proportion(node, weights)
+    wide = call(node, _convert, _in_proportion(node, weights), torch.float64)
     uniform = _draw(node, _aten.rand.default, own, torch.float64)
-    wide = call(node, _convert, weights, torch.float64)
-    return (_of_few if shape.shape[-1] <= _FEW else _of_many)(node, weights, wide, uniform)
+    return (_of_few if given.shape[-1] <= _FEW else _of_many)(node, wide, uniform)
 
 
 _FEW = 16
 """Of more categories a number for each takes longer than a call of ``cumsum``."""
 
 
-def _of_few(node: fx.Node, _: fx.Node, wide: fx.Node, uniform: fx.Node) -> fx.Node:
+def _of_few(node: fx.Node, weights: fx.Node, uniform: fx.Node) -> fx.Node:
     """How many categories stand before the one that is drawn, by arithmetic that fuses.
 
     Sums of one weight after another do not fall, and those from the last positive weight on are equal to the total.
     """
-    categories = value_of(wide).shape[-1]
-    columns = [call(node, _aten.slice.Tensor, wide, -1, place, place + 1) for place in range(categories)]
+    places = range(value_of(weights).shape[-1])
+    columns = [call(node, _aten.slice.Tensor, weights, -1, place, place + 1) for place in places]
     sums = list(itertools.accumulate(columns, lambda total, column: call(node, _aten.add.Tensor, total, column)))
     target = call(node, _aten.mul.Tensor, uniform, sums[-1])
     index = call(node, _aten.full_like.default, uniform, 0, dtype=torch.int64)
@@ -137,11 +136,11 @@ def _of_few(node: fx.Node, _: fx.Node, wide: fx.Node, uniform: fx.Node) -> fx.No
     return index
 
 
-def _of_many(node: fx.Node, weights: fx.Node, wide: fx.Node, uniform: fx.Node) -> fx.Node:
+def _of_many(node: fx.Node, weights: fx.Node, uniform: fx.Node) -> fx.Node:
     """Sums of a scan may fall: should none exceed the product, the last category of positive weight is drawn."""
-    categories, device = value_of(wide).shape[-1], value_of(wide).device
+    categories, device = value_of(weights).shape[-1], value_of(weights).device
     index = call(node, _aten.arange.start_step, 0, categories, 1, dtype=torch.int64, device=device, pin_memory=False)
-    cumulative = call(node, _aten.cumsum.default, wide, -1)
+    cumulative = call(node, _aten.cumsum.default, weights, -1)
     total = call(node, _aten.slice.Tensor, cumulative, -1, categories - 1, categories)
     target = call(node, _aten.unsqueeze.default, call(node, _aten.mul.Tensor, uniform, total), -1)
     positive = call(node, _aten.gt.Scalar, weights, 0)
@@ -164,20 +163,21 @@ def _in_proportion(node: fx.Node, weights: fx.Node) -> fx.Node:
     logits, dim, _ = source.args
     assert isinstance(logits, fx.Node) and isinstance(dim, int)
     lasting = [value_of(step).shape[-1:] == own.shape[-1:] for step in views]
-    if dim % own.dim() != own.dim() - 1 or value_of(logits).dtype is not own.dtype or not all(lasting):
+    if dim not in (-1, own.dim() - 1) or not all(lasting):
         return weights
+    if value_of(logits).dtype is not own.dtype or own.dtype not in (torch.float32, torch.float64):
+        return weights  # of half precision a softmax computes in float32
     if not _are_normalised(logits):
         logits = call(node, _aten.sub.Tensor, logits, call(node, _aten.amax.default, logits, [-1], True))
     found = call(node, _aten.exp.default, logits)
     for step in reversed(views):
-        reshape: Any = step.target
+        # The logits may be laid out otherwise than the softmax was, so that no view of them has this shape.
+        reshape = _aten.reshape.default if step.target is _aten.view.default else step.target
         found = call(node, reshape, found, *step.args[1:], **step.kwargs)
     return found
 
 
-_KEEPS_ROWS = frozenset(
-    {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default, _aten.expand.default, _aten.detach.default}
-)
+_KEEPS_ROWS = frozenset({_aten.view.default, _aten.expand.default, _aten.detach.default})
 """Views that keep the order of the elements; where they keep the last dimension too, they keep its rows."""
 
 
@@ -191,17 +191,8 @@ def _are_normalised(logits: fx.Node) -> bool:
         logits = operand
     if logits.target is not _aten.sub.Tensor or logits.kwargs:
         return False
-    total = logits.args[1]
-    return (
-        isinstance(total, fx.Node)
-        and total.target is _aten.logsumexp.default
-        and total.args
-        == (
-            logits.args[0],
-            [-1],
-            True,
-        )
-    )
+    given, total = logits.args
+    return isinstance(total, fx.Node) and total.target is _aten.logsumexp.default and total.args == (given, [-1], True)
 
 
 _SAME_LAW: dict[Any, Callable[[fx.Node, Tensor], fx.Node | None]] = {

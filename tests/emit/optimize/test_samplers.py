@@ -110,8 +110,8 @@ def from_logits(logits: Tensor, *, normalised: bool) -> list[Tensor]:
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("categories", [5, 40])
 def test_probabilities_of_a_softmax_need_no_sum(categories: int, normalised: bool) -> None:
-    logits = torch.linspace(-3.0, 2.0, categories) * 30
-    logits = torch.where(torch.arange(categories) < categories - 4, -math.inf, logits / 30)
+    logits = torch.linspace(-3.0, 2.0, categories)
+    logits[:-4] = -math.inf
     draw = lowered(lambda x: from_logits(x, normalised=normalised), logits, gone="multinomial")
     apply("drop_dead_nodes", draw)
     text = "\n".join(lines(draw))
@@ -142,6 +142,28 @@ def test_probabilities_of_another_softmax_are_taken_as_they_are(weights: Callabl
     index = results(lowered(f, x, gone="multinomial"), x, seed=6)[0]
     for drawn, expected in zip(index, weights(x), strict=True):
         assert surprise(drawn.bincount(minlength=len(expected)), N // 8 * expected / expected.sum()) > 1e-6
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_logits_that_lie_otherwise_than_their_softmax(normalised: bool) -> None:
+    x = torch.linspace(-20.0, 10.0, 24).sin().reshape(3, 2, 4)
+
+    def f(x: Tensor) -> list[Tensor]:
+        logits = x.transpose(0, 1)
+        if normalised:
+            logits = logits - logits.logsumexp(-1, keepdim=True)
+        return [torch.multinomial(torch.softmax(logits, -1).reshape(-1, 4), N // 8, replacement=True)]
+
+    index = results(lowered(f, x, gone="multinomial"), x, seed=6)[0]
+    for drawn, expected in zip(index, torch.softmax(x.transpose(0, 1), -1).reshape(-1, 4), strict=True):
+        assert surprise(drawn.bincount(minlength=4), N // 8 * expected) > 1e-6
+
+
+def test_a_softmax_of_half_precision_stays() -> None:
+    """It computes in float32: the differences of logits are not rounded."""
+    x = torch.linspace(-4.0, 4.0, 5, dtype=torch.bfloat16)
+    draw = lowered(lambda x: [torch.multinomial(torch.softmax(x, -1), N, replacement=True)], x, gone="multinomial")
+    assert any("_softmax" in line for line in lines(draw))
 
 
 def test_probabilities_that_are_used_elsewhere_are_computed_once() -> None:
