@@ -26,12 +26,12 @@ def failures_are_nan(module: fx.GraphModule, *, validates: bool) -> None:
     """
     graph = module.graph
     looks = graph.find_nodes(op="call_function", target=_aten._linalg_check_errors.default)
+    outcomes: dict[fx.Node, fx.Node] = {}  # two factors of one matrix may be one by now, looked at twice
     for look in looks:
         info: Any = look.args[0]
-        succeeded = call(look, _aten.eq.Scalar, info, 0)
-        for result in list(info.args[0].users):
-            if result.target is operator.getitem and result.users and value_of(result).is_floating_point():
-                _nan_unless(succeeded, result, look)
+        if info not in outcomes:
+            outcomes[info] = _nan_unless_computed(info, look)
+        succeeded = outcomes[info]
         if validates:
             output = graph.output_node()
             *results, valid = results_of(module)
@@ -43,11 +43,27 @@ def failures_are_nan(module: fx.GraphModule, *, validates: bool) -> None:
         module.recompile()
 
 
-def _nan_unless(succeeded: fx.Node, result: fx.Node, look: fx.Node) -> None:
-    users = [user for user in result.users if user is not look]
+def _nan_unless_computed(info: fx.Node, look: fx.Node) -> fx.Node:
+    """Whether an operator has succeeded, by its ``info``. All that reads its results reads NaN if not."""
+    if info.target is not operator.getitem:  # a literal by now: what was computed of literals, when the graph was made
+        return call(look, _aten.eq.Scalar, info, 0)
+    computed: Any = info.args[0]
+    results = [user for user in computed.users if user.target is operator.getitem]
+    for result in results:
+        computed.append(result)  # readers may have been moved ahead of the look
+    behind = results[0].next
+    succeeded = call(behind, _aten.eq.Scalar, info, 0)
+    for result in results:
+        if result.users and value_of(result).is_floating_point():
+            _nan_unless(succeeded, result, behind)
+    return succeeded
+
+
+def _nan_unless(succeeded: fx.Node, result: fx.Node, behind: fx.Node) -> None:
+    users = list(result.users)
     condition = succeeded
     for _ in range(value_of(result).dim() - value_of(succeeded).dim()):
-        condition = call(look, _aten.unsqueeze.default, condition, -1)
-    chosen = call(look, _aten.where.ScalarOther, condition, result, torch.nan)
+        condition = call(behind, _aten.unsqueeze.default, condition, -1)
+    chosen = call(behind, _aten.where.ScalarOther, condition, result, torch.nan)
     for user in users:
         user.replace_input_with(result, chosen)

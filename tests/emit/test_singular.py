@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 import sgc
+from sgc.emit.differentiate import trace
+from sgc.emit.optimize.pipeline import optimize
+from sgc.emit.singular import failures_are_nan
 from tests.training.programs import fresh, values
 
 GOOD = torch.tensor([[[2.0, 0.3], [0.3, 1.0]], [[1.0, 0.0], [0.0, 3.0]]])
@@ -85,3 +88,34 @@ def test_a_run(minibatches: bool, validate: bool) -> None:
         run(BAD, 5)
     assert values() == before and len(svi.result.losses) == 0
     assert run(GOOD, 3).isfinite().all() and values() != before
+
+
+@pytest.mark.parametrize(
+    "name, factors",
+    {
+        "the same twice": lambda x: [torch.linalg.cholesky(x), torch.roll(torch.linalg.cholesky(x), 1, 2)],
+        "literals": lambda x: [torch.linalg.cholesky(torch.full((2, 2), 0.2) + torch.eye(2)) @ x],
+        "two, of which one is wanted": lambda x: [torch.linalg.inv_ex(x)[1], torch.linalg.inv(x)],
+    }.items(),
+)
+def test_graphs_that_were_rewritten(name: str, factors: Callable[[Tensor], list[Tensor]]) -> None:
+    module = optimize(trace(factors, [GOOD]), [GOOD]).module
+    failures_are_nan(module, validates=False)
+    for matrices in (GOOD, BAD):
+        for found, good in zip(module(matrices), factors(GOOD), strict=True):
+            if matrices is GOOD:
+                torch.testing.assert_close(found, good)
+            elif found.is_floating_point() and name != "literals":
+                assert found[0].isfinite().all() and found[1].isnan().all()
+
+
+def test_a_look_behind_what_reads_the_factor() -> None:
+    def factors(matrices: Tensor) -> list[Tensor]:
+        return [torch.linalg.cholesky(matrices).triu()]
+
+    module = trace(factors, [GOOD])
+    (look,) = module.graph.find_nodes(op="call_function", target=torch.ops.aten._linalg_check_errors.default)
+    module.graph.output_node().prepend(look)
+    failures_are_nan(module, validates=False)
+    (found,) = module(BAD)
+    assert found[0].isfinite().all() and found[1].diagonal().isnan().all()
