@@ -69,6 +69,18 @@ def test_a_row_of_a_packet_is_a_result() -> None:
         torch.testing.assert_close(ours, expected)
 
 
+def test_a_piece_that_is_written_into_is_read_after_the_whole() -> None:
+    def program(x: Tensor) -> list[Tensor]:
+        piece = x.index_put((torch.tensor([1, 2, 3, 1]),), x[:4], accumulate=True)
+        y = (torch.cat([piece, *[(x + k).sin() for k in range(9)]]) @ x @ x).cumsum(0) @ x
+        return [y, piece * y[:48]]
+
+    torch.manual_seed(0)
+    x = torch.rand(48, 48) / 48
+    for ours, expected in zip(compile_graph(trace(program, [x]), [x], "torch")(x), program(x), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
 def test_another_generator_has_another_key(monkeypatch: Any, tmp_path: Path) -> None:
     before = Generator().uuid()
     changed = tmp_path / "pieces.py"
