@@ -4,6 +4,14 @@ Inductor's scheduler gives memory a new name with each operator that writes into
 that name. To fuse two loops on a CPU it may lay one of them out anew, and looks for the names that it reads anew, too:
 those that they had at first (torch 2.11), or so unless the loop waits for something else besides (torch 2.13). Such a
 loop reads what was in the memory before, of an in-place draw what was never written.
+
+Before it writes into a tensor Inductor (torch 2.11 to 2.13) computes what still reads that; but if what it writes is a
+view of something that it has not computed yet (``x[1:] = x.flip(0)[:3]``, as a program without writes into views has
+it: ``slice_scatter``, and a copy into the input), it has looked into that already: the tensor is read elsewhere while
+it is written. Plain ``torch.compile`` errs there, too. Here what is written is computed first if it reads that tensor.
+
+There is no option for either. A method of the scheduler's, and the function by which every copy is made, are replaced
+while a program is generated.
 """
 
 from __future__ import annotations
@@ -18,7 +26,8 @@ from torch.utils._ordered_set import OrderedSet
 
 @contextmanager
 def reads_follow_writes() -> Iterator[None]:
-    """While this is entered, loops that are laid out anew wait for the same operators as before."""
+    """While this is entered, programs are generated in this way."""
+    from torch._inductor import ir, lowering
     from torch._inductor.dependencies import StarDep, WeakDep
     from torch._inductor.scheduler import SchedulerNode
 
@@ -29,5 +38,15 @@ def reads_follow_writes() -> Iterator[None]:
         recompute(self, *arguments, **options)
         self.set_read_writes(self.read_writes.with_read(waits).rename(self.mutation_renames))
 
-    with mock.patch.object(SchedulerNode, "recompute_size_and_body", recompute_and_rename):
+    mutate: Any = lowering.mutate_to
+
+    def mutate_behind_reads(changed: Any, value: Any, *arguments: Any, **options: Any) -> Any:
+        if ir.try_get_name(changed) in value.get_read_names():
+            value.realize()
+        return mutate(changed, value, *arguments, **options)
+
+    with (
+        mock.patch.object(SchedulerNode, "recompute_size_and_body", recompute_and_rename),
+        mock.patch.object(lowering, "mutate_to", mutate_behind_reads),
+    ):
         yield

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._inductor.config as inductor_config
 from torch import Tensor
+from torch._inductor import lowering
 from torch._inductor.scheduler import SchedulerNode
 from torch.nn import functional as F
 
@@ -59,9 +60,40 @@ def test_readers_of_what_is_written_in_place(change: Callable[[Tensor], Tensor])
         torch.testing.assert_close(ours, theirs)
 
 
+def a_row_into_rows(x: Tensor) -> list[Tensor]:
+    x.copy_(torch.slice_scatter(x, (x[0] * 2).expand(3, 4), 0, 0, 3))
+    return []
+
+
+def rows_the_other_way_round(x: Tensor) -> list[Tensor]:
+    x.copy_(torch.slice_scatter(x, (x.flip(0) * 2)[:3], 0, 1))
+    return []
+
+
+def rows_from_columns(x: Tensor) -> list[Tensor]:
+    x.copy_(torch.slice_scatter(x, x.sin().t()[:3], 0, 1))
+    return []
+
+
+def rolled(x: Tensor) -> list[Tensor]:
+    x.copy_(torch.slice_scatter(x, x.roll(1, 0)[:3], 0, 1))
+    return [x.sum()]
+
+
+@pytest.mark.inductor
+@pytest.mark.cpu
+@pytest.mark.parametrize("change", [a_row_into_rows, rows_the_other_way_round, rows_from_columns, rolled])
+def test_what_is_written_is_computed_before(change: Callable[[Tensor], list[Tensor]]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4, 4)
+    compiled, ours, theirs = build(traced(change, x), [x], "inductor", "torch").run, x.clone(), x.clone()
+    for found, expected in zip([*compiled(ours), ours], [*change(theirs), theirs], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_inductor_is_as_it_was() -> None:
-    before = SchedulerNode.recompute_size_and_body
+    before, copy = SchedulerNode.recompute_size_and_body, lowering.mutate_to
     with pytest.raises(ZeroDivisionError), reads_follow_writes():
         assert SchedulerNode.recompute_size_and_body is not before
         raise ZeroDivisionError
-    assert SchedulerNode.recompute_size_and_body is before
+    assert SchedulerNode.recompute_size_and_body is before and lowering.mutate_to is copy
