@@ -22,13 +22,13 @@ from sgc.emit.bounds import refuse_negative_indices
 from sgc.emit.building import concurrent_builds
 from sgc.emit.complex_numbers import type_numbers
 from sgc.emit.generator import Generator
-from sgc.emit.lazy import graph_module
 from sgc.emit.multiples import multiply_apart
 from sgc.emit.mutations import reads_follow_writes
 from sgc.emit.optimize.check import devices
-from sgc.emit.optimize.nodes import depends_on_data, elements, is_final_copy, is_static, lineage
+from sgc.emit.optimize.nodes import depends_on_data, elements
 from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import RandomOrder, draw_as_torch, unread_draws
+from sgc.emit.own_memory import STACKS, own_memory
 from sgc.emit.pieces import pieces_kept
 from sgc.emit.singular import failures_are_nan
 from sgc.emit.strides import quick_strides
@@ -66,7 +66,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
     options = _options(module, rng, on_cpu=on_cpu)
     if in_one_piece:
         options["memory_pool"] = "combined"
-    module = _own_memory(module)
+    module = own_memory(module)
     failures_are_nan(module, validates=False)
     texts_for_cpp(module)
     refuse_negative_indices(module)
@@ -146,7 +146,7 @@ def _options(module: fx.GraphModule, rng: Rng, *, on_cpu: bool) -> dict[str, Any
 
 
 def _has_small_stacks_only(module: fx.GraphModule) -> bool:
-    stacks = [node for node in module.graph.nodes if node.target in _STACKS]
+    stacks = [node for node in module.graph.nodes if node.target in STACKS]
     return all(len(node.args[0]) <= _FEW_ROWS and elements(node.meta["val"]) <= _FEW_ELEMENTS for node in stacks)
 
 
@@ -165,8 +165,6 @@ def _has_few_elements(module: fx.GraphModule) -> bool:
 
 
 _FEW_FOR_A_GPU = 2**20
-
-_STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 
 
 _DEEPEST = 20_000
@@ -202,63 +200,6 @@ def _without_advice() -> Iterator[None]:
     finally:
         for name in _ADVICE:
             logging.getLogger(name).removeFilter(wanted)
-
-
-def _own_memory(module: fx.GraphModule) -> fx.GraphModule:
-    """A module in which each value that needs memory of its own gets it. Inductor (torch 2.13) errs in two ways.
-
-    Operators that write into a copy of an operand: Inductor makes that copy with the strides of the operand; of an
-    expanded one, whose elements share memory, it makes a copy whose elements do, and a sum into one of them is a sum
-    into all. Inputs that are copied into others: Inductor drops every copy on the way, and reads what another copy at
-    the end has written already. A choice between a value and itself is none to it, but a kernel of its own.
-    """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
-    finals = [node for node in graph.nodes if is_final_copy(node)]
-    for node in finals:
-        value = node.all_input_nodes[-1]
-        source = next((step for step in _copied(value) if step.op == "placeholder"), node.args[0])
-        if source is not node.args[0] and any(other.args[0] is source for other in finals):
-            with graph.inserting_before(finals[0]):
-                same = graph.call_function(torch.ops.aten.eq.Tensor, (value, value))
-                kept = graph.call_function(torch.ops.aten.where.self, (same, value, value))
-            node.update_arg(1, kept)
-    for node in graph.nodes:
-        name = getattr(node.target, "_overloadpacket", None)
-        if name in _WRITES_INTO_COPY and _shares_memory(node.args[0].meta["val"]):
-            with graph.inserting_before(node):
-                own = graph.call_function(
-                    torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
-                )
-            own.meta["val"] = node.args[0].meta["val"].contiguous()
-            node.update_arg(0, own)
-    return graph_module(module, graph)
-
-
-def _copied(node: fx.Node) -> Iterator[fx.Node]:
-    """The node, and the nodes that it is a copy or a view of."""
-    for step in lineage(node):
-        yield step
-        if step.target in _COPIES:
-            yield from _copied(step.all_input_nodes[-1])
-
-
-_COPIES = {torch.ops.aten.clone.default, torch.ops.aten.copy.default}
-
-
-_WRITES_INTO_COPY = {
-    getattr(torch.ops.aten, name)
-    for name in (
-        *("index_put", "_unsafe_index_put", "index_add", "index_copy", "index_fill", "masked_scatter", "masked_fill"),
-        *("scatter", "scatter_add", "scatter_reduce", "select_scatter", "slice_scatter", "diagonal_scatter"),
-    )
-}
-
-
-def _shares_memory(tensor: Tensor) -> bool:
-    if not is_static(tensor):
-        return True  # it may
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _explained(error: Exception, *, on_cpu: bool) -> BackendError:
