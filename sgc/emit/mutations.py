@@ -8,10 +8,12 @@ loop reads what was in the memory before, of an in-place draw what was never wri
 Before it writes into a tensor Inductor (torch 2.11 to 2.13) computes what still reads that; but if what it writes is a
 view of something that it has not computed yet (``x[1:] = x.flip(0)[:3]``, as a program without writes into views has
 it: ``slice_scatter``, and a copy into the input), it has looked into that already: the tensor is read elsewhere while
-it is written. Plain ``torch.compile`` errs there, too. Here what is written is computed first if it reads that tensor.
+it is written. Of ``v.index_put((index,), values)`` it does not compute the indices beforehand, if they are computed of
+``v``, into which it writes where nobody reads it afterwards. Plain ``torch.compile`` errs there, too. Here what is
+written, and where, is computed first if it reads that tensor.
 
-There is no option for either. A method of the scheduler's, and the function by which every copy is made, are replaced
-while a program is generated.
+There is no option for any of this. A method of the scheduler's, and the functions by which every copy and every
+``index_put`` is made, are replaced while a program is generated.
 """
 
 from __future__ import annotations
@@ -38,15 +40,27 @@ def reads_follow_writes() -> Iterator[None]:
         recompute(self, *arguments, **options)
         self.set_read_writes(self.read_writes.with_read(waits).rename(self.mutation_renames))
 
+    def compute_readers(changed: Any, values: list[Any]) -> None:
+        name = ir.try_get_name(changed)
+        for value in values:
+            if isinstance(value, ir.IRNode) and name in value.get_read_names():
+                value.realize()
+
     mutate: Any = lowering.mutate_to
 
     def mutate_behind_reads(changed: Any, value: Any, *arguments: Any, **options: Any) -> Any:
-        if ir.try_get_name(changed) in value.get_read_names():
-            value.realize()
+        compute_readers(changed, [value])
         return mutate(changed, value, *arguments, **options)
+
+    put: Any = lowering.index_put_impl_
+
+    def put_behind_reads(changed: Any, indices: Any, value: Any, *arguments: Any, **options: Any) -> Any:
+        compute_readers(changed, [*indices, value])
+        return put(changed, indices, value, *arguments, **options)
 
     with (
         mock.patch.object(SchedulerNode, "recompute_size_and_body", recompute_and_rename),
         mock.patch.object(lowering, "mutate_to", mutate_behind_reads),
+        mock.patch.object(lowering, "index_put_impl_", put_behind_reads),
     ):
         yield

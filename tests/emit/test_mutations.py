@@ -80,9 +80,16 @@ def rolled(x: Tensor) -> list[Tensor]:
     return [x.sum()]
 
 
+def where_it_says_itself(x: Tensor) -> list[Tensor]:
+    v = torch.cumsum(x, 0)
+    return [v.index_put(((v[:, 0] * 3).long() % 4,), 0.5 * v, accumulate=True)]
+
+
 @pytest.mark.inductor
 @pytest.mark.cpu
-@pytest.mark.parametrize("change", [a_row_into_rows, rows_the_other_way_round, rows_from_columns, rolled])
+@pytest.mark.parametrize(
+    "change", [a_row_into_rows, rows_the_other_way_round, rows_from_columns, rolled, where_it_says_itself]
+)
 def test_what_is_written_is_computed_before(change: Callable[[Tensor], list[Tensor]]) -> None:
     torch.manual_seed(0)
     x = torch.rand(4, 4)
