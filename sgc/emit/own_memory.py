@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from sgc.emit.lazy import graph_module
-from sgc.emit.optimize.nodes import is_final_copy, is_static, lineage
+from sgc.emit.optimize.nodes import is_final_copy, is_static, lineage, writes
 
 STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 
@@ -38,6 +38,7 @@ def own_memory(module: fx.GraphModule) -> fx.GraphModule:
         if source is not node.args[0] and any(other.args[0] is source for other in finals):
             node.update_arg(1, _chosen(value, finals[0]))
     updated, leaving = {node.args[0] for node in finals}, _leaving(graph)
+    _keep_out_of_stacks(graph)
     stacks = [node for node in graph.nodes if node.target in STACKS]
     pieces = {_origin(piece) for stack in stacks for piece in stack.all_input_nodes}
     for node in graph.nodes:
@@ -59,6 +60,24 @@ def own_memory(module: fx.GraphModule) -> fx.GraphModule:
         ):
             node.update_arg(0, _chosen(written, node))
     return graph_module(module, graph)
+
+
+def _keep_out_of_stacks(graph: fx.Graph) -> None:
+    """Let what an operator writes into later (somebody's own: Inductor finds no reason to copy it) be no piece."""
+    stacks: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.target in STACKS:
+            stacks.append(node)
+        written = set() if is_final_copy(node) else {_origin(argument) for argument in _may_write(node)}
+        for stack in stacks if written else ():
+            for piece in stack.all_input_nodes:
+                if _origin(piece) in written:
+                    stack.replace_input_with(piece, _chosen(piece, stack))
+
+
+def _may_write(node: fx.Node) -> list[fx.Node]:
+    """What an operator writes into, now or when Inductor has written it in place (``auto_functionalized``)."""
+    return node.all_input_nodes if isinstance(node.target, torch._ops.HigherOrderOperator) else writes(node)
 
 
 def _chosen(value: fx.Node, before: fx.Node) -> fx.Node:

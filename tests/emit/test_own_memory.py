@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor import compile_graph
+from sgc.emit.optimize.pipeline import optimize
 
 pytestmark = pytest.mark.inductor
 
@@ -55,6 +56,20 @@ def a_piece_of_a_concatenation(x: Tensor, y: Tensor) -> list[Tensor]:
     return [whole, piece.index_put((ROWS,), x[0, :3]), stacked, other.index_add(0, AGAIN, y[0])]
 
 
+@torch.library.custom_op("sgc_tests::triple_", mutates_args={"x"})
+def triple_(x: Tensor) -> None:
+    x.mul_(3)
+
+
+def somebodys(x: Tensor, y: Tensor) -> list[Tensor]:
+    piece, other = x.sin(), y.sin()
+    whole = torch.cat([piece, other, *[(x + k).cos() for k in range(9)]])
+    copy = other.clone()
+    triple_(piece)
+    triple_(copy)
+    return [whole, piece + 1, copy + 1]
+
+
 @pytest.mark.parametrize(
     "program",
     [
@@ -63,6 +78,7 @@ def a_piece_of_a_concatenation(x: Tensor, y: Tensor) -> list[Tensor]:
         a_result_from_an_input,
         a_result_and_a_copy,
         a_piece_of_a_concatenation,
+        somebodys,
     ],
 )
 def test_what_is_written_is_not_read(program: Callable[[Tensor, Tensor], list[Tensor]]) -> None:
@@ -73,3 +89,10 @@ def test_what_is_written_is_not_read(program: Callable[[Tensor, Tensor], list[Te
     for found, expected in zip([*results, ours], [*program(theirs, y), theirs], strict=True):
         torch.testing.assert_close(found, expected)
     assert all(found.untyped_storage().data_ptr() != ours.untyped_storage().data_ptr() for found in results)
+
+
+def test_somebodys_operator_in_a_functional_graph() -> None:
+    x, y = torch.rand(4, 4), torch.rand(4, 4)
+    module = optimize(trace(somebodys, [x, y]), [x, y]).module
+    for found, expected in zip(compile_graph(module, [x, y], "torch")(x, y), somebodys(x, y), strict=True):
+        torch.testing.assert_close(found, expected)
