@@ -172,7 +172,7 @@ def _in_proportion(node: fx.Node, weights: fx.Node) -> fx.Node:
     found = call(node, _aten.exp.default, logits)
     for step in reversed(views):
         # The logits may be laid out otherwise than the softmax was, so that no view of them has this shape.
-        reshape = _aten.reshape.default if step.target is _aten.view.default else step.target
+        reshape: Any = _aten.reshape.default if step.target is _aten.view.default else step.target
         found = call(node, reshape, found, *step.args[1:], **step.kwargs)
     return found
 
