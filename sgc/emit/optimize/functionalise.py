@@ -27,6 +27,7 @@ from sgc.emit.optimize.purity import is_view
 
 _ORIGIN = "sgc_origin"
 _LEGIT = torch.ops.aten._native_batch_norm_legit.default
+_LOOK = torch.ops.aten._linalg_check_errors.default
 
 
 def functionalise(module: fx.GraphModule) -> bool:
@@ -48,7 +49,8 @@ def functionalise(module: fx.GraphModule) -> bool:
         with FunctionalTensorMode():
             wrapped = [FunctionalTensor.to_functional(tensor) for tensor in inputs]
             attributes: dict[str, Tensor] = dict(zip(owned, wrapped[len(placeholders) :], strict=True))
-            results = _Replay(module, attributes).run(*wrapped[: len(placeholders)])
+            replay = _Replay(module, attributes)
+            results = [*replay.run(*wrapped[: len(placeholders)]), *replay.looked_at]
             results = tree_map_only(FunctionalTensor, FunctionalTensor.from_functional, results)
             finals = [FunctionalTensor.from_functional(tensor) for tensor in wrapped]
         for tensor, final in zip(inputs, finals, strict=True):
@@ -122,11 +124,22 @@ def _is_fresh(node: fx.Node) -> bool:
 
 
 class _Replay(fx.Interpreter):
-    """Runs a graph, reading the module's tensors from a dict."""
+    """Runs a graph, reading the module's tensors from a dict.
+
+    What raises for a factor that could not be computed is left out, for functionalisation would order it by tokens:
+    ``looked_at`` is what the graph's looks at factors are given, in their order.
+    """
 
     def __init__(self, module: fx.GraphModule, attributes: dict[str, Tensor]) -> None:
         super().__init__(module)
         self._attributes = attributes
+        self.looked_at: list[Tensor] = []
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is not _LOOK:
+            return super().call_function(target, args, kwargs)
+        self.looked_at.append(args[0])
+        return None
 
     def fetch_attr(self, target: str) -> Tensor:
         return self._attributes[target]
@@ -168,7 +181,12 @@ def _adopt(
                 copies[node] = graph.create_node("placeholder", original.target, original.args, name=original.name)
                 copies[node].meta.update(original.meta)
         elif node.op == "output":
-            results = fx.map_arg(node.args[0], lambda argument: copies[argument])
+            results = list(fx.map_arg(node.args[0], lambda argument: copies[argument]))
+            for look in reversed([node for node in before.nodes if node.target is _LOOK]):
+                info = results.pop()
+                with graph.inserting_after(info):
+                    again = graph.call_function(_LOOK, (info, *look.args[1:]), look.kwargs)
+                again.meta.update(look.meta)
             graph.output(results)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda argument: copies[argument])

@@ -185,6 +185,27 @@ def test_an_observed_bernoulli_stays_one_operator() -> None:
     assert len(lines(module)) == 3
 
 
+def test_looks_at_factors_stay() -> None:
+    """Each behind its factor; functionalisation would ask for a token that orders them."""
+
+    def program(x: Tensor) -> list[Tensor]:
+        y = x.clone()
+        y[0].mul_(0.5)
+        factor, inverse = torch.linalg.cholesky(y), torch.linalg.inv(y)
+        x.add_(1)
+        return [factor, inverse.sum()]
+
+    good, bad = torch.eye(2), -torch.eye(2)
+    module = traced(program, good)
+    before = results(module, good)
+    assert apply("functionalise", module)
+    assert equal(results(module, good), before)
+    looks = module.graph.find_nodes(op="call_function", target=torch.ops.aten._linalg_check_errors.default)
+    assert [look.args[1] for look in looks] == ["linalg.cholesky", "linalg.inv"]
+    with pytest.raises(torch.linalg.LinAlgError, match="cholesky"):
+        module(bad)
+
+
 def test_a_functional_graph_is_left_alone() -> None:
     module = traced(lambda x: [x * 2], X)
     graph = module.graph
