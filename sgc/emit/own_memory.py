@@ -19,8 +19,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves
 
+from sgc.emit.batching.operations import leaves
 from sgc.emit.lazy import graph_module
 from sgc.emit.optimize.nodes import is_final_copy, is_static, lineage, writes
 
@@ -53,7 +53,7 @@ def own_memory(module: fx.GraphModule) -> fx.GraphModule:
             own.meta["val"] = written.meta["val"].contiguous()
             node.update_arg(0, own)
         elif (
-            _is_operand_twice(node)
+            leaves(node).count(written) > 1
             or any(_origin(other) is _origin(written) for other in others)
             or (node in leaving and _written_over(written) in updated)
             or _origin(written) in pieces
@@ -87,10 +87,6 @@ def _chosen(value: fx.Node, before: fx.Node) -> fx.Node:
         chosen = before.graph.call_function(torch.ops.aten.where.self, (same, value, value))
     chosen.meta["val"] = value.meta["val"].clone()
     return chosen
-
-
-def _is_operand_twice(node: fx.Node) -> bool:
-    return [*tree_leaves((node.args, node.kwargs))].count(node.args[0]) > 1
 
 
 def _origin(node: fx.Node) -> fx.Node:
