@@ -21,7 +21,19 @@ from sgc.capturing.rehearsal import Rehearsal
 from sgc.capturing.validation import Requirement
 from sgc.errors import CaptureError
 from sgc.graph.effects import dependencies, drop_dead, is_random
-from sgc.graph.program import Baseline, Check, Density, Input, InputKind, Plate, Program, Site, SiteKind, ValueGuard
+from sgc.graph.program import (
+    Baseline,
+    Check,
+    Density,
+    HidingMask,
+    Input,
+    InputKind,
+    Plate,
+    Program,
+    Site,
+    SiteKind,
+    ValueGuard,
+)
 
 _LITERAL = torch.ops.aten.lift_fresh_copy.default
 
@@ -220,7 +232,8 @@ def _sites(recording: Recording, slots: dict[tuple[str, str], str]) -> Iterator[
     guide = {site["name"]: site for site in samples(recording.guide_trace)}
     for name, statement in recording.recorder.statements.items():
         if name in model or name in guide:
-            yield _site(name, statement, model, guide, slots, recording.baselines.get(name))
+            baseline, masks = recording.baselines.get(name), recording.masks.get(name, ())
+            yield _site(name, statement, model, guide, slots, baseline, masks)
         elif statement.subsample:
             yield _subsample_site(name, statement, slots.get((name, "value")))
 
@@ -247,6 +260,7 @@ def _site(
     guide: dict[str, Any],
     slots: dict[tuple[str, str], str],
     baseline: Baseline | None,
+    masks: Sequence[int],
 ) -> Site:
     in_guide = name in guide
     site = guide[name] if in_guide else model[name]
@@ -272,6 +286,11 @@ def _site(
             _plates(site),
             slots.get((name, "guide.score_function")),
             slots.get((name, "guide.entropy_term")),
+            slots.get((name, "guide.masked_score_function")),
+            tuple(
+                HidingMask(slots.get((name, f"guide.mask{position}")), event_dims)
+                for position, event_dims in enumerate(masks)
+            ),
         )
         if in_guide
         else None,

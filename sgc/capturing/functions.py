@@ -43,11 +43,12 @@ class FunctionLeaf:
     def __call__(self, *tensors: Tensor) -> Any:
         remaining = iter(tensors)
         leaves = [next(remaining) if leaf is Tensor else leaf for leaf in self._static]
-        return _original_apply(self.cls, *tree_unflatten(leaves, self._spec))
+        return original_apply(self.cls, *tree_unflatten(leaves, self._spec))
 
 
-def _original_apply(cls: type[Function], *args: Any) -> Any:
-    return _APPLY(cls, *args)
+def original_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+    """``cls.apply`` as torch has it."""
+    return _APPLY(cls, *args, **kwargs)
 
 
 _APPLY: Callable[..., Any] = Function.apply.__func__  # type: ignore[attr-defined]
@@ -81,6 +82,13 @@ def functions_as_leaves() -> Iterator[None]:
                 tracer.bind(part, item)
         return result
 
+    with applying(apply):
+        yield
+
+
+@contextmanager
+def applying(apply: Callable[..., Any]) -> Iterator[None]:
+    """``apply(cls, *args)`` is what the ``apply`` of every ``autograd.Function`` does."""
     Function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
     try:
         yield

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pyro.distributions import Independent
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution, TorchDistributionMixin
-from pyro.distributions.util import sum_rightmost
+from pyro.distributions.util import broadcast_shape, is_identically_zero, scale_and_mask, sum_rightmost
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, fx
@@ -81,7 +83,27 @@ class SiteRecorder(Messenger):
         )
 
 
-def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
+@dataclass(frozen=True)
+class HidingMask:
+    """A mask below ``to_event`` (None: it hides everything), and how many dims each entry that it hides has."""
+
+    mask: Tensor | None
+    event_dims: int
+
+
+@dataclass(frozen=True)
+class SiteParts:
+    """``ScoreParts`` of a site.
+
+    Masks below ``to_event`` are in its score function as in Pyro's; ``whole_score`` is without them (None: unknown).
+    """
+
+    parts: ScoreParts
+    whole_score: Any
+    masks: tuple[HidingMask, ...] = ()
+
+
+def score_parts(site: Any, *, in_guide: bool) -> SiteParts:
     """Pyro's ``ScoreParts`` of a traced site, scaled and masked; of a model site only the ``log_prob``.
 
     A density that branches on its data becomes one opaque node.
@@ -89,16 +111,15 @@ def score_parts(site: Any, *, in_guide: bool) -> ScoreParts:
     fn, value, args, kwargs = site["fn"], site["value"], site["args"], site["kwargs"]
     attempt = Attempt(fn, value, args, kwargs)
     try:
-        own = _own_parts if in_guide else _density_only
-        parts = own(fn, value, args, kwargs)
+        own = _own_parts(fn, value, args, kwargs) if in_guide else _density_only(fn, value, args, kwargs)
     except DATA_DEPENDENT:
         if in_guide and type(fn).score_parts is not TorchDistributionMixin.score_parts:
             raise
         fn, value, args, kwargs = attempt.undo()
         _require_support(fn, value)
         log_prob = opaque_log_prob(fn, value, args, kwargs)
-        parts = _parts(log_prob, 0, log_prob) if fn.has_rsample else _parts(log_prob, log_prob, 0)
-    return parts.scale_and_mask(site["scale"], site["mask"])
+        own = _own(*((log_prob, 0, log_prob) if fn.has_rsample else (log_prob, log_prob, 0)))
+    return replace(own, parts=own.parts.scale_and_mask(site["scale"], site["mask"]))
 
 
 def _require_support(fn: Any, value: Tensor) -> None:
@@ -109,17 +130,70 @@ def _require_support(fn: Any, value: Tensor) -> None:
         fn._validate_sample(value)
 
 
-def _density_only(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ScoreParts:
-    return _parts(fn.log_prob(value, *args, **kwargs), 0, 0)
+def _density_only(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SiteParts:
+    return _own(fn.log_prob(value, *args, **kwargs), 0, 0)
 
 
-def _own_parts(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ScoreParts:
-    """``fn.score_parts``, seen through ``to_event``, where Pyro forgets the parts of the distribution inside."""
-    if not isinstance(fn, Independent) or type(fn.base_dist).score_parts is TorchDistributionMixin.score_parts:
-        return fn.score_parts(value, *args, **kwargs)
-    inner = _own_parts(fn.base_dist, value, args, kwargs)
-    rightmost = fn.reinterpreted_batch_ndims
-    return _parts(*(sum_rightmost(part, rightmost) if isinstance(part, Tensor) else part for part in inner))
+def _own_parts(
+    fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], inside: bool = False
+) -> SiteParts:
+    """``fn.score_parts``, seen through ``to_event``, where Pyro forgets the parts of the distribution inside.
+
+    :param inside: whether it stands in a distribution for which Pyro takes the density, masked, as the score function.
+    """
+    if type(fn) is Independent:
+        inner = _own_parts(fn.base_dist, value, args, kwargs, True)
+        return _each(inner, partial(sum_rightmost, dim=fn.reinterpreted_batch_ndims))
+    if type(fn) is ExpandedDistribution:
+        inner = _own_parts(fn.base_dist, value, args, kwargs, inside)
+        shape = broadcast_shape(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+        return inner if fn.batch_shape == fn.base_dist.batch_shape else _each(inner, lambda part: part.expand(shape))
+    if type(fn) is MaskedDistribution:
+        return _masked_parts(fn, value, args, kwargs, inside)
+    return _own(*fn.score_parts(value, *args, **kwargs))
+
+
+def _masked_parts(
+    fn: MaskedDistribution, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], inside: bool
+) -> SiteParts:
+    mask: Any = fn._mask
+    if mask is False:
+        parts = fn.score_parts(value)
+        if fn.has_rsample:
+            return _own(*parts)
+        try:
+            whole = _own_parts(fn.base_dist, value, args, kwargs, True).whole_score
+        except NotImplementedError:  # what is masked may have no density
+            whole = None
+        return SiteParts(parts, whole, (HidingMask(None, 0),))
+    inner = _own_parts(fn.base_dist, value, args, kwargs, inside or mask is True)
+    if mask is True:
+        return inner
+    log_prob, score, entropy = (scale_and_mask(part, mask=mask) for part in inner.parts)
+    if not inside or is_identically_zero(inner.parts.score_function):
+        return replace(inner, parts=_parts(log_prob, inner.parts.score_function, entropy))
+    if inner.parts.score_function is inner.parts.log_prob:
+        score = log_prob
+    masks = (*inner.masks, HidingMask(mask, fn.event_dim))
+    return SiteParts(_parts(log_prob, score, entropy), inner.whole_score, masks)
+
+
+def _each(own: SiteParts, change: Callable[[Tensor], Tensor]) -> SiteParts:
+    """Each part that is a tensor changed, the same tensor once."""
+    changed: dict[int, Tensor] = {}
+
+    def one(part: Any) -> Any:
+        if not isinstance(part, Tensor):
+            return part
+        if id(part) not in changed:
+            changed[id(part)] = change(part)
+        return changed[id(part)]
+
+    return replace(own, parts=_parts(*map(one, own.parts)), whole_score=one(own.whole_score))
+
+
+def _own(log_prob: Any, score_function: Any, entropy_term: Any) -> SiteParts:
+    return SiteParts(_parts(log_prob, score_function, entropy_term), score_function)
 
 
 def _parts(log_prob: Any, score_function: Any, entropy_term: Any) -> ScoreParts:

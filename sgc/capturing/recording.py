@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import detach, is_identically_zero
 from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
@@ -15,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from sgc.capturing.handlers import SiteRecorder, score_parts
+from sgc.capturing.handlers import SiteParts, SiteRecorder, score_parts
 from sgc.capturing.reads import ReadGuard
 from sgc.capturing.validation import Requirement
 from sgc.errors import BaselineError
@@ -34,6 +33,7 @@ class Recording:
         self.guide_trace: Trace
         self.slots: dict[tuple[str, str], int] = {}
         self.baselines: dict[str, Baseline] = {}
+        self.masks: dict[str, list[int]] = {}
 
     def run(
         self,
@@ -49,24 +49,36 @@ class Recording:
         with self.recorder:
             self.model_trace, self.guide_trace = _traces(model, guide, args, kwargs)
         for site in samples(self.model_trace):
-            self._output(site["name"], "model.log_prob", self._score_parts(site, in_guide=False).log_prob)
+            self._output(site["name"], "model.log_prob", self._score_parts(site, in_guide=False).parts.log_prob)
         for site in samples(self.guide_trace):
-            name, parts = site["name"], self._score_parts(site, in_guide=True)
-            self._output(name, "guide.log_prob", parts.log_prob)
-            for role in ("score_function", "entropy_term"):
-                term = getattr(parts, role)
-                if not is_identically_zero(term):
-                    self._output(name, f"guide.{role}", term)
+            name, own = site["name"], self._score_parts(site, in_guide=True)
+            self._output(name, "guide.log_prob", own.parts.log_prob)
+            if not is_identically_zero(own.parts.entropy_term):
+                self._output(name, "guide.entropy_term", own.parts.entropy_term)
+            if not is_identically_zero(own.parts.score_function):
+                self._score_function(name, own)
         for site in samples(self.guide_trace):
             if "baseline" in site["infer"] and not site["is_observed"]:
                 self._baseline(site)
 
-    def _score_parts(self, site: Any, *, in_guide: bool) -> ScoreParts:
+    def _score_function(self, name: str, own: SiteParts) -> None:
+        """The factor of the downstream costs; where a mask hides entries of the sample, two to choose from."""
+        if not own.masks or own.whole_score is None:
+            self._output(name, "guide.score_function", own.parts.score_function)
+            return
+        self._output(name, "guide.score_function", own.whole_score)
+        self._output(name, "guide.masked_score_function", own.parts.score_function)
+        self.masks[name] = [hiding.event_dims for hiding in own.masks]
+        for position, hiding in enumerate(own.masks):
+            if hiding.mask is not None:
+                self._output(name, f"guide.mask{position}", hiding.mask)
+
+    def _score_parts(self, site: Any, *, in_guide: bool) -> SiteParts:
         known = len(self.requirements)
-        parts = score_parts(site, in_guide=in_guide)
+        own = score_parts(site, in_guide=in_guide)
         for requirement in self.requirements[known:]:
             requirement.site, requirement.source = site["name"], self.recorder.statements[site["name"]].source
-        return parts
+        return own
 
     def _output(self, name: str, role: str, value: Any) -> None:
         self.slots[name, role] = len(self.outputs)

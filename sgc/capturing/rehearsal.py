@@ -53,9 +53,11 @@ class Rehearsal:
         _empty(self.filled)
 
 
-def pyro_elbo(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
+def pyro_elbo(
+    options: Options, max_plate_nesting: float | None = None, make: Callable[..., TraceGraph_ELBO] = TraceGraph_ELBO
+) -> TraceGraph_ELBO:
     """Pyro's own loss for the same options."""
-    elbo = TraceGraph_ELBO(
+    elbo = make(
         num_particles=options.num_particles,
         vectorize_particles=options.vectorize_particles,
         max_plate_nesting=options.max_plate_nesting,

@@ -126,7 +126,7 @@ def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
 def _score_parts(program: Program, site: Site) -> list[tuple[Payload, fx.Node]]:
     found: list[tuple[Payload, fx.Node]] = []
     if site.guide is not None:
-        for part in ("score_function", "entropy_term"):
+        for part in ("score_function", "masked_score_function", "entropy_term"):
             name = getattr(site.guide, part)
             if name is not None:
                 key = f"{part}({site.name})"

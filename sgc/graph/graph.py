@@ -13,6 +13,7 @@ from sgc.graph.nodes import (
     DownstreamCostNode,
     Estimator,
     Payload,
+    ScorePartNode,
     SiteNode,
 )
 from sgc.graph.program import Program, SiteKind
@@ -105,6 +106,21 @@ class StochasticGraph(nx.DiGraph):
         chosen = self._latent(site).estimator
         assert chosen is not None, "the graph has not been through the estimator pass"
         return chosen
+
+    def scores_hidden_entries(self, site: str) -> bool:
+        """Whether the score function of a latent site has the entries that a mask below ``to_event`` hides.
+
+        Pyro's never has; it must have them where they reach a cost.
+        """
+        self._latent(site)
+        guide = self.program.site(site).guide if self.program is not None else None
+        chosen = self._payloads.get(f"score_function({site})")
+        return (
+            guide is not None
+            and guide.masked_score_function is not None
+            and isinstance(chosen, ScorePartNode)
+            and chosen.fx == guide.score_function
+        )
 
     def baseline(self, site: str) -> BaselineNode | None:
         """The baseline of a latent site, None if it has none."""

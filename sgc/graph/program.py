@@ -71,17 +71,28 @@ class SiteKind(Enum):
 
 
 @dataclass(frozen=True)
+class HidingMask:
+    """The fx node of a mask below ``to_event`` (None: it hides all), and how many dims each entry that it hides has."""
+
+    node: str | None
+    event_dims: int
+
+
+@dataclass(frozen=True)
 class Density:
     """The log-density terms of a site in one trace, each the name of an fx node (None: identically zero).
 
     ``log_prob`` is scaled and masked; ``score_function`` is neither and ``entropy_term`` is both, as in
     Pyro's ``ScoreParts``. The last two are known for guide sites only. ``plates`` are those of this trace.
+    Where ``masks`` below ``to_event`` hide entries of the sample, ``masked_score_function`` is without these.
     """
 
     log_prob: str
     plates: tuple[Plate, ...]
     score_function: str | None = None
     entropy_term: str | None = None
+    masked_score_function: str | None = None
+    masks: tuple[HidingMask, ...] = ()
 
 
 @dataclass(frozen=True)

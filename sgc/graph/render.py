@@ -48,7 +48,7 @@ def _site(graph: StochasticGraph, site: SiteNode) -> Iterator[str]:
         return
     if site.estimator is None:
         return
-    yield f"      gradient: {site.estimator.value}"
+    yield f"      gradient: {site.estimator.value}{_hidden(graph, site)}"
     if site.estimator is Estimator.PATHWISE:
         return
     downstream, baseline = graph.downstream_cost(site.key), graph.baseline(site.key)
@@ -60,6 +60,16 @@ def _site(graph: StochasticGraph, site: SiteNode) -> Iterator[str]:
         if baseline.learned:
             parts.append(f"learned from {_upstream(graph, baseline.learned)}")
         yield f"      minus the baseline: {' + '.join(parts)}"
+
+
+def _hidden(graph: StochasticGraph, site: SiteNode) -> str:
+    """What becomes of entries that a mask below ``to_event`` hides."""
+    guide = graph.program.site(site.key).guide if graph.program is not None else None
+    if guide is None or guide.masked_score_function is None:
+        return ""
+    if graph.scores_hidden_entries(site.key):
+        return ", of hidden entries too: they reach a cost"
+    return ", without hidden entries: they reach no cost"
 
 
 def _upstream(graph: StochasticGraph, key: str) -> str:
