@@ -62,7 +62,7 @@ class CaptureError(SgcError, RuntimeError):
 
 
 class BaselineError(SgcError, ValueError):
-    """A baseline with unrecognised options, a forbidden combination, a wrong shape or a biased input."""
+    """A baseline with unrecognised or wrong options, a forbidden combination, a wrong shape or a biased input."""
 
 
 class SiteMismatchError(SgcError, ValueError):
@@ -95,6 +95,10 @@ class InvalidValueError(SgcError, ValueError):
 
 class RespecializationWarning(UserWarning):
     """The same loss module keeps compiling anew; the text says which guard keeps missing."""
+
+
+class BaselineWarning(UserWarning):
+    """A baseline, or an option of one, that is without effect; the text gives the site, the reason and the remedy."""
 
 
 class SideEffectWarning(UserWarning):

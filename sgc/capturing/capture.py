@@ -46,14 +46,14 @@ def capture_program(
 
     :param records: for the positions of some partials among the leaves of the arguments, where to record their calls.
     :raises DataDependenceError: if the program's structure depends on a sample.
-    :raises BaselineError: if the baseline options of a site are unrecognised or contradict one another.
+    :raises BaselineError: if the baseline options of a site are unrecognised, wrong or contradict one another.
     """
     leaves, structure = flatten((args, kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in positions]
     elbo = pyro_elbo(options, rehearsal.max_plate_nesting)
     checked = None if options.validate is False else options.validate or Distribution._validate_args
-    recording = Recording()
+    recording = Recording(failed_before=rehearsal.failure is not None)
 
     def run(*traced: Tensor) -> list[Tensor]:
         filled = list(leaves)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -233,7 +233,8 @@ def _sites(recording: Recording, slots: dict[tuple[str, str], str]) -> Iterator[
     for name, statement in recording.recorder.statements.items():
         if name in model or name in guide:
             baseline, masks = recording.baselines.get(name), recording.masks.get(name, ())
-            yield _site(name, statement, model, guide, slots, baseline, masks)
+            site = _site(name, statement, model, guide, slots, baseline, masks)
+            yield replace(site, baseline_in_model=name in recording.model_baselines.names)
         elif statement.subsample:
             yield _subsample_site(name, statement, slots.get((name, "value")))
 

@@ -7,24 +7,28 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import detach, is_identically_zero
+from pyro.distributions.util import is_identically_zero
 from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from sgc.capturing.baselines import Complaints, ModelBaselines, read_options, value_of_network
 from sgc.capturing.handlers import SiteParts, SiteRecorder, score_parts
 from sgc.capturing.reads import ReadGuard
 from sgc.capturing.validation import Requirement
-from sgc.errors import BaselineError
 from sgc.graph.program import Baseline
 
 
 class Recording:
-    """The traces, and for each ``(site, role)`` the position of its tensor among the outputs."""
+    """The traces, and for each ``(site, role)`` the position of its tensor among the outputs.
 
-    def __init__(self) -> None:
+    :param failed_before: whether the rehearsal failed, when Pyro combined costs and baselines.
+    """
+
+    def __init__(self, *, failed_before: bool = False) -> None:
+        self._failed_before = failed_before
         self.recorder = SiteRecorder()
         self.reads: list[ReadGuard] = []
         self.requirements: list[Requirement] = []
@@ -34,6 +38,7 @@ class Recording:
         self.slots: dict[tuple[str, str], int] = {}
         self.baselines: dict[str, Baseline] = {}
         self.masks: dict[str, list[int]] = {}
+        self.model_baselines = ModelBaselines()
 
     def run(
         self,
@@ -47,7 +52,7 @@ class Recording:
         if elbo.vectorize_particles:
             model, guide = elbo._vectorized_num_particles(model), elbo._vectorized_num_particles(guide)
         with self.recorder:
-            self.model_trace, self.guide_trace = _traces(model, guide, args, kwargs)
+            self.model_trace, self.guide_trace = _traces(self.model_baselines(model), guide, args, kwargs)
         for site in samples(self.model_trace):
             self._output(site["name"], "model.log_prob", self._score_parts(site, in_guide=False).parts.log_prob)
         for site in samples(self.guide_trace):
@@ -87,39 +92,20 @@ class Recording:
     def _baseline(self, site: Any) -> None:
         """Evaluate the user's baseline; what becomes of it is decided by the baseline pass."""
         name = site["name"]
-        source = self.recorder.statements[name].source
-        options = dict(site["infer"]["baseline"])
-        network = options.pop("nn_baseline", None)
-        network_input = options.pop("nn_baseline_input", None)
-        decaying = options.pop("use_decaying_avg_baseline", False)
-        beta = options.pop("baseline_beta", 0.90)
-        value = options.pop("baseline_value", None)
-        known = "nn_baseline, nn_baseline_input, use_decaying_avg_baseline, baseline_beta, baseline_value"
-        if options:
-            raise BaselineError(
-                f"Unrecognized baseline options: {', '.join(sorted(options))}",
-                site=name,
-                source=source,
-                remedy=f"the options are {known}",
-            )
-        if network is not None and value is not None:
-            raise BaselineError(
-                "cannot use baseline_value and nn_baseline simultaneously",
-                site=name,
-                source=source,
-                remedy="give one of them; use_decaying_avg_baseline may be combined with either",
-            )
-        kind = "nn_baseline" if network is not None else "baseline_value" if value is not None else None
-        if network is not None:
-            value = network(detach(network_input))
+        complaints = Complaints(name, self.recorder.statements[name].source)
+        options = read_options(site["infer"]["baseline"], complaints)
+        value = options.value
+        if options.network is not None:
+            value = value_of_network(options, self._failed_before, complaints)
         if value is not None:
             self._output(name, "baseline", value)
         self.baselines[name] = Baseline(
-            kind=kind,
+            kind=options.kind,
             value=None,
             value_shape=None if value is None else tuple(value.shape) if isinstance(value, Tensor) else (),
-            decaying_average=bool(decaying),
-            beta=float(beta),
+            decaying_average=options.decaying,
+            beta=options.beta,
+            idle_beta="baseline_beta" in options.given and not options.decaying,
         )
 
 

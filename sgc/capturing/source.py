@@ -54,9 +54,9 @@ def current_line() -> SourceLine | None:
     return library
 
 
-def warn(message: str, category: type[Warning]) -> None:
-    """Give a warning at the user's own line."""
-    line = current_line()
+def warn(message: str, category: type[Warning], line: SourceLine | None = None) -> None:
+    """Give a warning at the user's own line: the given one, or that being executed."""
+    line = line or current_line()
     if line is None:
         warnings.warn(message, category, stacklevel=3)
     else:

@@ -99,7 +99,8 @@ class Density:
 class Baseline:
     """The options of ``infer={"baseline": {...}}`` at a site, with the traced tensors they gave.
 
-    ``value`` is the fx node of ``baseline_value``, or of ``nn_baseline(nn_baseline_input.detach())``.
+    ``value`` is the fx node of ``baseline_value``, or of ``nn_baseline(nn_baseline_input.detach())``; ``idle_beta``
+    says that there is a ``baseline_beta`` and no decaying average.
     """
 
     kind: str | None
@@ -107,6 +108,7 @@ class Baseline:
     value_shape: tuple[int, ...] | None
     decaying_average: bool
     beta: float
+    idle_beta: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Site:
     """One sample statement: what is known of it before any statistical decision.
 
     ``value`` is an fx node of its own, so that everything computed from the sample is downstream of it.
+    ``baseline_in_model`` says that the model's statement has a baseline of its own.
     """
 
     name: str
@@ -132,6 +135,7 @@ class Site:
     opaque: bool = False
     auxiliary: bool = False
     baseline: Baseline | None = None
+    baseline_in_model: bool = False
 
 
 @dataclass(frozen=True)

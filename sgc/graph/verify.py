@@ -123,7 +123,7 @@ def _every_scored_site_has_a_term(graph: StochasticGraph) -> Iterator[str]:
         site = graph.payload(name)
         assert isinstance(site, SiteNode)
         scored = site.estimator in (Estimator.SCORE_FUNCTION, Estimator.PARTIAL)
-        if scored and f"score_term({name})" not in graph:
+        if scored and f"score_term({name})" not in graph and graph.downstream_costs(name):
             yield f"the scored site {name!r} has no score term"
         if not scored and f"score_term({name})" in graph:
             yield f"the site {name!r} is not scored and yet has a score term"

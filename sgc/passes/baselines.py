@@ -7,11 +7,13 @@ depend on the sample (Mnih and Gregor 2014, section 2.2). The options are Pyro's
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from sgc.errors import BaselineError
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, SiteNode
+from sgc.graph.nodes import BaselineNode, Estimator, SiteNode
 from sgc.passes.estimators import scored_sites
 
 
@@ -59,6 +61,30 @@ def add_baselines(graph: StochasticGraph) -> None:
             device=density.device,
         )
         graph.add(node, [learned] if learned else [])
+
+
+def idle_baselines(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]:
+    """The sites with a baseline, or an option of one, that has no effect, and why."""
+    assert graph.program is not None
+    for site in graph.of_type(SiteNode):
+        declared = graph.program.site(site.key)
+        options = declared.baseline
+        if declared.baseline_in_model and options is None:
+            yield site, "the baseline of the model's statement has no effect, only the guide's has: give it there"
+        if options is None:
+            continue
+        if options.idle_beta:
+            yield (
+                site,
+                (
+                    "baseline_beta has no effect without a decaying average: add use_decaying_avg_baseline=True, or leave "
+                    "it out"
+                ),
+            )
+        if (options.kind or options.decaying_average) and graph.baseline(site.key) is None:
+            pathwise = site.estimator is Estimator.PATHWISE
+            reason = "the site is pathwise, without a score function" if pathwise else "no cost depends on its sample"
+            yield site, f"the baseline has no effect, because {reason}: leave it out"
 
 
 def _check_independent(graph: StochasticGraph, name: str, learned: str, kind: str | None) -> None:

@@ -42,7 +42,7 @@ class Fault(Enum):
     PROVENANCE = "Below a discrete site tensors stay tensors"
     REJECTION = "The score-function term of rejection samplers is kept"
     LEAK = "A sample without `rsample` has no gradient"
-    MASK = "Hidden entries below `to_event` that reach a cost keep their score"
+    MASK = "Hidden entries below `to_event` that reach a cost"
     BASELINE = "A baseline at a pathwise site is not trained"
 
     @property

@@ -32,7 +32,7 @@ from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.stepping import BuiltStep, build_step
 from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.emit.whitened import take_whitened
-from sgc.errors import SideEffectWarning
+from sgc.errors import BaselineWarning, SideEffectWarning
 from sgc.graph.build import build_graph
 from sgc.graph.effects import switches_autocast
 from sgc.graph.graph import StochasticGraph
@@ -40,6 +40,7 @@ from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
 from sgc.native import library, watch
 from sgc.native.watch import Condition, Group
+from sgc.passes.baselines import idle_baselines
 from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
@@ -291,6 +292,8 @@ def specialize(
     graph = run_passes(build_graph(program))
     if rehearsal.failure is not None:
         raise rehearsal.failure
+    for site, reason in idle_baselines(graph):
+        warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
     emitted = emit_surrogate(graph, *particles(options)[:2])
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (

@@ -52,20 +52,28 @@ def exact_gradient(
     args: tuple[Any, ...],
     supports: Supports,
     leaves: list[Tensor],
+    drawn: Callable[..., Any] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Minus the ELBO as a finite sum, sum_z q(z) (log q(z) - log p(x, z)), and its gradient by autograd."""
+    """Minus the ELBO as a finite sum, sum_z q(z) (log q(z) - log p(x, z)), and its gradient by autograd.
+
+    :param drawn: the guide without its masks, where it has some: they hide a density, and not a draw.
+    """
     loss = torch.zeros(())
     for values in outcomes(supports):
         log_q, log_p = log_joint(guide, args, values), log_joint(model, args, values)
-        loss = loss + log_q.exp() * (log_q - log_p)
+        weight = (log_joint(drawn, args, values) if drawn else log_q).exp()
+        loss = loss + weight * (log_q - log_p)
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     return loss.detach(), [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True)]
 
 
 def expected_estimate(
-    module: sgc.LossModule, guide: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
+    module: sgc.LossModule, drawn: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The expectation over all outcomes of the emitted loss and of the surrogate's gradient, the samples forced."""
+    """The expectation over all outcomes of the emitted loss and of the surrogate's gradient, the samples forced.
+
+    :param drawn: the guide without its masks, whose density is that of what is drawn.
+    """
     specialization = module.initialize(*args).specializations[-1]
     emitted = emit_surrogate(specialization.graph, forced=tuple(supports)).module
     arguments = iter(tensor for tensor in torch.utils._pytree.tree_leaves(args) if isinstance(tensor, Tensor))
@@ -74,7 +82,7 @@ def expected_estimate(
     ]
     total, sums = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for values in outcomes(supports):
-        weight = log_joint(guide, args, values).exp().detach()
+        weight = log_joint(drawn, args, values).exp().detach()
         averages = [torch.full_like(average, 0.3) for average in specialization.averages()]
         pyro.set_rng_seed(0)
         loss, surrogate, *_ = emitted(*inputs, *averages, *values.values())
