@@ -77,8 +77,8 @@ def idle_baselines(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]:
             yield (
                 site,
                 (
-                    "baseline_beta has no effect without a decaying average: add use_decaying_avg_baseline=True, or leave "
-                    "it out"
+                    "baseline_beta has no effect without a decaying average: add use_decaying_avg_baseline=True, or "
+                    "leave it out"
                 ),
             )
         if (options.kind or options.decaying_average) and graph.baseline(site.key) is None:

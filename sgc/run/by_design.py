@@ -20,7 +20,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from pyro.distributions.util import is_identically_zero, sum_rightmost
 from pyro.infer import TraceGraph_ELBO
 from pyro.infer.enum import get_importance_trace
-from pyro.ops.provenance import ProvenanceTensor, get_provenance, track_provenance
+from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -33,7 +33,7 @@ from sgc.capturing.source import current_line
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import Estimator
 from sgc.graph.program import SiteKind
-from sgc.run.provenance import followed
+from sgc.run.provenance import Provenance, followed
 
 
 class Fault(Enum):
@@ -45,27 +45,26 @@ class Fault(Enum):
     MASK = "Hidden entries below `to_event` that reach a cost"
     BASELINE = "A baseline at a pathwise site is not trained"
 
-    @property
-    def section(self) -> str:
-        """Where the docs tell of it."""
-        anchor = self.value.lower().replace("`", "").replace(" ", "-")
-        return f"docs/pyro-differences.md#{anchor}"
+
+WRITES = "Writes into tensors are followed"
+"""The section of what :attr:`Fault.PROVENANCE` does to costs below a write in place or a copy."""
 
 
 @dataclass
 class Seen:
     """What happened in runs of eager Pyro, in words; each once."""
 
-    words: dict[Fault, dict[str, None]] = field(default_factory=dict)
+    words: dict[Fault, dict[str, str]] = field(default_factory=dict)
     provenance: dict[str, frozenset[str]] = field(default_factory=dict)
 
-    def note(self, fault: Fault, text: str) -> None:
-        """Something that the fault did."""
-        self.words.setdefault(fault, {})[text] = None
+    def note(self, fault: Fault, text: str, title: str | None = None) -> None:
+        """Something that the fault did, and the title of the section that tells of it."""
+        self.words.setdefault(fault, {})[text] = title or fault.value
 
-    def of(self, fault: Fault) -> Sequence[str]:
-        """What the fault did, if only that it did something."""
-        return tuple(self.words.get(fault, ())) or (_OTHERWISE,)
+    def of(self, fault: Fault) -> Iterator[tuple[str, str]]:
+        """What the fault did, if only that it did something, and where the docs tell of it."""
+        for text, title in self.words.get(fault, {_OTHERWISE: fault.value}).items():
+            yield text, f"docs/pyro-differences.md#{title.lower().replace('`', '').replace(' ', '-')}"
 
 
 _OTHERWISE = "below a discrete site Pyro's ProvenanceTensor gives other numbers than a tensor"
@@ -86,22 +85,21 @@ class PyroWithout(TraceGraph_ELBO):
         self._unmasked = {name for name in latent if graph.scores_hidden_entries(name)}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        provenance = Provenance()
         with ExitStack() as stack:
-            if Fault.PROVENANCE in self._without:
-                provenance = stack.enter_context(followed())
-                mark: Callable[[Tensor, frozenset[str]], Any] = provenance.add
-            else:
+            if Fault.PROVENANCE in self._without or self._partial:
+                # Under any mode of this kind torch.tensor(z) is followed, which in plain Pyro it is not.
+                stack.enter_context(followed(provenance))
+            if Fault.PROVENANCE not in self._without:
                 sites = stack.enter_context(_CurrentSite())
                 stack.enter_context(_observed(self._seen, sites))
-                mark = track_provenance
-            stack.enter_context(_Samples(self, mark))
+            stack.enter_context(_Samples(self, provenance))
             traces = get_importance_trace("dense", self.max_plate_nesting, model, guide, args, kwargs)
-            if Fault.PROVENANCE in self._without:
-                for trace in traces:
-                    for site in _samples(trace):
-                        names = provenance.of(site["log_prob"])
-                        for key in ("log_prob", "log_prob_sum"):
-                            site[key] = track_provenance(site[key], names)
+            for trace in traces:
+                for site in _samples(trace):
+                    names = provenance.of(site["log_prob"])
+                    for key in ("log_prob", "log_prob_sum"):
+                        site[key] = track_provenance(site[key], names)
         self._look_at_costs(traces)
         for site in _samples(traces[1]):
             self._mend_score(site)
@@ -117,7 +115,7 @@ class PyroWithout(TraceGraph_ELBO):
                 lost = self._seen.provenance.get(cost, frozenset()) - names
                 if lost:
                     text = f"{cost} depends on {', '.join(sorted(lost))}; Pyro's provenance loses that"
-                    self._seen.note(Fault.PROVENANCE, text)
+                    self._seen.note(Fault.PROVENANCE, text, WRITES)
 
     def _mend_score(self, site: Any) -> None:
         name, fn, value, parts = site["name"], site["fn"], site["value"], site["score_parts"]
@@ -135,8 +133,21 @@ class PyroWithout(TraceGraph_ELBO):
             if Fault.MASK in self._without:
                 site["score_parts"] = parts._replace(score_function=_own_score(fn, value))
 
-    def track(self, msg: Any, in_model: bool) -> tuple[Tensor, bool]:
-        """The value of a sample statement, and whether its score is to be multiplied by the costs below it."""
+    def tracked(self, msg: Any, in_model: bool, provenance: Provenance) -> Tensor:
+        """The value of a sample statement, marked if its score is to be multiplied by the costs below it."""
+        value, scored = self._value(msg, in_model)
+        if not scored:
+            return value
+        names = frozenset({msg["name"]})
+        if Fault.PROVENANCE in self._without or msg["name"] in self._partial:
+            # A rejection sampler knows its own sample by its identity.
+            provenance.add(value, names)
+            return value
+        marked: Tensor = track_provenance(value, names)
+        return marked
+
+    def _value(self, msg: Any, in_model: bool) -> tuple[Tensor, bool]:
+        """The value of a sample statement, and whether it is to be marked."""
         name, value, has_rsample = msg["name"], msg["value"], getattr(msg["fn"], "has_rsample", False)
         if name in self._pathwise:
             if not has_rsample and in_model and "baseline" in msg["infer"]:
@@ -158,22 +169,16 @@ class PyroWithout(TraceGraph_ELBO):
 class _Samples(Messenger):
     """Stands where Pyro's ``TrackNonReparam`` stands, and marks what that should."""
 
-    def __init__(self, elbo: PyroWithout, mark: Callable[[Tensor, frozenset[str]], Any]) -> None:
+    def __init__(self, elbo: PyroWithout, provenance: Provenance) -> None:
         super().__init__()
-        self._elbo, self._mark = elbo, mark
+        self._elbo, self._provenance = elbo, provenance
         self._drawn: set[str] = set()
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or not isinstance(msg["value"], Tensor):
             return
-        name = msg["name"]
-        msg["value"], scored = self._elbo.track(msg, name in self._drawn)
-        self._drawn.add(name)
-        if scored:
-            # What a sampler returns may be a parameter's own memory.
-            value = msg["value"] if isinstance(msg["value"], ProvenanceTensor) else msg["value"].clone()
-            marked = self._mark(value, frozenset({name}))
-            msg["value"] = value if marked is None else marked
+        msg["value"] = self._elbo.tracked(msg, msg["name"] in self._drawn, self._provenance)
+        self._drawn.add(msg["name"])
 
 
 class _CurrentSite(Messenger):

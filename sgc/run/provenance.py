@@ -55,19 +55,18 @@ class Provenance(TorchDispatchMode):
 
 
 @contextmanager
-def followed() -> Iterator[Provenance]:
+def followed(provenance: Provenance) -> Iterator[None]:
     """Follow what depends on what; the results of an ``autograd.Function`` depend on all that it is given."""
-    with Provenance() as provenance:
 
-        def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-            result = original_apply(cls, *args, **kwargs)
-            names = provenance.of(args, kwargs)
-            if names:
-                provenance.add(result, names)
-            return result
+    def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        result = original_apply(cls, *args, **kwargs)
+        names = provenance.of(args, kwargs)
+        if names:
+            provenance.add(result, names)
+        return result
 
-        with applying(apply):
-            yield provenance
+    with provenance, applying(apply):
+        yield
 
 
 def _tensors(value: Any) -> list[Tensor]:

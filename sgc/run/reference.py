@@ -147,6 +147,8 @@ def verify(
         return _Result(loss, sites, dict(zip(names, gradients, strict=True)))
 
     with undone_writes() as written:
+        pyro_side(TraceGraph_ELBO)
+    with written.again():  # not under the mode that saw what is written: it changes what torch.tensor(z) is in Pyro
         theirs = pyro_side(TraceGraph_ELBO)
     with _nothing_changed(modules, averages), written.again():
         torch.manual_seed(_SEED)
@@ -176,7 +178,11 @@ def verify(
             rows = mended.differences(without([other for other in Fault if other is not fault]))
             differ = tuple(row.name for row in rows if row.name in affected and not row.within(tolerance))
             if differ:
-                reasons += [Reason(text, differ, fault.section) for text in seen.of(fault)]
+                reasons += [Reason(text, differ, section) for text, section in seen.of(fault)]
+        unexplained = tuple(affected.difference(*(reason.names for reason in reasons)))
+        if unexplained:  # no fault alone is enough for these
+            known = list(seen.words) or [Fault.PROVENANCE]
+            reasons += [Reason(text, unexplained, section) for fault in known for text, section in seen.of(fault)]
     count = len(names)
     return Verification(
         backend=found.backend(with_gradient=True) if same_numbers else "the emitted module, eagerly",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -86,7 +86,9 @@ def expected_estimate(
         averages = [torch.full_like(average, 0.3) for average in specialization.averages()]
         pyro.set_rng_seed(0)
         loss, surrogate, *_ = emitted(*inputs, *averages, *values.values())
-        gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        if surrogate.requires_grad:
+            gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
         total = total + weight * loss.detach()
         sums = [s if g is None else s + weight * g for s, g in zip(sums, gradients, strict=True)]
     return total, sums
