@@ -56,7 +56,9 @@ class ModelBaselines(Messenger):
         self.names: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"] and msg["infer"].get("baseline"):
+        options = (msg["infer"] or {}).get("baseline", {})
+        given = options.values() if isinstance(options, Mapping) else [options]
+        if any(option is not None and option is not False for option in given):
             self.names.add(msg["name"])
 
 

@@ -69,7 +69,8 @@ def idle_baselines(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]:
     for site in graph.of_type(SiteNode):
         declared = graph.program.site(site.key)
         options = declared.baseline
-        if declared.baseline_in_model and options is None:
+        has_one = options is not None and (options.kind is not None or options.decaying_average)
+        if declared.baseline_in_model and not has_one:
             yield site, "the baseline of the model's statement has no effect, only the guide's has: give it there"
         if options is None:
             continue
@@ -81,7 +82,7 @@ def idle_baselines(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]:
                     "leave it out"
                 ),
             )
-        if (options.kind or options.decaying_average) and graph.baseline(site.key) is None:
+        if has_one and graph.baseline(site.key) is None:
             pathwise = site.estimator is Estimator.PATHWISE
             reason = "the site is pathwise, without a score function" if pathwise else "no cost depends on its sample"
             yield site, f"the baseline has no effect, because {reason}: leave it out"

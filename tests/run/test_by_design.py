@@ -196,8 +196,9 @@ def test_an_error_where_pyro_has_no_fault_has_no_reason() -> None:
     def model() -> None:
         pyro.sample("x", dist.Normal(switch(), 1.0), obs=torch.tensor(1.0))
 
-    module = compiled(lambda: (model, lambda: pyro.sample("b", dist.Bernoulli(logits=param(0.4)))))
-    assert module.verify()
+    program = model, lambda: pyro.sample("b", dist.Bernoulli(logits=param(0.4)))
+    assert compiled(lambda: program).verify()
+    module = compiled(lambda: program)
     spoil(module, "surrogate")
     report = module.verify()
     assert not report and not report.reasons
