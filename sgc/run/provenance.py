@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -65,8 +66,24 @@ def followed(provenance: Provenance) -> Iterator[None]:
             provenance.add(result, names)
         return result
 
-    with provenance, applying(apply):
+    with provenance, applying(apply), _Literals(provenance):
         yield
+
+
+class _Literals(TorchFunctionMode):
+    """A tensor made of numbers depends on those among them that are tensors; no operator sees that."""
+
+    def __init__(self, provenance: Provenance) -> None:
+        super().__init__()
+        self._provenance = provenance
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor):
+            names = self._provenance.of(args[func is Tensor.new_tensor :], kwargs)
+            if names:
+                self._provenance.add(result, names)
+        return result
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -120,6 +120,18 @@ def copied() -> Program:
     return model, lambda: pyro.sample("b", dist.Bernoulli(logits=param(0.4)))
 
 
+def made_of_samples() -> Program:
+    def model() -> None:
+        b, c = pyro.sample("b", dist.Bernoulli(0.5)), pyro.sample("c", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(torch.tensor([b, c, 1.0]).sum(), 1.0), obs=torch.tensor(1.0))
+
+    def guide() -> None:
+        pyro.sample("b", dist.Bernoulli(logits=param(0.4)))
+        pyro.sample("c", dist.Bernoulli(logits=param(0.4)))
+
+    return model, guide
+
+
 def straight_through() -> Program:
     """A baseline that is trained by Pyro and subtracted from nothing."""
     net = nn.Linear(1, 1)
@@ -146,6 +158,7 @@ CASES: dict[Callable[[], Program], tuple[str, str]] = {
     laplace_below_laplace: (f"'i' (Laplace) is below b, where {CONSTRUCTOR} of shape [2]", "i"),
     geometric: (f"'h' (Geometric) is below b, where {CONSTRUCTOR} of shape [4]", "h"),
     copied: ("log p(x) depends on b; Pyro's provenance loses that", "w"),
+    made_of_samples: ("log p(x) depends on b, c; Pyro's provenance loses that", "w"),
     straight_through: ("'h' is pathwise in the guide, so that its baseline is subtracted from nothing", "weight"),
 }
 

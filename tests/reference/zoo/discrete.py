@@ -277,3 +277,57 @@ def discrete_chain() -> Case:
         pyro.sample("c", dist.Poisson(positive("rate", 1.5)))
 
     return Case(model, guide)
+
+
+SEEN = torch.tensor([[True, False, True], [True, True, False]])
+
+
+def _masked_guide(data: Tensor) -> None:
+    logits = pyro.param("logits", torch.zeros(3))
+    with pyro.plate("rows", len(data)):
+        pyro.sample("on", dist.Bernoulli(logits=data + logits).mask(SEEN).to_event(1))
+
+
+@entry("Discrete sites", "Masked below to_event, in guide and model by the same mask", inductor=True)
+def masked_below_to_event() -> Case:
+    def model(data: Tensor) -> None:
+        with pyro.plate("rows", len(data)):
+            on = pyro.sample("on", dist.Bernoulli(0.3).expand(data.shape).mask(SEEN).to_event(1))
+            pyro.sample("obs", dist.Normal(on, 1.0).mask(SEEN).to_event(1), obs=data)
+
+    return Case(model, _masked_guide, (torch.linspace(-1.0, 1.5, 6).reshape(2, 3),))
+
+
+@entry(
+    "Discrete sites",
+    "Masked below to_event, with hidden entries that reach a cost",
+    inductor=True,
+    differs="Pyro leaves hidden entries out of the score function",
+)
+def hidden_entries_in_a_cost() -> Case:
+    def model(data: Tensor) -> None:
+        with pyro.plate("rows", len(data)):
+            on = pyro.sample("on", dist.Bernoulli(0.3).expand(data.shape).mask(SEEN).to_event(1))
+            pyro.sample("obs", dist.Normal(on.sum(-1), 1.0), obs=data.sum(-1))
+
+    return Case(model, _masked_guide, (torch.linspace(-1.0, 1.5, 6).reshape(2, 3),))
+
+
+@entry(
+    "Discrete sites",
+    "A Dirichlet whose concentration is chosen by a Categorical, in the guide",
+    inductor=True,
+    differs="Pyro loses the gradient of an autograd function below a discrete site",
+)
+def dirichlet_below_a_categorical() -> Case:
+    def model() -> None:
+        k = pyro.sample("k", dist.Categorical(torch.ones(2)))
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+        pyro.sample("obs", dist.Normal(weights[k], 0.5), obs=torch.tensor(0.4))
+
+    def guide() -> None:
+        k = pyro.sample("k", dist.Categorical(logits=pyro.param("logits", torch.tensor([0.2, -0.1]))))
+        concentration = positive("conc", 1.2, 0.7, 2.0, 0.9, 1.5, 1.1).reshape(2, 3)
+        pyro.sample("weights", dist.Dirichlet(concentration[k]))
+
+    return Case(model, guide)
