@@ -81,7 +81,6 @@ class PyroWithout(TraceGraph_ELBO):
         latent = graph.sites(SiteKind.LATENT)
         self._without, self._seen = frozenset(without), seen
         self._partial = {name for name in latent if graph.estimator(name) is Estimator.PARTIAL}
-        self._pathwise = {name for name in latent if graph.estimator(name) is Estimator.PATHWISE}
         self._unmasked = {name for name in latent if graph.scores_hidden_entries(name)}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -133,9 +132,12 @@ class PyroWithout(TraceGraph_ELBO):
             if Fault.MASK in self._without:
                 site["score_parts"] = parts._replace(score_function=_own_score(fn, value))
 
-    def tracked(self, msg: Any, in_model: bool, provenance: Provenance) -> Tensor:
-        """The value of a sample statement, marked if its score is to be multiplied by the costs below it."""
-        value, scored = self._value(msg, in_model)
+    def tracked(self, msg: Any, in_guide: bool | None, provenance: Provenance) -> Tensor:
+        """The value of a sample statement, marked if its score is to be multiplied by the costs below it.
+
+        :param in_guide: at a site that the guide has drawn, whether it has an ``rsample`` there.
+        """
+        value, scored = self._value(msg, in_guide)
         if not scored:
             return value
         names = frozenset({msg["name"]})
@@ -146,20 +148,20 @@ class PyroWithout(TraceGraph_ELBO):
         marked: Tensor = track_provenance(value, names)
         return marked
 
-    def _value(self, msg: Any, in_model: bool) -> tuple[Tensor, bool]:
+    def _value(self, msg: Any, in_guide: bool | None) -> tuple[Tensor, bool]:
         """The value of a sample statement, and whether it is to be marked."""
         name, value, has_rsample = msg["name"], msg["value"], getattr(msg["fn"], "has_rsample", False)
-        if name in self._pathwise:
-            if not has_rsample and in_model and "baseline" in msg["infer"]:
+        if name in self._partial:
+            return value, Fault.REJECTION in self._without
+        if in_guide:
+            if not has_rsample and "baseline" in msg["infer"]:
                 self._seen.note(
                     Fault.BASELINE,
                     f"'{name}' is pathwise in the guide, so that its baseline is subtracted from nothing; Pyro trains "
                     "it, because the distribution in the model has no rsample",
                 )
             return value, not has_rsample and Fault.BASELINE not in self._without
-        if name in self._partial:
-            return value, Fault.REJECTION in self._without
-        if value.requires_grad and not has_rsample and not in_model:
+        if value.requires_grad and not has_rsample and in_guide is None:
             self._seen.note(Fault.LEAK, f"'{name}' has no rsample; Pyro lets a gradient leak through its sampler")
             if Fault.LEAK in self._without:
                 return value.detach(), True
@@ -172,13 +174,14 @@ class _Samples(Messenger):
     def __init__(self, elbo: PyroWithout, provenance: Provenance) -> None:
         super().__init__()
         self._elbo, self._provenance = elbo, provenance
-        self._drawn: set[str] = set()
+        self._drawn: dict[str, bool] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or not isinstance(msg["value"], Tensor):
             return
-        msg["value"] = self._elbo.tracked(msg, msg["name"] in self._drawn, self._provenance)
-        self._drawn.add(msg["name"])
+        name = msg["name"]
+        msg["value"] = self._elbo.tracked(msg, self._drawn.get(name), self._provenance)
+        self._drawn.setdefault(name, getattr(msg["fn"], "has_rsample", False))
 
 
 class _CurrentSite(Messenger):
