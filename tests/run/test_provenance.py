@@ -37,7 +37,7 @@ class Numbers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return torch.from_numpy(x.detach().numpy() + y.detach().numpy())
+        return torch.tensor(float(x.detach().numpy() + y.detach().numpy()))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ WAYS: list[Callable[[Tensor], Tensor]] = [
     result_of_out,
     added_in_place,
     lambda z: torch.tensor([z, 2.0]),
-    lambda z: torch.as_tensor([[z], [z]]),
+    lambda z: torch.as_tensor([z, z], dtype=torch.float64),
     lambda z: torch.zeros(2).new_tensor([1.0, z]),
     lambda z: torch.full((2,), 1.0).masked_fill(torch.tensor([True, False]), z),
     lambda z: Numbers.apply(torch.ones((), requires_grad=True), z),
