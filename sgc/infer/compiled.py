@@ -49,7 +49,7 @@ class CompiledELBO(LossModule):
         self._inductor_works = True
         self._pyro = pyro_elbo(settings.options)
 
-    def is_of(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> bool:
+    def _is_of(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> bool:
         """Whether this is the loss of these very callables, made with these settings."""
         own_model, own_guide = self._program
         same_settings = self._settings is settings or self._settings == settings
@@ -60,17 +60,17 @@ class CompiledELBO(LossModule):
 
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
         """
-        while not self.eager_only:
+        while not self._eager_only:
             try:
-                return self.evaluate(Call(args, kwargs))
+                return self._evaluate(Call(args, kwargs))
             except SgcError as error:
-                if not self.goes_on_after(error):
+                if not self._goes_on_after(error):
                     raise
         return self._eager(args, kwargs)
 
-    def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
+    def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns for a program that can be captured; also moves it to the next tier in time."""
-        loss = super().evaluate(call, backend)
+        loss = super()._evaluate(call, backend)
         latest = self._latest()
         with_gradient = torch.is_grad_enabled()
         if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) == PATIENCE:
@@ -83,7 +83,7 @@ class CompiledELBO(LossModule):
                     pyro.param(name)
         return loss
 
-    def goes_on_after(self, error: SgcError) -> bool:
+    def _goes_on_after(self, error: SgcError) -> bool:
         """By eager Pyro where ``dynamic="eager"``; on the eager backend if Inductor fails in the tiered mode."""
         if isinstance(error, BackendError) and self._settings.tiered:
             self._inductor_works = False
@@ -93,7 +93,7 @@ class CompiledELBO(LossModule):
                     made.use_backend("eager", with_gradient=with_gradient)
             return True
         if isinstance(error, (DataDependenceError, CaptureError)) and self._settings.dynamic == "eager":
-            self.eager_only = True
+            self._eager_only = True
             warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}", StandInWarning)
             return True
         return False

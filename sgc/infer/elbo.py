@@ -134,7 +134,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         settings = self._settings()
         for position in range(len(self._compiled) - 1, -1, -1):
             candidate = self._compiled[position]
-            if candidate.is_of(model, guide, settings):
+            if candidate._is_of(model, guide, settings):
                 if position != len(self._compiled) - 1:
                     self._compiled.append(self._compiled.pop(position))
                 return candidate
@@ -147,7 +147,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
                 self._warn_of_many()
         return made
 
-    def conditions(self) -> list[Condition]:
+    def _conditions(self) -> list[Condition]:
         """Where these are true, :meth:`compiled` gives for the same model and guide what it gave last."""
         kept = [watch.is_same(watch.entry(vars(self), name), getattr(self, name)) for name in _SETTINGS]
         return [*kept, watch.is_same(watch.item(self._compiled, -1), self._compiled[-1])]

@@ -84,7 +84,7 @@ class SVI(pyro.infer.SVI):
         """Where these are true, the compiled loss is still the same."""
         assert self._elbo is not None
         own = [watch.is_same(watch.entry(vars(self), name), vars(self)[name]) for name in ("model", "guide", "_elbo")]
-        return [*own, *self._elbo.conditions()]
+        return [*own, *self._elbo._conditions()]
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle has nothing compiled; an optimizer made by a callable is made anew, from its start."""

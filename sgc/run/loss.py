@@ -42,6 +42,10 @@ class LossModule(nn.Module):
     ``loss_module(*args, **kwargs)`` takes the model's arguments and returns minus the ELBO, a scalar whose
     gradient is the surrogate's. The first call captures and compiles; a later call that breaks a guard does so
     again, and up to ``cache_size`` specializations are kept.
+
+    ``options`` are those that it was made with. Its submodules hold what ``parameters()`` and ``state_dict()`` show, in
+    the very tensors of their owners: ``model`` and ``guide`` where these are modules, ``networks`` that they close over
+    or register, ``param_store`` of Pyro's parameters, ``closed_over`` leaf tensors, and the ``baselines``' averages.
     """
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
@@ -55,7 +59,7 @@ class LossModule(nn.Module):
             self.model = model
         if isinstance(guide, nn.Module) and guide is not model:
             self.guide = guide
-        self.eager_only = False
+        self._eager_only = False
         self._begin()
 
     def _begin(self) -> None:
@@ -85,11 +89,11 @@ class LossModule(nn.Module):
 
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
         """
-        return self.evaluate(Call(args, kwargs))
+        return self._evaluate(Call(args, kwargs))
 
-    def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
+    def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
-        found, tensors = self.select(call)
+        found, tensors = self._select(call)
         with_gradient = torch.is_grad_enabled()
         tensors = tensors if with_gradient else call.tensors
         backend = backend or found.backend(with_gradient=with_gradient)
@@ -98,25 +102,25 @@ class LossModule(nn.Module):
         try:
             loss: Tensor = Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
         except RuntimeError:
-            self.explain(trial)
+            self._explain(trial)
             raise
         if trial is not None:
             self._heed(trial)
-        self.warn_if_nan(loss)
+        self._warn_if_nan(loss)
         return loss
 
-    def select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+    def _select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
         """The specialization for a call, captured if need be, and the tensors that its emitted module takes."""
         found = self._lookup(call)
         return found, call.tensors + found.averages() if found.emitted.averages else call.tensors
 
-    def conditions(self, found: Specialization) -> list[Condition]:
-        """Where these and the guards are true, :meth:`select` would choose ``found`` again, with the same averages."""
+    def _conditions(self, found: Specialization) -> list[Condition]:
+        """Where these and the guards are true, :meth:`_select` would choose ``found`` again, with the same averages."""
         latest = watch.item(self._specializations, -1)
-        compiles = watch.is_same(watch.entry(vars(self), "eager_only"), False)
+        compiles = watch.is_same(watch.entry(vars(self), "_eager_only"), False)
         return [compiles, watch.is_same(latest, found), *found.baselines.conditions()]
 
-    def goes_on_after(self, error: SgcError) -> bool:
+    def _goes_on_after(self, error: SgcError) -> bool:
         """Whether calls will be answered in another way after an error."""
         return False
 
@@ -165,7 +169,7 @@ class LossModule(nn.Module):
         """What the latest specialization relies on, in words."""
         return "\n".join(self._latest().describe())
 
-    def refresh(self) -> None:
+    def _refresh(self) -> None:
         """Show the tensors that Pyro's store holds now; it may have been cleared and filled again by others.
 
         :raises sgc.errors.SgcError: if the store lacks them.
@@ -290,7 +294,7 @@ class LossModule(nn.Module):
 
     # -- validity
 
-    def judge(self, trial: Trial) -> None:
+    def _judge(self, trial: Trial) -> None:
         """Let Pyro raise its error for a call that was not valid, and put the random state back to before that call.
 
         :raises ValueError: unless Pyro, given the same numbers, finds nothing wrong.
@@ -301,7 +305,7 @@ class LossModule(nn.Module):
             judge(trial, *self._program, self.options)
         after.restore()
 
-    def explain(self, trial: Trial | None) -> None:
+    def _explain(self, trial: Trial | None) -> None:
         """An operator has refused its input in the midst of a call; Pyro may have refused it before.
 
         :raises ValueError: Pyro's own.
@@ -310,24 +314,24 @@ class LossModule(nn.Module):
         """
         if trial is not None:
             with suppress(AssertionError):
-                self.judge(trial)
+                self._judge(trial)
 
     def _heed(self, trial: Trial) -> None:
         """Look whether a call was valid; on a GPU one call late, so that no step waits for the device."""
         if trial.before.device.type == "cpu":
             if not trial.valid:
-                self.judge(trial)
+                self._judge(trial)
             return
         assert isinstance(trial.valid, Tensor)
         late, self._unjudged = self._unjudged, (trial, LateNumber(trial.valid))
         if late is not None and not float(late[1]):
             self._unjudged = None
-            self.judge(late[0])
+            self._judge(late[0])
             raise late_error()
 
     # -- NaN
 
-    def warn_if_nan(self, loss: Tensor) -> None:
+    def _warn_if_nan(self, loss: Tensor) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.is_cpu:
             number: float | None = loss.item()

@@ -39,7 +39,7 @@ def load_state_dict(stepper: Stepper, state: dict[str, Any]) -> None:
         raise SgcError("this is no state of an SVI", remedy="pass what state_dict() returned")
     if not loss_module.specializations:
         raise SgcError("the parameters are not there yet", remedy="call initialize(*args) first, as for a step")
-    loss_module.refresh()
+    loss_module._refresh()
     own = _own_tensors(loss_module, state["loss_module"])
     stepper.optimizing.load_state_dict(copy.deepcopy(state["optimizer"]))
     with torch.no_grad():

@@ -107,14 +107,14 @@ class Stepper:
         loss_module = self.loss_module()
         if isinstance(outcome, BaseException):
             if isinstance(outcome, RuntimeError):
-                loss_module.explain(step.trial(call, before))
+                loss_module._explain(step.trial(call, before))
             raise outcome
         loss = step.loss_of(outcome)
         if loss != loss:  # NaN: it has halted
             resumed = self.judged(step, step.trial(call, before))
             if resumed is not None:
                 return resumed.item()
-            loss_module.warn_if_nan(torch.tensor(loss))
+            loss_module._warn_if_nan(torch.tensor(loss))
         return loss
 
     def ready(self, call: Call) -> Step | None:
@@ -125,17 +125,17 @@ class Stepper:
         if self._latest is not None and self._latest.is_for(call):
             return self._latest.step(call)
         loss_module = self.loss_module()
-        if loss_module.eager_only:
+        if loss_module._eager_only:
             return None
         try:
             return self._ready(loss_module, call)
         except SgcError as error:
-            if not loss_module.goes_on_after(error):
+            if not loss_module._goes_on_after(error):
                 raise
             return None
 
     def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
-        found, tensors = loss_module.select(call)
+        found, tensors = loss_module._select(call)
         if not self.started or found.backend(with_gradient=True) != "inductor":
             return None
         parameters = [tensors[i] for i in found.differentiated(tensors).gradient_of]
@@ -167,7 +167,7 @@ class Stepper:
         found = bound.specialization
         return [
             *self.unchanged(),
-            *loss_module.conditions(found),
+            *loss_module._conditions(found),
             *found.steps_natively(),
             *self.optimizing.conditions(found),
             *bound.update.conditions(),
@@ -177,16 +177,16 @@ class Stepper:
     def eagerly(self, call: Call) -> Tensor:
         """Take a step with the optimizer in Python; the loss is a 0-d tensor. If it is NaN, nothing is written."""
         loss_module = self.loss_module()
-        if loss_module.eager_only:
+        if loss_module._eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
-        found, tensors = loss_module.select(call)
+        found, tensors = loss_module._select(call)
         # Inductor is for the whole step, unless there will be none: the loss by itself is not worth compiling.
         backend: Backend | None = None
         if found.backend(with_gradient=True) == "inductor" and not self._outside:
             backend = "eager"
         kept = [(t, t.detach().clone()) for t in found.written(tensors)]
         with torch.enable_grad():
-            loss = self.optimizing.step_eagerly(found, lambda: loss_module.evaluate(call, backend))
+            loss = self.optimizing.step_eagerly(found, lambda: loss_module._evaluate(call, backend))
         if math.isnan(loss):
             with torch.no_grad():
                 for tensor, before in kept:
@@ -206,7 +206,7 @@ class Stepper:
         if trial is None or step.valid:
             return None
         trial.valid = step.valid
-        self.loss_module().judge(trial)
+        self.loss_module()._judge(trial)
         warn("a compiled step is not valid and Pyro's is, by rounding: this one is taken in Python", StandInWarning)
         trial.before.restore()
         return self.eagerly(trial.call)
@@ -214,9 +214,9 @@ class Stepper:
     def nan_error(self, number: int, call: Call) -> NanLossError:
         """The error for a step in Python whose loss was NaN."""
         loss_module = self.loss_module()
-        if loss_module.eager_only:
+        if loss_module._eager_only:
             return NanLossError(f"the loss of step {number} is NaN; the optimizer has not taken that step")
-        return nan_loss_error(number, *loss_module.select(call))
+        return nan_loss_error(number, *loss_module._select(call))
 
     def _find(self, found: Specialization, members: list[Member], parameters: list[Tensor]) -> Bound | None:
         for bound in self._bound:
