@@ -73,7 +73,7 @@ class CompiledELBO(LossModule):
         loss = super()._evaluate(call, backend)
         latest = self._latest()
         with_gradient = torch.is_grad_enabled()
-        if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) == PATIENCE:
+        if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) >= PATIENCE:
             if latest.backend(with_gradient=with_gradient) == "eager":
                 latest.use_backend("inductor", with_gradient=with_gradient)
         if runtime.am_i_wrapped():

@@ -104,6 +104,7 @@ class LossModule(nn.Module):
         except RuntimeError:
             self._explain(trial)
             raise
+        compiled.calls += 1
         if trial is not None:
             self._heed(trial)
         self._warn_if_nan(loss)

@@ -57,7 +57,8 @@ class Compiled:
     """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten.
 
     If the specialization validates, its last result says whether the call was valid; if not, it has written nothing.
-    ``separate`` says whether each gradient has memory of its own, once it has run.
+    ``calls`` counts those of the loss module, not what :meth:`LossModule.verify` runs. ``separate`` says whether each
+    gradient has memory of its own, once it has run.
     """
 
     run: Runner
@@ -131,9 +132,7 @@ class Specialization:
         key = with_gradient, backend or self.backend(with_gradient=with_gradient)
         if key not in self._compiled:
             self._compiled[key] = self._build(tensors, *key)
-        found = self._compiled[key]
-        found.calls += 1
-        return found
+        return self._compiled[key]
 
     @cached_property
     def repeats(self) -> int:
@@ -141,7 +140,7 @@ class Specialization:
         return particles(self.options)[2]
 
     def calls(self, *, with_gradient: bool) -> int:
-        """How often it has run on its present backend, for training or for the loss alone."""
+        """How often it was called on its present backend, for training or for the loss alone."""
         made = self._compiled.get((with_gradient, self.backend(with_gradient=with_gradient)))
         return made.calls if made is not None else 0
 

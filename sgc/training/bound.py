@@ -106,8 +106,8 @@ class Bound:
         """Whether a call is known to be for this step, with the same tensors and optimizers."""
         return self._watch is not None and self._watch(call)
 
-    def is_to_be_watched(self) -> bool:
-        """Whether to note anew what :meth:`is_for` is to ask: the second time that it did not know, the fourth ..."""
+    def note_unwatched(self) -> bool:
+        """Note that :meth:`is_for` did not know; whether to note anew what it asks: the second time, the fourth ..."""
         self._unwatched += 1
         return self._watch is None or self._unwatched & (self._unwatched - 1) == 0
 

@@ -157,7 +157,7 @@ class Stepper:
                 )
         bound.bind(tensors)
         self._latest = bound
-        if bound.is_to_be_watched():
+        if bound.note_unwatched():
             bound.watch(self._conditions(loss_module, bound, parameters))
         self._take = bound.take
         return bound.step(call)

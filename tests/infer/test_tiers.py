@@ -62,6 +62,61 @@ def test_the_loss_alone_counts_on_its_own(backends: list[str]) -> None:
     assert backends == ["eager", "inductor", "eager", "inductor"]
 
 
+def _ask(what: str, elbo: sgc.infer.TraceGraph_ELBO, program: Any) -> None:
+    module = elbo.compiled(*program)
+    if what == "verify":
+        assert module.verify(DATA)
+    elif what == "evaluate the loss":
+        elbo.loss(*program, DATA)
+    else:
+        assert module.guards() and module.code and module.specializations
+        module.initialize(DATA)
+
+
+@pytest.mark.parametrize("what", ["verify", "evaluate the loss", "look"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("times", [1, 4])
+def test_what_is_no_training_call_neither_delays_the_move_nor_brings_it(
+    what: str, after: int, times: int, backends: list[str]
+) -> None:
+    elbo, program = sgc.infer.TraceGraph_ELBO(), local_switches()
+    for number in range(3):
+        train(elbo, 1, program=program)
+        if number + 1 == after:
+            for _ in range(times):
+                _ask(what, elbo, program)
+    (made,) = elbo.compiled(*program).specializations
+    assert made.calls(with_gradient=True) == 0, "what it counts is of its present backend"
+    assert made.backend(with_gradient=True) == "inductor"
+    assert made.calls(with_gradient=False) == (what == "evaluate the loss"), (
+        "of four calls three preceded a move of their own"
+    )
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_training_step_moves_too_whatever_was_asked_in_between(after: int, backends: list[str]) -> None:
+    elbo, program = sgc.infer.TraceGraph_ELBO(), local_switches()
+    svi = sgc.SVI(*program, pyro.optim.Adam({"lr": 0.05}), elbo)
+    for number in range(3):
+        svi.step(DATA)
+        if number + 1 == after:
+            assert svi.loss_module.verify(DATA)
+            svi.evaluate_loss(DATA)
+    assert svi.loss_module.specializations[-1].backend(with_gradient=True) == "inductor"
+
+
+def test_a_specialization_that_has_waited_longer_moves_at_its_next_call(
+    backends: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elbo, program = sgc.infer.TraceGraph_ELBO(), local_switches()
+    with monkeypatch.context() as patient:
+        patient.setattr(compiled, "PATIENCE", 1000)
+        train(elbo, 7, program=program)
+    assert backends == ["eager"]
+    train(elbo, 2, program=program)
+    assert backends == ["eager", "inductor"]
+
+
 @pytest.mark.parametrize("backend", ["eager", "inductor", "torchscript"])
 def test_a_backend_that_is_named_is_used_from_the_first_call_on(backends: list[str], backend: Any) -> None:
     train(sgc.infer.TraceGraph_ELBO(backend=backend), 5)
