@@ -95,13 +95,19 @@ class _Builder:
         if not self._loss_only:
             for baseline in self._graph.of_type(BaselineNode):
                 if baseline.average is not None:
-                    placeholder = self._out.placeholder(f"average_{_identifier(baseline.site)}")
+                    placeholder = self._input(f"average_{baseline.site}")
                     placeholder.meta["sgc"] = baseline.key
                     self._averages[baseline.key] = placeholder
         for site in forced:
             value = self._program.site(site).value
             assert value is not None
-            self._forced[self._program.node(value)] = self._out.placeholder(f"forced_{_identifier(site)}")
+            self._forced[self._program.node(value)] = self._input(f"forced_{site}")
+
+    def _input(self, name: str) -> fx.Node:
+        """A placeholder for a site of this name; sites may differ in a dot, or in capitals, alone."""
+        node = self._out.placeholder(_identifier(name))
+        node.target = node.name
+        return node
 
     def run(self) -> tuple[fx.Node, fx.Node | None]:
         """Append one run of the program; returns its ELBO and surrogate."""

@@ -59,8 +59,7 @@ class Averages:
         found: list[Tensor] = []
         self._asked, self._taken = [], []
         for node in self.nodes:
-            plain = BASELINE_PREFIX + node.site
-            for name in (plain, f"{plain}_{'x'.join(map(str, node.shape)) or 'scalar'}"):
+            for name in names_of(BASELINE_PREFIX + node.site, node.shape):
                 average = _kept(name, node)
                 if tuple(average.shape) == node.shape and average.device != node.device:
                     average = _moved(name, average, node.device)
@@ -77,23 +76,45 @@ class Averages:
         return found
 
 
+def names_of(plain: str, shape: tuple[int, ...]) -> tuple[str, str]:
+    """The names that an average of this shape may have: that of the shape that is met first, and its own."""
+    return plain, f"{plain}_{'x'.join(map(str, shape)) or 'scalar'}"
+
+
+def put_in_store(name: str, value: Tensor) -> Tensor:
+    """Give an average of Pyro's store a value; the tensor there, which stays if it has the value's shape and dtype."""
+    store = pyro.get_param_store()
+    kept: Tensor | None = store._params.get(name)
+    if kept is not None and kept.shape == value.shape and kept.dtype == value.dtype:
+        with torch.no_grad():
+            return kept.copy_(value)
+    device = value.device if kept is None else kept.device
+    take_from_store(name)
+    return _hold(name, value.detach().to(device, copy=True))
+
+
+def take_from_store(name: str) -> None:
+    """Let Pyro's store forget an average, if it has it."""
+    store = pyro.get_param_store()
+    if name in store._params:
+        del store[name]
+
+
+def _hold(name: str, average: Tensor) -> Tensor:
+    store = pyro.get_param_store()
+    store._params[name] = average
+    store._param_to_name[average] = name
+    store._constraints[name] = constraints.real
+    return average
+
+
 def _kept(name: str, node: BaselineNode) -> Tensor:
     """What Pyro's store has under a name; zeros of the baseline's shape if it had nothing."""
-    store = pyro.get_param_store()
-    found: Tensor | None = store._params.get(name)
-    if found is None:
-        found = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
-        store._params[name] = found
-        store._param_to_name[found] = name
-        store._constraints[name] = constraints.real
-    return found
+    kept: Tensor | None = pyro.get_param_store()._params.get(name)
+    return _hold(name, torch.zeros(node.shape, dtype=node.dtype, device=node.device)) if kept is None else kept
 
 
 def _moved(name: str, average: Tensor, device: torch.device) -> Tensor:
     """The average on another device: the program has moved, or the store was loaded there."""
-    store = pyro.get_param_store()
-    del store._param_to_name[average]
-    moved: Tensor = average.detach().to(device)
-    store._params[name] = moved
-    store._param_to_name[moved] = name
-    return moved
+    take_from_store(name)
+    return _hold(name, average.detach().to(device))

@@ -14,13 +14,14 @@ from torch import Tensor, fx, nn
 
 from sgc.capturing.garbage import rarely_collected
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
-from sgc.capturing.rehearsal import BASELINE_PREFIX, Rehearsal, rehearse
+from sgc.capturing.rehearsal import Rehearsal, rehearse
 from sgc.capturing.source import warn
 from sgc.config import Backend, Options
 from sgc.errors import ArgumentError, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.native import watch
 from sgc.native.watch import Condition
+from sgc.run.average_tree import AverageTree
 from sgc.run.gradients import Loss
 from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
@@ -67,7 +68,7 @@ class LossModule(nn.Module):
         self.networks = nn.ModuleDict()
         self.param_store = TensorTree()
         self.closed_over = TensorTree()
-        self.baselines = TensorTree()
+        self.baselines = AverageTree()
         self._specializations: list[Specialization] = []
         self._misses: list[str] = []
         self._unchecked: LateNumber | float | None = None
@@ -289,9 +290,7 @@ class LossModule(nn.Module):
                 self.param_store.put(name, tensor, owner)
             elif isinstance(owner, FixedOwner) and tensor.requires_grad and tensor.is_leaf:
                 self.closed_over.put(name, tensor, owner)
-        for name, average in zip(made.baselines.names(), made.averages(), strict=True):
-            short = name.removeprefix(BASELINE_PREFIX).replace(".", "_")
-            self.baselines.put(short, average, StoreOwner(name), buffer=True)
+        self.baselines.show(made.baselines)
 
     # -- validity
 

@@ -23,16 +23,16 @@ class TensorTree(nn.Module):
         super().__init__()
         self._owners: dict[str, Owner] = {}
 
-    def put(self, name: str, tensor: Tensor, owner: Owner, *, buffer: bool = False) -> None:
+    def put(self, name: str, tensor: Tensor, owner: Owner) -> None:
         """Show ``tensor`` under ``name``."""
         first, _, rest = name.partition(".")
         if rest:
             child = self._modules.get(first)
             if not isinstance(child, TensorTree):
                 child = self._modules[first] = TensorTree()
-            child.put(rest, tensor, owner, buffer=buffer)
+            child.put(rest, tensor, owner)
         else:
-            (self._buffers if buffer else self._parameters)[name] = tensor  # type: ignore[assignment]
+            self._parameters[name] = tensor  # type: ignore[assignment]
             self._owners[name] = owner
 
     def clear(self) -> None:

@@ -82,6 +82,12 @@ def _is_wrapped(optimizer: Optimizer) -> bool:
     return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
 
 
+def unhooked_step(optimizer: Optimizer) -> Callable[..., Any]:
+    """The ``step`` of its class without what torch wraps it in to run hooks and to record a profile."""
+    step: Any = type(optimizer).step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
+
+
 def refuse_subsampled(optimizers: Iterable[Optimizer]) -> None:
     """Refuse optimizers that step those rows of a parameter which a plate has drawn.
 

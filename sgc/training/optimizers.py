@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sgc.capturing.parameters import in_store
-from sgc.errors import ArgumentError, SgcError
+from sgc.errors import ArgumentError
 from sgc.native import watch
 from sgc.native.watch import Condition
 from sgc.run.identity import same
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
 from sgc.training.members import Member, refuse_subsampled
+from sgc.training.optimizer_state import check_entries, check_kind, check_names, check_state, not_taken
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -56,7 +57,8 @@ class Optimizing(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave.
 
-        :raises sgc.errors.SgcError: if it is of other parameters; nothing has changed then.
+        :raises sgc.errors.SgcError: if it is of another class, of other parameters, or not complete; nothing has
+            changed then.
         """
 
 
@@ -76,8 +78,11 @@ class TorchOptimizing(Optimizing):
         """The optimizer, with every parameter that is known by now if a factory made it."""
         if isinstance(self._given, Optimizer):
             return self._given
-        parameters = [p for p in self._loss_module().parameters() if p.requires_grad]
+        shown = list(self._loss_module().parameters())
+        parameters = [p for p in shown if p.requires_grad]
         fresh = [p for p in parameters if id(p) not in self._known]
+        if fresh and self._optimizer is not None:
+            self._forget_all_but(shown)
         if self._optimizer is None or (fresh and isinstance(self._optimizer, torch.optim.LBFGS)):
             # What L-BFGS remembers is of the space of its parameters: with more of them it begins anew.
             made = self._given(parameters)
@@ -94,6 +99,15 @@ class TorchOptimizing(Optimizing):
             self._optimizer.add_param_group({"params": fresh})
         self._known |= {id(p): p for p in fresh}
         return self._optimizer
+
+    def _forget_all_but(self, shown: Iterable[Tensor]) -> None:
+        """Let go of parameters that others have taken the place of: Pyro's store was cleared or loaded."""
+        assert self._optimizer is not None
+        gone = self._known.keys() - {id(parameter) for parameter in shown}
+        for group in self._optimizer.param_groups:
+            group["params"][:] = [p for p in group["params"] if id(p) not in gone]
+        for identity in gone:
+            self._optimizer.state.pop(self._known.pop(identity), None)
 
     def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
         optimizer = self._optimizer
@@ -137,26 +151,43 @@ class TorchOptimizing(Optimizing):
 
     def state_dict(self) -> dict[str, Any]:
         optimizer = self.optimizer
-        return {**optimizer.state_dict(), "names": self._names(optimizer)}
+        return {"kind": self._kind(optimizer), "names": self._names(optimizer), **optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         optimizer = self.optimizer
-        if "names" not in state:
-            raise SgcError("the saved optimizer is one of Pyro's, this one is torch's")
+        check_entries(state, ("kind",), "the optimizer")
+        check_kind(state["kind"], self._kind(optimizer))
+        check_entries(state, ("names", "state", "param_groups"), "the optimizer")
         names, saved = self._names(optimizer), state["names"]
-        if [sorted(group) for group in names] != [sorted(group) for group in saved]:
-            raise SgcError(
-                f"the saved optimizer has parameters {saved}, this one {names}",
-                remedy="load into an SVI whose optimizer has the same groups of parameters, and that has been "
-                "initialized for the same kinds of arguments",
-            )
+        check_names(saved, names)
         # torch tells parameters apart by their position, which depends on the order of the captures.
         place = {name: i for i, name in enumerate(name for group in saved for name in group)}
-        order = [place[name] for group in names for name in group]
-        count = iter(range(len(order)))
-        groups = [{**group, "params": [next(count) for _ in group["params"]]} for group in state["param_groups"]]
-        states = {i: state["state"][old] for i, old in enumerate(order) if old in state["state"]}
-        optimizer.load_state_dict({"state": states, "param_groups": groups})
+        groups = [
+            {**options, "params": [place[name] for name in group]}
+            for options, group in zip(state["param_groups"], names, strict=True)
+        ]
+        for options, own_names, own in zip(groups, names, optimizer.param_groups, strict=True):
+            for name, parameter in zip(own_names, own["params"], strict=True):
+                if place[name] in state["state"]:
+                    check_state(optimizer, name, parameter, options, state["state"][place[name]])
+        kept = optimizer.state, optimizer.param_groups
+        order = [list(group["params"]) for group in kept[1]]
+        try:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                # What it remembers is of all parameters at once, in the order in which it had them.
+                places = dict(zip(order[0], groups[0]["params"], strict=True))
+                optimizer.param_groups[0]["params"].sort(key=places.__getitem__)
+                groups[0]["params"].sort()
+            optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        except Exception as error:
+            optimizer.state, optimizer.param_groups = kept
+            for group, parameters in zip(optimizer.param_groups, order, strict=True):
+                group["params"][:] = parameters
+            raise not_taken(state["kind"], error) from error
+
+    @staticmethod
+    def _kind(optimizer: Optimizer) -> str:
+        return f"torch's {type(optimizer).__qualname__}"
 
     def _names(self, optimizer: Optimizer) -> list[list[str]]:
         """The names of each group's parameters in the loss module; the position of one that it does not show."""
@@ -241,14 +272,50 @@ class PyroOptimizing(Optimizing):
         return value.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._optimizer.get_state()
-        return {**self._optimizer._state_waiting_to_be_consumed, **state}
+        optimizer = self._optimizer
+        states = {**optimizer._state_waiting_to_be_consumed, **optimizer.get_state()}
+        states.pop(None, None)  # of parameters that are gone from Pyro's store
+        return {"kind": self._kind(), "states": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "names" in state:
-            raise SgcError("the saved optimizer is one of torch's, this one is Pyro's")
-        self._optimizer.set_state(dict(state))
-        self._optimizer.optim_objs.clear()  # they are made anew, with the state
+        optimizer, store = self._optimizer, pyro.get_param_store()
+        check_entries(state, ("kind",), "the optimizer")
+        check_kind(state["kind"], self._kind())
+        check_entries(state, ("states",), "the optimizer")
+        made, waiting = {}, {}
+        for name, saved in state["states"].items():
+            if name not in store._params:
+                waiting[name] = saved
+                continue
+            parameter = store._params[name]
+            made[parameter] = one = optimizer._get_optim(parameter)
+            inner, of_inner = one, saved
+            if hasattr(one, "optimizer"):
+                check_entries(saved, ("scheduler", "optimizer"), f"the scheduler of {name}")
+                inner, of_inner = one.optimizer, saved["optimizer"]
+            check_entries(of_inner, ("state", "param_groups"), f"the optimizer of {name}")
+            for options in of_inner["param_groups"]:
+                for kept in of_inner["state"].values():
+                    check_state(inner, name, parameter, options, kept)
+            try:
+                pyro.optim.optim._load_state_dict(one, saved)
+            except Exception as error:
+                raise not_taken(f"{state['kind']} of {name}", error) from error
+        for held, values in (
+            (optimizer.optim_objs, made),
+            (optimizer.grad_clip, {p: optimizer._get_grad_clip(p) for p in made}),  # type: ignore[arg-type]
+            (optimizer._state_waiting_to_be_consumed, waiting),
+        ):
+            held.clear()
+            held.update(values)
+
+    def _kind(self) -> str:
+        constructors = (getattr(self._optimizer, f"pt_{part}_constructor", None) for part in ("scheduler", "optim"))
+        return "Pyro's " + " of ".join(_named(constructor) for constructor in constructors if constructor is not None)
+
+
+def _named(constructor: Any) -> str:
+    return getattr(constructor, "__qualname__", None) or type(constructor).__qualname__
 
 
 def _of_store(found: Specialization) -> list[Tensor]:

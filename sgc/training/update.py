@@ -15,7 +15,7 @@ from sgc.native import watch
 from sgc.native.watch import Condition
 from sgc.run.identity import same
 from sgc.training.hyperparameters import Hyperparameters, indices, is_number, without_numbers
-from sgc.training.members import Clip, Held, Member, optimizers_of
+from sgc.training.members import Clip, Held, Member, optimizers_of, unhooked_step
 from sgc.training.numbers import numbers_as_tensors
 
 
@@ -251,9 +251,7 @@ def _clip_and_step(clip: Clip | None, optimizer: Optimizer, capturable: bool, no
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     clip(parameter)
-    step = type(optimizer).step
-    if getattr(step, "hooked", False):  # torch wraps it to run hooks and to record a profile
-        step = step.__wrapped__  # type: ignore[attr-defined]
+    step = unhooked_step(optimizer)
     with numbers_as_tensors(_innermost(step), capturable=capturable, nonzero=nonzero):
         step(optimizer)
 
