@@ -85,6 +85,10 @@ class ArgumentError(SgcError, TypeError):
     """An argument of sgc's own functions is of the wrong kind."""
 
 
+class OptimizerError(SgcError, ValueError):
+    """An ``SVI`` cannot step an optimizer of this kind; the text names what was given and what is expected."""
+
+
 class NanLossError(SgcError, ArithmeticError):
     """The loss of a training step is NaN; the text gives the step's number and the costs that are not finite."""
 

@@ -22,6 +22,18 @@ _KEPT = 8
 """How many pairs of model and guide one ELBO keeps compiled."""
 
 
+_OF_PYROS = (
+    "_get_trace",
+    "_get_traces",
+    "_get_vectorized_trace",
+    "_guess_max_plate_nesting",
+    "_loss_and_surrogate_loss",
+    "_loss_and_surrogate_loss_particle",
+    "_vectorized_num_particles",
+)
+"""Methods by which a subclass of Pyro's own changes what it computes."""
+
+
 _SETTINGS = ("num_particles", "vectorize_particles", "max_plate_nesting", "backend", "rng", "dynamic", "validate")
 """Attributes that a user may change between two calls."""
 
@@ -81,6 +93,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             retain_graph,
             tail_adaptive_beta,
         )
+        self._refuse_overridden()
         if dynamic not in get_args(Dynamic):
             raise ArgumentError(f"dynamic must be one of {get_args(Dynamic)}, not {dynamic!r}")
         self.backend = backend
@@ -172,6 +185,15 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             validate=self.validate,
         )
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
+
+    def _refuse_overridden(self) -> None:
+        """What Pyro's class computes by these methods, a compiled program computes by none: theirs would go unheard."""
+        own = [name for name in _OF_PYROS if getattr(type(self), name) is not getattr(TraceGraph_ELBO, name)]
+        if own:
+            raise ArgumentError(
+                f"{type(self).__qualname__} overrides {', '.join(own)}, which a compiled ELBO does not call",
+                remedy="derive it from pyro.infer.TraceGraph_ELBO, which eager Pyro runs; or override loss_and_grads",
+            )
 
     def _warn_of_many(self) -> None:
         warn(

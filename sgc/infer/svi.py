@@ -13,17 +13,17 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sgc.errors import ArgumentError, NanLossError, SgcError
+from sgc.errors import ArgumentError, SgcError
 from sgc.infer.compiled import CompiledELBO
 from sgc.infer.elbo import TraceGraph_ELBO
+from sgc.infer.uncompiled import PyroSteps, compiled_elbo, shown
 from sgc.native import watch
 from sgc.native.watch import Condition
 from sgc.run.guards import Call
-from sgc.run.validity import Trial
 from sgc.training import checkpoint
-from sgc.training.bound import Step
 from sgc.training.loop import Loop, RunResult, Steps
 from sgc.training.optimizers import Factory, optimizing
+from sgc.training.refused_optimizers import refuse_all_but_pyros
 from sgc.training.step import Stepper
 
 
@@ -42,10 +42,10 @@ class SVI(pyro.infer.SVI):
         or a ``pyro.optim`` optimizer or scheduler. One made by a callable gets every parameter that the loss shows, an
         instance trains those it was given, Pyro's trains those in Pyro's store.
     :param loss: an ELBO, or a function of ``(model, guide, *args, **kwargs)``. By default a
-        :class:`sgc.infer.TraceGraph_ELBO` that compiles with Inductor at once; any other ELBO than sgc's own is
-        stepped as by Pyro.
+        :class:`sgc.infer.TraceGraph_ELBO` that compiles with Inductor at once. Any other ELBO, and a subclass with a
+        ``loss_and_grads`` of its own, is stepped as by Pyro, with a :class:`sgc.errors.StandInWarning`.
     :param loss_and_grads: as in Pyro, for a ``loss`` that is a function.
-    :raises ValueError: if ``optim`` is none of these.
+    :raises sgc.errors.OptimizerError: if ``optim`` is none of these, or not Pyro's while the loss is not compiled.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class SVI(pyro.infer.SVI):
         **kwargs: Any,
     ) -> None:
         loss = TraceGraph_ELBO(backend="inductor", rng="fast") if loss is None else loss
-        self._elbo = loss if isinstance(loss, TraceGraph_ELBO) else None
+        self._elbo = compiled_elbo(loss)
         self._loop: Loop | None = None
-        # Pyro's class takes its own optimizers only.
-        theirs = optim if isinstance(optim, PyroOptim) or self._elbo is None else PyroOptim(torch.optim.SGD, {})
+        self._shown_loss = shown(loss)
+        # Pyro's class takes its own optimizers only; it is refused here what it would refuse.
+        theirs = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {})
         super().__init__(model, guide, theirs, loss, loss_and_grads, **kwargs)
         self.optim = optim
 
@@ -72,10 +73,13 @@ class SVI(pyro.infer.SVI):
 
     @optim.setter
     def optim(self, optim: Any) -> None:
+        stepper = None
+        if self._elbo is None:
+            refuse_all_but_pyros(optim, self._shown_loss)
+        else:
+            stepper = Stepper(self._own_module, optimizing(optim, self._own_module), self._conditions)
         self._optim = optim
-        self._stepper: Stepper | None = None
-        if self._elbo is not None:
-            self._stepper = Stepper(self._own_module, optimizing(optim, self._own_module), self._conditions)
+        self._stepper: Stepper | None = stepper
 
     def _own_module(self) -> CompiledELBO:
         return self.loss_module
@@ -200,31 +204,12 @@ class SVI(pyro.infer.SVI):
         checkpoint.load_state_dict(self._own_stepper(), dict(state))
 
     def _steps(self) -> Steps:
-        return self._stepper or _PyroSteps(super().step)
+        return self._stepper or PyroSteps(super().step)
 
     def _own_stepper(self) -> Stepper:
         if self._stepper is None:
             raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
         return self._stepper
-
-
-class _PyroSteps:
-    """Pyro's own steps, for a loss that is not one of sgc's."""
-
-    def __init__(self, step: Callable[..., float]) -> None:
-        self._step = step
-
-    def ready(self, call: Call) -> None:
-        return None
-
-    def eagerly(self, call: Call) -> Tensor:
-        return torch.tensor(self._step(*call.args, **call.kwargs))
-
-    def judged(self, step: Step, trial: Trial | None) -> None:
-        return None
-
-    def nan_error(self, number: int, call: Call) -> NanLossError:
-        return NanLossError(f"the loss of step {number} is NaN")
 
 
 def _calls(batches: Iterable[Any], epochs: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:

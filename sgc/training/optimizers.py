@@ -24,6 +24,7 @@ from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
 from sgc.training.members import Member, refuse_subsampled
 from sgc.training.optimizer_state import check_entries, check_kind, check_names, check_state, not_taken
+from sgc.training.refused_optimizers import refuse_made, refuse_wrong_kind
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -87,10 +88,7 @@ class TorchOptimizing(Optimizing):
             # What L-BFGS remembers is of the space of its parameters: with more of them it begins anew.
             made = self._given(parameters)
             if not isinstance(made, Optimizer):
-                raise ArgumentError(
-                    f"the optimizer's factory returned a {type(made).__name__}",
-                    remedy="return a torch.optim.Optimizer: lambda parameters: torch.optim.Adam(parameters, lr=1e-3)",
-                )
+                raise refuse_made(made)
             self._optimizer = made
         elif fresh and len(self._optimizer.param_groups) == 1:
             # As if it had been made with them: a checkpoint is loaded into one group again.
@@ -339,13 +337,7 @@ def _differentiated(loss: Callable[[], Tensor]) -> Tensor:
 def optimizing(optimizer: Any, loss_module: Callable[[], LossModule]) -> Optimizing:
     """What steps this optimizer.
 
-    :raises ValueError: if it is of no kind that is known, as Pyro's ``SVI`` does.
+    :raises sgc.errors.OptimizerError: if it is of no kind that is known.
     """
-    if isinstance(optimizer, PyroOptim):
-        return PyroOptimizing(optimizer)
-    if isinstance(optimizer, Optimizer) or callable(optimizer):
-        return TorchOptimizing(optimizer, loss_module)
-    raise ValueError(
-        "Optimizer should be an instance of pyro.optim.PyroOptim class, a torch.optim.Optimizer, or a callable that "
-        f"makes one from the parameters, not a {type(optimizer).__name__}"
-    )
+    refuse_wrong_kind(optimizer)
+    return PyroOptimizing(optimizer) if isinstance(optimizer, PyroOptim) else TorchOptimizing(optimizer, loss_module)

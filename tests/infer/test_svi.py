@@ -56,11 +56,6 @@ def test_the_default_loss_is_sgcs() -> None:
     assert isinstance(svi.evaluate_loss(DATA), float)
 
 
-def test_a_wrong_optimizer_is_refused_as_in_pyro() -> None:
-    with pytest.raises(ValueError, match="Optimizer should be an instance"):
-        sgc.infer.SVI(*local_switches(), "adam")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(("svi", "elbo"), IMPLEMENTATIONS)
 def test_one_optimizer_for_each_parameter_none_for_an_average(svi: Any, elbo: Any) -> None:
     asked: list[str] = []

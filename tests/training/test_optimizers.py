@@ -15,7 +15,7 @@ from pyro.optim import dct_adam
 from torch import Tensor
 
 import sgc
-from sgc.errors import ArgumentError, StandInWarning
+from sgc.errors import ArgumentError, OptimizerError, StandInWarning
 from tests.training.programs import DATA, adam, fresh, is_compiled, make_svi, train, values
 
 STEPS = 7
@@ -246,7 +246,7 @@ def test_no_gradient_is_left(uncompiled: None) -> None:
 
 
 def test_a_factory_must_make_an_optimizer() -> None:
-    with pytest.raises(ArgumentError, match="returned a list"):
+    with pytest.raises(OptimizerError, match="returned a list"):
         make_svi(list).step(DATA)
 
 
