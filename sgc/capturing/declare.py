@@ -305,7 +305,16 @@ def _site(
 
 def _plates(site: Any) -> tuple[Plate, ...]:
     stack = site["cond_indep_stack"]
-    return tuple(Plate(frame.name, frame.dim, int(frame.size), frame.counter) for frame in stack)
+    return tuple(
+        Plate(
+            frame.name,
+            frame.dim,
+            int(frame.size),
+            frame.counter,
+            None if frame.full_size is None else int(frame.full_size),
+        )
+        for frame in stack
+    )
 
 
 def _describe(fn: Any) -> str:

@@ -7,8 +7,9 @@ fx graph by the names of its nodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -48,13 +49,14 @@ class Plate:
     """One ``CondIndepStackFrame``: a plate as seen from a site.
 
     ``dim`` is negative for a vectorised plate and None for a sequential one; ``counter`` tells the iterations
-    of a sequential plate apart. ``size`` is the size of the subsample.
+    of a sequential plate apart. ``size`` is the size of the subsample, ``full_size`` that of what it is drawn from.
     """
 
     name: str
     dim: int | None
     size: int
     counter: int
+    full_size: int | None = field(default=None, compare=False)
 
     @property
     def vectorized(self) -> bool:
@@ -205,3 +207,20 @@ class Program:
     def latent_sites(self) -> Iterator[Site]:
         """The latent sites, in the order in which they were sampled."""
         return (site for site in self.sites if site.kind is SiteKind.LATENT)
+
+    @property
+    def data_size(self) -> int | None:
+        """How many data the loss is of, where subsampling plates around observed sites say so, and say the same."""
+        sampled = {
+            frozenset(
+                (plate.name, plate.full_size)
+                for plate in site.plates
+                if plate.full_size is not None and plate.full_size != plate.size
+            )
+            for site in self.sites
+            if site.kind is SiteKind.OBSERVED
+        } - {frozenset()}
+        if len(sampled) != 1:
+            return None
+        (plates,) = sampled
+        return math.prod(size for _, size in plates)

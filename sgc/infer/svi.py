@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro.infer
@@ -22,6 +21,7 @@ from sgc.native.watch import Condition
 from sgc.run.guards import Call
 from sgc.training import checkpoint
 from sgc.training.loop import Loop, RunResult, Steps
+from sgc.training.minibatches import Minibatches
 from sgc.training.optimizers import Factory, optimizing
 from sgc.training.refused_optimizers import refuse_all_but_pyros
 from sgc.training.step import Stepper
@@ -136,10 +136,14 @@ class SVI(pyro.infer.SVI):
 
         :param steps: how many, or an iterable of minibatches.
         :param epochs: how often to go through the minibatches.
-        :param progress_bar: draw a bar with the running ELBO; needs tqdm.
+        :param progress_bar: show the progress with the running ELBO: the mean over the minibatches of an epoch (at most
+            a thousand), else over the last 100 steps; for each datum where a subsampling plate says how many there are.
+            On a terminal and in a notebook that is a bar, which needs tqdm; elsewhere a line at each tenth of the run.
         :return: the losses, a float tensor of one entry a step, and the time taken.
-        :raises sgc.errors.NanLossError: if a loss is NaN; parameters and optimizer are as they were before that step.
-        :raises ValueError: Pyro's own, if a parameter or value is not valid; likewise.
+        :raises sgc.errors.NanLossError: if a loss is NaN, which names the step and its minibatch; parameters and
+            optimizer are as they were before that step.
+        :raises ValueError: Pyro's own, if a parameter or value is not valid; likewise. A note on it (``__notes__``)
+            names the step, as on every error that is raised in one.
         :raises sgc.errors.SgcError: if the program cannot be compiled.
         """
         if isinstance(steps, int):
@@ -155,9 +159,9 @@ class SVI(pyro.infer.SVI):
                 "an iterator can be gone through only once",
                 remedy="pass a list or a DataLoader, or epochs=1",
             )
-        total = len(steps) * epochs if isinstance(steps, Sized) else None
-        self._loop = Loop(self._steps(), total, progress_bar)
-        self._loop.over(_calls(steps, epochs, args, kwargs))
+        minibatches = Minibatches(steps, epochs, args, kwargs)
+        self._loop = Loop(self._steps(), minibatches.total, progress_bar)
+        self._loop.over(minibatches)
         return self._loop.result()
 
     @property
@@ -210,13 +214,3 @@ class SVI(pyro.infer.SVI):
         if self._stepper is None:
             raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
         return self._stepper
-
-
-def _calls(batches: Iterable[Any], epochs: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Call]:
-    for batch in itertools.chain.from_iterable(itertools.repeat(batches, epochs)):
-        if isinstance(batch, Mapping):
-            yield Call(args, {**batch, **kwargs})
-        elif isinstance(batch, (tuple, list)):
-            yield Call((*batch, *args), kwargs)
-        else:
-            yield Call((batch, *args), kwargs)

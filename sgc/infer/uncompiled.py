@@ -74,5 +74,8 @@ class PyroSteps:
     def judged(self, step: Step, trial: Trial | None) -> None:
         return None
 
-    def nan_error(self, number: int, call: Call) -> NanLossError:
-        return NanLossError(f"the loss of step {number} is NaN")
+    def nan_error(self, step: str, call: Call) -> NanLossError:
+        return NanLossError(f"the loss of {step} is NaN")
+
+    def data_size(self) -> None:
+        return None

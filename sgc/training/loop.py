@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Protocol, SupportsFloat
 
 import torch
@@ -21,15 +17,18 @@ from sgc.capturing.randomness import (
     restore_random_state,
     set_device_random_state,
 )
-from sgc.errors import ArgumentError, NanLossError
+from sgc.errors import NanLossError
 from sgc.run.guards import Call
 from sgc.run.late import LateNumber
 from sgc.run.validity import Trial
 from sgc.training.bound import Step
+from sgc.training.interrupts import postponed_interrupt
+from sgc.training.minibatches import Minibatches
 from sgc.training.nan import nan_loss_error
+from sgc.training.progress import progress
 
 _STRETCH = 0.1
-"""Seconds that a stretch of steps takes, about: as long as the progress bar and a NaN may wait."""
+"""Seconds that a stretch of steps takes, about: as long as the report of the progress and a NaN may wait."""
 
 _LONGEST = 1000
 """The most steps in a stretch."""
@@ -70,8 +69,15 @@ class Steps(Protocol):
         """Pyro's error for a step that halted because it was not valid; None if it was because of a NaN."""
         ...
 
-    def nan_error(self, number: int, call: Call) -> NanLossError:
-        """What to raise if the loss of a step in Python was NaN."""
+    def nan_error(self, step: str, call: Call) -> NanLossError:
+        """What to raise if the loss of a step in Python was NaN.
+
+        :param step: which one, in words.
+        """
+        ...
+
+    def data_size(self) -> int | None:
+        """How many data the latest loss is of, where subsampling plates say so."""
         ...
 
 
@@ -93,7 +99,7 @@ class Loop:
 
     :param steps: takes the steps.
     :param total: how many steps there will be, if that is known.
-    :param progress_bar: whether to draw a bar with the running ELBO.
+    :param progress_bar: whether to show the progress, with the running ELBO.
     """
 
     steps: Steps
@@ -107,14 +113,17 @@ class Loop:
     _pending: int = 0  # how many steps they have
     _began: float = field(default_factory=time.perf_counter)
     _ended: float | None = None
+    _minibatches: Minibatches | None = None
+    _data_sizes: set[int | None] = field(default_factory=set)
 
     def repeat(self, call: Call, steps: int) -> None:
         """Take a number of steps with the same arguments."""
         self._take((call, steps) for _ in range(1))
 
-    def over(self, calls: Iterable[Call]) -> None:
-        """Take a step for each call."""
-        self._take((call, 1) for call in calls)
+    def over(self, minibatches: Minibatches) -> None:
+        """Take a step for each minibatch."""
+        self._minibatches = minibatches
+        self._take((call, 1) for call in minibatches)
 
     def result(self) -> RunResult:
         """The losses so far."""
@@ -125,17 +134,22 @@ class Loop:
         return RunResult(losses, (self._ended or time.perf_counter()) - self._began)
 
     def _take(self, stretches: Iterable[tuple[Call, int]]) -> None:
-        with _bar(self.total, self.progress_bar) as bar, _postponed_interrupt() as interrupted:
+        with progress(self.total, self.progress_bar) as shown, postponed_interrupt() as interrupted:
             try:
                 for call, steps in stretches:
                     length, left = 1, steps
                     while left:
                         started, before = time.perf_counter(), self._count + self._pending
-                        self._stretch(call, min(length, left), interrupted)
+                        try:
+                            self._stretch(call, min(length, left), interrupted)
+                        except Exception as error:
+                            self._note_where(error)
+                            raise
                         taken = self._count + self._pending - before
                         left -= taken
-                        if bar is not None:
-                            bar.show(taken, self._latest)
+                        if shown is not None:
+                            self._data_sizes.add(self.steps.data_size())
+                            shown.show(taken, self._elbo)
                         if interrupted:
                             return
                         each = (time.perf_counter() - started) / taken
@@ -165,7 +179,12 @@ class Loop:
             self._settle()
         begins = not self._groups or len(self._groups[-1].sent) == _GROUP
         group = _Group(device_random_state(device)) if begins else self._groups[-1]
-        losses = step(steps if step.specialization.reads_inputs_only else 1, interrupted)
+        wanted = steps if step.specialization.reads_inputs_only else 1
+        try:
+            losses = step(wanted, interrupted)
+        except Exception as error:
+            self._note_where(error, wanted)
+            raise
         if begins:
             self._groups.append(group)
         group.sent.append((call, step, losses))
@@ -185,7 +204,7 @@ class Loop:
         loss = self.steps.eagerly(call).reshape(1)
         if loss.isnan():
             restore_random_state(before)
-            raise self.steps.nan_error(self._count + 1, call)
+            raise self.steps.nan_error(self._which(self._count + 1), call)
         return loss
 
     def _settle(self, ahead: int = 0) -> None:
@@ -226,10 +245,14 @@ class Loop:
             before = device_random_state(device)
             trial = step.trial(call, step.random_state())
             step.once()
-            resumed = self.steps.judged(step, trial)
+            try:
+                resumed = self.steps.judged(step, trial)
+            except Exception as error:
+                self._note_where(error)
+                raise
             if resumed is None:
                 set_device_random_state(before, device)
-                raise nan_loss_error(self._count + 1, step.specialization, step.inputs)
+                raise nan_loss_error(self._which(self._count + 1), step.specialization, step.inputs)
             before = device_random_state(device)
             self._note(resumed.reshape(1))
         finally:
@@ -254,65 +277,51 @@ class Loop:
             self._losses.append(torch.tensor(self._numbers, dtype=self._dtype, device="cpu"))
             self._numbers = []
 
-    def _latest(self) -> float | None:
-        """A loss, or the mean of some, of late."""
-        if self._numbers:
-            return self._numbers[-1]
-        return float(self._losses[-1].mean()) if self._losses else None
+    # -- in words
+
+    def _which(self, number: int) -> str:
+        """The step of this number, counted from 1, and its minibatch."""
+        place = "" if self._minibatches is None else f" ({self._minibatches.place(number)})"
+        return f"step {number}{place}"
+
+    def _note_where(self, error: Exception, steps: int = 1) -> None:
+        """Note on an error in which step it was raised, unless it is one that says so, or has been noted."""
+        if isinstance(error, NanLossError) or any(note.startswith(_RAISED) for note in getattr(error, "__notes__", ())):
+            return
+        first = self._count + self._pending + 1
+        where = self._which(first) if steps == 1 else f"one of the steps {first} to {first + steps - 1}"
+        error.add_note(f"{_RAISED} {where} of the run; svi.result has the losses before it")
+
+    def _elbo(self) -> str:
+        """The running ELBO: for each datum where the loss says how many there are, else as it is.
+
+        The mean is one over the minibatches of an epoch, of whatever sizes, as soon as there were so many; of a long
+        epoch, over the last thousand.
+        """
+        length = None if self._minibatches is None else self._minibatches.epoch_length
+        losses = self._last(min(length or _RECENT, _LONGEST))
+        if not losses:
+            return ""
+        loss = sum(losses) / len(losses)
+        (size,) = self._data_sizes if len(self._data_sizes) == 1 else (None,)
+        return f"ELBO {-loss:.4g}" if size is None else f"ELBO {-loss / size:.4g} per datum"
+
+    def _last(self, count: int) -> list[float]:
+        """The last losses, so many if there are."""
+        losses = self._numbers[-count:]
+        parts: list[Tensor] = []
+        missing = count - len(losses)
+        for part in reversed(self._losses):
+            if missing <= 0:
+                break
+            parts.insert(0, part[-missing:])
+            missing -= len(parts[0])
+        if len({part.device for part in parts}) > 1:
+            parts = [part.cpu() for part in parts]
+        return [*(torch.cat(parts).tolist() if parts else []), *losses]
 
 
-@contextmanager
-def _postponed_interrupt() -> Iterator[list[int]]:
-    """Note Ctrl-C instead of raising at once, in the middle of a step perhaps; it is raised after the step."""
-    noted: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield noted  # Python delivers signals to the main thread alone
-        return
+_RAISED = "raised in"
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield noted  # the user's own handler decides
-        return
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if noted:
-            raise KeyboardInterrupt  # asked for twice: the step may be stuck
-        noted.append(number)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if noted:
-        raise KeyboardInterrupt
-
-
-class _Bar:
-    """A bar with the running ELBO, which is read as often as a bar is drawn: on a GPU that waits for a step."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._shown = 0.0
-
-    def show(self, taken: int, latest: Callable[[], float | None]) -> None:
-        """So many steps more, and a loss of late."""
-        self._bar.update(taken)
-        now = time.perf_counter()
-        if now - self._shown >= _STRETCH:
-            self._shown = now
-            loss = latest()
-            if loss is not None:
-                self._bar.set_postfix_str(f"ELBO {-loss:.4g}", refresh=False)
-
-
-@contextmanager
-def _bar(total: int | None, wanted: bool) -> Iterator[_Bar | None]:
-    if not wanted:
-        yield None
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ArgumentError("a progress bar needs tqdm", remedy="pip install tqdm, or progress_bar=False") from error
-    with tqdm(total=total, unit="step") as bar:
-        yield _Bar(bar)
+_RECENT = 100
+"""The running ELBO is the mean of so many losses, where there are no epochs: as many as a result tells."""

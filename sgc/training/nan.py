@@ -13,9 +13,10 @@ from sgc.run.specialization import Specialization
 _ATTEMPTS = 20
 
 
-def nan_loss_error(number: int, found: Specialization, tensors: list[Tensor]) -> NanLossError:
-    """The error for step ``number``. The program is run again, eagerly, from the present random state on.
+def nan_loss_error(step: str, found: Specialization, tensors: list[Tensor]) -> NanLossError:
+    """The error for a step. The program is run again, eagerly, from the present random state on.
 
+    :param step: which one, in words.
     :param tensors: the tensors of the call; parameters are as they were before the step.
     """
     costs = list(found.graph.of_type(CostNode))
@@ -27,7 +28,7 @@ def nan_loss_error(number: int, found: Specialization, tensors: list[Tensor]) ->
         if guilty:
             break
     restore_random_state(state)
-    problem = f"the loss of step {number} is NaN; parameters and optimizer are as they were before it"
+    problem = f"the loss of {step} is NaN; parameters and optimizer are as they were before it"
     if not guilty:
         return NanLossError(
             f"{problem}. In {_ATTEMPTS} more runs with the same parameters all costs were finite, so that it is the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from sgc.native.watch import Condition
 from sgc.run.identity import same
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
+from sgc.training.line_search import NanInSearch, search
 from sgc.training.members import Member, refuse_subsampled
 from sgc.training.optimizer_state import check_entries, check_kind, check_names, check_state, not_taken
 from sgc.training.refused_optimizers import refuse_made, refuse_wrong_kind
@@ -137,11 +137,11 @@ class TorchOptimizing(Optimizing):
             value = _differentiated(loss)
             losses.append(value.detach())
             if isinstance(optimizer, torch.optim.LBFGS) and math.isnan(losses[-1]):
-                raise _NanInSearch
+                raise NanInSearch
             return value
 
         if isinstance(optimizer, torch.optim.LBFGS):
-            _search(optimizer, closure)
+            search(optimizer, closure)
         elif not math.isnan(closure().detach()):
             optimizer.step()
         optimizer.zero_grad()
@@ -192,25 +192,6 @@ class TorchOptimizing(Optimizing):
         names = {id(p): name for name, p in self._loss_module().named_parameters()}
         count = iter(range(len(names) + sum(len(group["params"]) for group in optimizer.param_groups)))
         return [[names.get(id(p), f"#{next(count)}") for p in group["params"]] for group in optimizer.param_groups]
-
-
-class _NanInSearch(Exception):
-    """The loss was NaN somewhere on the way of a line search."""
-
-
-def _search(optimizer: torch.optim.LBFGS, closure: Callable[[], Tensor]) -> None:
-    """A step of L-BFGS, which is not taken if a loss on its way is NaN or an error."""
-    state = copy.deepcopy(optimizer.state_dict())
-    before = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
-    try:
-        optimizer.step(closure)
-    except BaseException as error:
-        with torch.no_grad():
-            for parameter, value in before:
-                parameter.copy_(value)
-        optimizer.load_state_dict(state)
-        if not isinstance(error, _NanInSearch):
-            raise
 
 
 class PyroOptimizing(Optimizing):

@@ -211,12 +211,21 @@ class Stepper:
         trial.before.restore()
         return self.eagerly(trial.call)
 
-    def nan_error(self, number: int, call: Call) -> NanLossError:
-        """The error for a step in Python whose loss was NaN."""
+    def nan_error(self, step: str, call: Call) -> NanLossError:
+        """The error for a step in Python whose loss was NaN.
+
+        :param step: which one, in words.
+        """
         loss_module = self.loss_module()
         if loss_module._eager_only:
-            return NanLossError(f"the loss of step {number} is NaN; the optimizer has not taken that step")
-        return nan_loss_error(number, *loss_module._select(call))
+            return NanLossError(f"the loss of {step} is NaN; the optimizer has not taken that step")
+        return nan_loss_error(step, *loss_module._select(call))
+
+    def data_size(self) -> int | None:
+        """How many data the latest loss is of, where subsampling plates say so."""
+        loss_module = self.loss_module()
+        program = None if loss_module._eager_only else loss_module.graph.program
+        return None if program is None else program.data_size
 
     def _find(self, found: Specialization, members: list[Member], parameters: list[Tensor]) -> Bound | None:
         for bound in self._bound:

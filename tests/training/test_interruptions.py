@@ -67,7 +67,7 @@ def test_a_nan_at_the_first_step_can_be_followed_by_good_ones(uncompiled: None) 
     assert pyro.param("mean").item() != 0.0
 
 
-def test_ctrl_c_twice_is_not_postponed(uncompiled: None) -> None:
+def test_ctrl_c_twice_is_not_postponed(uncompiled: None, interruptible: None) -> None:
     pyro.clear_param_store()
     svi = make_svi(adam)
     handler = signal.getsignal(signal.SIGINT)

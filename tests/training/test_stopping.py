@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -86,7 +87,7 @@ def test_steps_go_on_where_the_report_of_a_nan_fails(uncompiled: None, monkeypat
 # -- Ctrl-C
 
 
-def test_a_ctrl_c_after_the_last_step_is_not_lost(uncompiled: None) -> None:
+def test_a_ctrl_c_after_the_last_step_is_not_lost(uncompiled: None, interruptible: None) -> None:
     def batches() -> Iterator[Tensor]:
         yield DATA
         signal.raise_signal(signal.SIGINT)
@@ -110,6 +111,51 @@ def test_a_users_own_handler_of_ctrl_c_is_called(uncompiled: None) -> None:
     finally:
         signal.signal(signal.SIGINT, previous)
     assert seen == [signal.SIGINT] * 3
+
+
+def test_a_ctrl_c_that_is_ignored_stays_so(uncompiled: None) -> None:
+    """As in a process that a shell runs in the background."""
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGINT)
+            yield DATA
+
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert len(fresh(program=GAUSSIAN).run(batches()).losses) == 3
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_a_run_on_another_thread_leaves_ctrl_c_to_the_main_one(uncompiled: None, interruptible: None) -> None:
+    handlers: list[Any] = []
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(3):
+            handlers.append(signal.getsignal(signal.SIGINT))
+            yield DATA
+
+    svi = fresh(program=GAUSSIAN)
+    thread = threading.Thread(target=lambda: svi.run(batches()))
+    thread.start()
+    thread.join()
+    assert handlers == [signal.default_int_handler] * 3
+    assert len(svi.result.losses) == 3
+
+
+def test_a_handler_that_is_set_during_a_run_stays(uncompiled: None, interruptible: None) -> None:
+    def own(number: int, frame: Any) -> None:
+        pass
+
+    def batches() -> Iterator[Tensor]:
+        yield DATA
+        signal.signal(signal.SIGINT, own)
+        yield DATA
+
+    assert len(fresh(program=GAUSSIAN).run(batches()).losses) == 2
+    assert signal.getsignal(signal.SIGINT) is own
 
 
 @pytest.mark.cpu
