@@ -75,7 +75,10 @@ class PyroSteps:
         return None
 
     def nan_error(self, step: str, call: Call) -> NanLossError:
-        return NanLossError(f"the loss of {step} is NaN")
+        return NanLossError(
+            f"the loss of {step} is NaN; Pyro's SVI, which steps this loss, has taken that step",
+            remedy="look at the parameters, which may be NaN now; a compiled loss leaves them as they were",
+        )
 
     def data_size(self) -> None:
         return None

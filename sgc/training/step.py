@@ -25,6 +25,7 @@ from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
 from sgc.run.validity import RandomState, Trial
 from sgc.training.bound import Bound, Step, never
+from sgc.training.hindrances import HOOKS, hindrance, unheld
 from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
 from sgc.training.optimizers import Optimizing
@@ -139,7 +140,7 @@ class Stepper:
         if not self.started or found.backend(with_gradient=True) != "inductor":
             return None
         parameters = [tensors[i] for i in found.differentiated(tensors).gradient_of]
-        why = _hindrance(found, parameters)
+        why = hindrance(found, parameters)
         if why is not None:
             self._say_outside(why)
             return None
@@ -151,7 +152,7 @@ class Stepper:
             found.compile_step(bound.built)
             if bound.built.detour:
                 warn(
-                    "each step goes through Python: sgc does not know the way into what Inductor of torch "
+                    "each step goes through Python, which is slower: sgc does not recognise what Inductor of torch "
                     f"{torch.__version__} compiles. The results are the same; please report it",
                     StandInWarning,
                 )
@@ -171,7 +172,7 @@ class Stepper:
             *found.steps_natively(),
             *self.optimizing.conditions(found),
             *bound.update.conditions(),
-            *(watch.is_empty(watch.attribute(p, name), getattr(p, name)) for p in parameters for name in _HOOKS),
+            *(watch.is_empty(watch.attribute(p, name), getattr(p, name)) for p in parameters for name in HOOKS),
         ]
 
     def eagerly(self, call: Call) -> Tensor:
@@ -207,7 +208,11 @@ class Stepper:
             return None
         trial.valid = step.valid
         self.loss_module()._judge(trial)
-        warn("a compiled step is not valid and Pyro's is, by rounding: this one is taken in Python", StandInWarning)
+        warn(
+            "a value at the edge of what is valid is refused by compiled arithmetic and taken by Pyro's, by rounding: "
+            "this step is taken in Python",
+            StandInWarning,
+        )
         trial.before.restore()
         return self.eagerly(trial.call)
 
@@ -237,7 +242,7 @@ class Stepper:
         self, found: Specialization, members: list[Member], tensors: list[Tensor], parameters: list[Tensor]
     ) -> Bound | None:
         """A compiled step for optimizers that are new, or that someone has changed."""
-        why = obstacle(members) or _unheld(found, tensors, members)
+        why = obstacle(members) or unheld(found, tensors, members)
         if why is not None:
             self._say_outside(why)
             return None
@@ -297,49 +302,6 @@ class Stepper:
         if why not in self._outside:
             self._outside.add(why)
             warn(f"the optimizer runs outside of the compiled step: {why}", StandInWarning)
-
-
-def _hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
-    """Why a step of this specialization cannot be one compiled call."""
-    if not parameters:
-        return "no parameter receives a gradient"
-    if found.repeats > 1:
-        return f"{found.repeats} particles are run one after another (vectorize_particles=True runs them at once)"
-    if any(getattr(parameter, name) for parameter in parameters for name in _HOOKS):
-        return "a parameter has hooks on its gradient"
-    return None
-
-
-_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-
-
-def _unheld(found: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:
-    """Why a gradient would be lost, or split, in a step that returns none."""
-    held = {id(p) for member in members for group in member.optimizer.param_groups for p in group["params"]}
-    seen: list[tuple[str, Tensor]] = []
-    for position in found.differentiated(tensors).gradient_of:
-        name, tensor = found.inputs[position].name, tensors[position]
-        if id(tensor) not in held:
-            return (
-                f"{name} receives a gradient and no optimizer has it; where that is not meant, register its module "
-                "with pyro.module, give it to the optimizer, detach() it, or freeze it with requires_grad_(False)"
-            )
-        for other, known in seen:
-            if _overlap(tensor, known):
-                return f"{name} and {other} share memory"
-        seen.append((name, tensor))
-    return None
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether the stretches of memory between the first and the last element of two tensors overlap."""
-    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not (one.numel() and other.numel()):
-        return False
-    (start, end), (other_start, other_end) = (
-        (t.data_ptr(), t.data_ptr() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) * t.itemsize)
-        for t in (one, other)
-    )
-    return start <= other_end and other_start <= end
 
 
 def _reason(error: BaseException) -> str:

@@ -197,3 +197,17 @@ def test_what_lbfgs_remembers_is_of_each_parameter(uncompiled: None) -> None:
     resumed.initialize(BATCHES[-1]).initialize(BATCHES[0])
     resumed.load_state_dict(state)
     assert go_on(resumed) == losses
+
+
+@pytest.mark.inductor
+def test_whatever_shape_comes_first_when_inductor_compiles() -> None:
+    svi = fresh(program=PROGRAM)
+    go_on(svi)
+    state = svi.state_dict()
+    losses, expected = go_on(svi), held()
+    pyro.clear_param_store()
+    resumed = make_svi(adam, program=PROGRAM).initialize(BATCHES[-1])
+    go_on(resumed)  # compiled for averages under other names
+    resumed.load_state_dict(state)
+    assert go_on(resumed) == losses
+    assert held() == expected

@@ -1,0 +1,51 @@
+"""Why a training step cannot be one compiled call: what is done with gradients besides the optimizers' updates."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sgc.run.specialization import Specialization
+from sgc.training.members import Member
+
+HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Attributes of a parameter that hold what a user runs with its gradient."""
+
+
+def hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
+    """Why a step of this specialization cannot be one compiled call."""
+    if not parameters:
+        return "no parameter receives a gradient"
+    if found.repeats > 1:
+        return f"{found.repeats} particles are run one after another (vectorize_particles=True runs them at once)"
+    if any(getattr(parameter, name) for parameter in parameters for name in HOOKS):
+        return "a parameter has hooks on its gradient"
+    return None
+
+
+def unheld(found: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:
+    """Why a gradient would be lost, or split, in a step that returns none."""
+    held = {id(p) for member in members for group in member.optimizer.param_groups for p in group["params"]}
+    seen: list[tuple[str, Tensor]] = []
+    for position in found.differentiated(tensors).gradient_of:
+        name, tensor = found.inputs[position].name, tensors[position]
+        if id(tensor) not in held:
+            return (
+                f"{name} receives a gradient and no optimizer has it; where that is not meant, register its module "
+                "with pyro.module, give it to the optimizer, detach() it, or freeze it with requires_grad_(False)"
+            )
+        for other, known in seen:
+            if _overlap(tensor, known):
+                return f"{name} and {other} share memory"
+        seen.append((name, tensor))
+    return None
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether the stretches of memory between the first and the last element of two tensors overlap."""
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not (one.numel() and other.numel()):
+        return False
+    (start, end), (other_start, other_end) = (
+        (t.data_ptr(), t.data_ptr() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) * t.itemsize)
+        for t in (one, other)
+    )
+    return start <= other_end and other_start <= end
