@@ -1,21 +1,20 @@
 """What a program assigns to the modules it runs, while it is captured.
 
 ``self.running = 0.9 * self.running + ...`` rebinds a buffer at each call of eager Pyro. A capture turns that into
-a write to the buffer. Any other tensor that is assigned to an attribute would stay what it was at the capture;
-the attribute is put back, and a warning says so.
+a write to the buffer. Any other tensor that is kept is put back after the capture (:mod:`sgc.run.leftovers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sgc.capturing import tracer
-from sgc.capturing.source import warn
-from sgc.errors import CaptureError, SideEffectWarning
+from sgc.errors import CaptureError
 from sgc.graph.effects import storages, written_arguments, written_storages
 
 
@@ -109,17 +108,17 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def preserved_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Around a capture: leave no traced tensor behind in a module."""
-    before = [
-        (module, holder, dict(holder))
+    """Around a capture: leave no traced tensor among the parameters and buffers of a module."""
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (holder, dict(holder))
         for root in modules
         for module in root.modules()
-        for holder in (module.__dict__, module._buffers, module._parameters)
+        for holder in (module._buffers, module._parameters)
     ]
     try:
         yield
     finally:
-        for module, holder, values in before:
+        for holder, values in before:
             for name, value in list(holder.items()):
                 if value is values.get(name) or not isinstance(value, Tensor) or not tracer.is_fake(value):
                     continue
@@ -127,14 +126,3 @@ def preserved_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
                     holder[name] = values[name]
                 else:
                     del holder[name]
-                if holder is module.__dict__ and not _is_library(type(module)):
-                    warn(
-                        f"the program assigns a tensor to {type(module).__name__}.{name}; a compiled program does not. "
-                        "Register it as a buffer, or return it from the model.",
-                        SideEffectWarning,
-                    )
-
-
-def _is_library(cls: type) -> bool:
-    """Whether a class is Pyro's or torch's own, which caches tensors in attributes and does not rely on them."""
-    return cls.__module__.partition(".")[0] in ("pyro", "torch")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.proxy_tensor import (
     PythonKeyTracer,
     _ProxyTensor,
@@ -58,6 +59,11 @@ def is_capturing() -> bool:
 def is_fake(tensor: Tensor) -> bool:
     """Whether the tensor has no data (it stands for a value known at run time only)."""
     return isinstance(tensor, FakeTensor)
+
+
+def is_traced(value: object) -> bool:
+    """Whether a value is a tensor of a capture, or of a trace of what a capture has made."""
+    return isinstance(value, (FakeTensor, FunctionalTensor))
 
 
 def is_placeholder(tensor: Tensor) -> bool:

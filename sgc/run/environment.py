@@ -29,10 +29,9 @@ from sgc.native import watch
 from sgc.native.watch import Condition, Read
 from sgc.run.hooks import GLOBAL_HOOKS, HOOKS
 from sgc.run.kept import BAGS, MATHEMATICAL, attributes, is_cache, is_of_a_run
-from sgc.run.leftovers import Place, read
+from sgc.run.libraries import LIBRARY_ROOTS, is_installed, is_machinery, is_of_a_library, names_in
 from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, note, still_holds
 
-_LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 _STANDARD = sysconfig.get_path("stdlib")
 _MAX_DEPTH = 6
 _NUMBERS = (np.ndarray, array, bytearray)
@@ -87,11 +86,6 @@ class Environment:
     def drawn(self) -> list[str]:
         """The names of the random generators that have been drawn from."""
         return [label for label, generator, state in self._generators if state_of(generator) != state]
-
-    def places(self) -> Iterator[Place]:
-        """Where everything is, with what is there now."""
-        for holder, key, *_ in (*self._fixed, *self._changing):
-            yield holder, key, read(holder, key)
 
     def __len__(self) -> int:
         return len(self._fixed) + len(self._changing)
@@ -161,7 +155,7 @@ class Environment:
         elif isinstance(value, _CONTAINERS):
             for part in value.values() if isinstance(value, dict) else value:
                 self._visit(part, f"{label}[...]", depth + 1)
-            if not _is_installed(type(value)):
+            if not is_installed(type(value)):
                 self._visit_object(value, label, depth)
         elif isinstance(value, (Messenger, *MATHEMATICAL)) and _is_library(type(value)):
             for name in attributes(value):
@@ -169,11 +163,11 @@ class Environment:
                 self._note(vars(value), name, vars(value)[name], f"{type(value).__name__}.", depth - 1)
         elif isinstance(value, BAGS) and type(value).__module__ in sys.stdlib_module_names:
             self._note(value, "__dict__", vars(value), f"{label}.", depth)
-        elif not _is_library(type(value)) and not _is_machinery(type(value)):
+        elif not _is_library(type(value)) and not is_machinery(type(value)):
             self._visit_object(value, label, depth)
 
     def _visit_object(self, value: Any, label: str, depth: int) -> None:
-        slots = () if _is_installed(type(value)) else _slots(type(value))
+        slots = () if is_installed(type(value)) else _slots(type(value))
         if not slots and not hasattr(value, "__dict__"):
             self._visit(type(value), label, depth)
             return
@@ -189,14 +183,14 @@ class Environment:
         """That what its class gives an object is not overridden by an attribute of its own."""
         own: dict[str, Any] = getattr(value, "__dict__", {})
         for base in type(value).__mro__:
-            if not _is_installed(base):
+            if not is_installed(base):
                 for name, part in vars(base).items():
                     if name not in own and not name.startswith("__") and not inspect.isdatadescriptor(part):
                         self._note(own, name, MISSING, label, depth)
 
     def _visit_class(self, cls: type, depth: int) -> None:
         for base in cls.__mro__:
-            if not _is_installed(base):
+            if not is_installed(base):
                 self._seen[id(base)] = base
                 for name, part in list(vars(base).items()):
                     if isinstance(part, types.FunctionType) or not (name.startswith("__") or name == "_abc_impl"):
@@ -233,7 +227,7 @@ class Environment:
             if name in function.__globals__:
                 self._note(function.__globals__, name, function.__globals__[name], label, depth)
                 self._visit_named(function.__globals__[name], function.__code__, depth)
-        for name in sorted(_strings(function.__code__) if _names(function.__code__) & _ENVIRON else ()):
+        for name in sorted(_strings(function.__code__) if names_in(function.__code__) & _ENVIRON else ()):
             key = os.environ.encodekey(name)
             self._note(_VARIABLES, key, _VARIABLES.get(key, MISSING), "os.environ: ", depth)
         for name, part in vars(function).items():
@@ -242,14 +236,23 @@ class Environment:
 
     def _visit_named(self, module: Any, code: types.CodeType, depth: int) -> None:
         """What a function's code can name of a Python module of the user's, and of modules in it."""
-        if not isinstance(module, types.ModuleType) or _is_of_a_library(module.__name__) or depth > _MAX_DEPTH:
+        if not isinstance(module, types.ModuleType) or is_of_a_library(module.__name__) or depth > _MAX_DEPTH:
             return
-        for name in sorted(_names(code) & vars(module).keys()):
+        for name in sorted(names_in(code) & vars(module).keys()):
             self._note(vars(module), name, vars(module)[name], f"{module.__name__}.", depth)
             self._visit_named(vars(module)[name], code, depth + 1)
 
 
 _OF_MODULES = frozenset((*vars(nn.Module()), "training"))
+
+
+def read(holder: Any, key: Any) -> Any:
+    """What a holder has under a key or a name (None in a cell), :data:`MISSING` where nothing is."""
+    if key is None:
+        return contents(holder)
+    if isinstance(holder, (dict, types.MappingProxyType)):
+        return holder.get(key, MISSING)
+    return holder[key] if isinstance(holder, tuple) else getattr(holder, key, MISSING)
 
 
 def _read(holder: Any, key: Any) -> Read:
@@ -293,13 +296,6 @@ def _globals(code: types.CodeType) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> frozenset[str]:
-    """The attributes and globals that a function's code, and that of the functions written in it, names."""
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return frozenset(code.co_names).union(*inner)
-
-
-@functools.lru_cache(maxsize=4096)
 def _strings(code: types.CodeType) -> frozenset[str]:
     """The texts in a function's code, and in that of the functions written in it."""
     inner = [_strings(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
@@ -308,7 +304,7 @@ def _strings(code: types.CodeType) -> frozenset[str]:
 
 def _is_library(thing: Any) -> bool:
     module = getattr(thing, "__module__", None) or ""
-    if module.partition(".")[0] in _LIBRARY_ROOTS:
+    if module.partition(".")[0] in LIBRARY_ROOTS:
         return True
     code = getattr(thing, "__code__", None)
     if not isinstance(code, types.CodeType):
@@ -319,20 +315,3 @@ def _is_library(thing: Any) -> bool:
 def _is_own(cls: type) -> bool:
     """Whether a class is sgc's: a loss module shows other tensors as it compiles."""
     return cls.__module__.partition(".")[0] == "sgc"
-
-
-def _is_machinery(cls: type) -> bool:
-    """Whether a class is of loggers, threads or files, whose state changes by itself and is no program's input."""
-    return any(base.__module__.partition(".")[0] in ("logging", "threading", "io", "_io") for base in cls.__mro__)
-
-
-def _is_installed(cls: type) -> bool:
-    """Whether a class is of some library, whose methods name nothing that changes while a program is trained."""
-    return _is_of_a_library(cls.__module__)
-
-
-def _is_of_a_library(module: str) -> bool:
-    root = module.partition(".")[0]
-    if root in _LIBRARY_ROOTS or root in sys.stdlib_module_names:
-        return True
-    return "site-packages" in (getattr(sys.modules.get(module), "__file__", None) or "")

@@ -23,7 +23,6 @@ from sgc.native import watch
 from sgc.native.watch import Condition
 from sgc.run.environment import Environment
 from sgc.run.identity import twins
-from sgc.run.leftovers import Place
 from sgc.run.metadata import Alike, Meta, meta, meta_difference, meta_shown
 from sgc.run.notes import PLAIN, difference, is_as_noted, note, shown
 
@@ -242,10 +241,6 @@ class EnvironmentGuard(Guard):
     def modules(self) -> Iterable[nn.Module]:
         """The modules that they lead to."""
         return self._environment.modules.values()
-
-    def places(self) -> Iterable[Place]:
-        """Where they are, with what is there now."""
-        return self._environment.places()
 
     def conditions(self) -> list[Condition]:
         return self._environment.conditions()

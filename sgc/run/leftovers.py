@@ -1,90 +1,113 @@
-"""Takes the traced tensors away that a capture has left in a program's objects, lists and names."""
+"""Takes the traced tensors away that a capture has left in a program's objects.
+
+What a program keeps while it is captured (an attribute, an entry of a list, a variable of a closure) has no data. What
+can be reached is noted before a capture. Where it leads to a traced tensor after it, it holds again what it held.
+"""
 
 from __future__ import annotations
 
 import types
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import pyro
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from sgc.capturing import tracer
-from sgc.run.notes import LONGEST, MISSING, contents
-
-Place = tuple[Any, Any, Any]
-"""A holder, the key or name of a value in it (None in a cell), and that value."""
+from sgc.capturing.source import warn
+from sgc.errors import CaptureError, SideEffectWarning, SourceLine
+from sgc.run.holders import Holder, holders
+from sgc.run.kept import is_cache, is_of_a_run
+from sgc.run.libraries import LIBRARY_ROOTS
+from sgc.run.reachable import UNWRITTEN, Visit, is_end, line_of, parts, reachable
 
 
 class Leftovers:
-    """What was in some places before a capture, to be put back where there is a traced tensor after it."""
+    """What the objects that can be reached held before a capture.
 
-    def __init__(self, places: Iterable[Place]) -> None:
-        self._places = list(places)
-        found: dict[int, list[Any] | deque[Any] | dict[Any, Any]] = {}
-        for _, _, value in self._places:
-            found.update((id(container), container) for container in _containers(value, 0))
-        self._copies = [(container, container.copy()) for container in found.values()]
+    :param roots: model, guide, arguments and modules, each with a name.
+    """
 
-    def put_back(self) -> None:
-        """Put it back."""
-        for holder, key, value in self._places:
-            if _is_traced(read(holder, key)):
-                _write(holder, key, value)
-        for container, copy in self._copies:
-            if isinstance(container, dict) and isinstance(copy, dict):
-                if any(map(_is_traced, container.values())):
-                    container.clear()
-                    container.update(copy)
-            elif not isinstance(container, dict) and any(map(_is_traced, container)):
-                container.clear()
-                container.extend(copy)
+    def __init__(self, roots: Iterable[tuple[str, object]]) -> None:
+        self._visits = reachable((*roots, *_parameters()))
+        self._holders: list[Holder] = [holder for visit in self._visits.values() for holder in holders(visit)]
+
+    def put_back(self) -> list[Visit]:
+        """Put it back; return the places that held traced tensors."""
+        found = []
+        clean: dict[int, object] = {}
+        for holder in [holder for holder in self._holders if holder.has_changed()]:
+            left = [place for place in holder.new() if self._traced(place, clean) is not None]
+            if left:
+                holder.put_back(left)
+                found += left
+        return found
+
+    def report(self, left: list[Visit]) -> None:
+        """Warn of what was put back, and refuse what could not be.
+
+        :raises CaptureError: with the place.
+        """
+        lasting = next(self._lasting(), None) if left else None
+        if lasting is not None:
+            raise CaptureError(
+                f"the program keeps a tensor in {lasting.label}, from where it cannot be taken away after the capture",
+                source=self._line(lasting),
+                remedy="keep it in an attribute, a list or a dictionary, or do not keep it",
+            )
+        shown = {place.label: self._line(place) for place in left if _is_of_user(place)}
+        if shown:
+            places = "; ".join(label if line is None else f"{label} ({line})" for label, line in shown.items())
+            warn(
+                f"the program keeps tensors of a run in {places}. A compiled program does not do so again: those of "
+                "its first run stay there. Keep them in a buffer, or return them from the model.",
+                SideEffectWarning,
+            )
+
+    def _lasting(self) -> Iterator[Visit]:
+        """The traced tensors that are still there, in objects that cannot be written into."""
+        clean: dict[int, object] = {}
+        for holder in self._holders:
+            for place in holder.new() if holder.has_changed() else ():
+                visit = self._traced(place, clean)
+                if visit is not None:
+                    yield visit
+
+    def _traced(self, place: Visit, clean: dict[int, object]) -> Visit | None:
+        """The way to a traced tensor through objects that were not there before; None if there is none."""
+        seen: dict[int, object] = {}
+        waiting = deque([place])
+        while waiting:
+            visit = waiting.popleft()
+            identity = id(visit.value)
+            if tracer.is_traced(visit.value):
+                return visit
+            if not (identity in self._visits or identity in clean or identity in seen or is_end(visit.value)):
+                seen[identity] = visit.value
+                waiting += [Visit(part, visit, step) for step, part in parts(visit)]
+        clean |= seen
+        return None
+
+    def _line(self, place: Visit) -> SourceLine | None:
+        """Where the program writes there."""
+        name = place.name()
+        values = [visit.value for visit in self._visits.values()]
+        functions = [value for value in values if isinstance(value, types.FunctionType)]
+        functions.sort(key=lambda function: function.__name__ == "__init__")  # it writes first, but is not the program
+        lines = (line_of(name, function) for function in functions if name is not None)
+        return next((line for line in lines if line is not None), None)
 
 
-def of_parameters() -> Iterator[Place]:
-    """What is noted on the parameters in Pyro's store: a plate with a subsample notes its indices there."""
-    for parameter in pyro.get_param_store()._params.values():
-        noted = vars(parameter)
-        yield from ((noted, key, value) for key, value in noted.items())
+def _parameters() -> Iterator[tuple[str, Tensor]]:
+    """Those in Pyro's store, on which a plate with a subsample notes its indices."""
+    yield from pyro.get_param_store()._params.items()
 
 
-def read(holder: Any, key: Any) -> Any:
-    """What is in a place, :data:`MISSING` where nothing is."""
-    if key is None:
-        return contents(holder)
-    if isinstance(holder, (dict, types.MappingProxyType)):
-        return holder.get(key, MISSING)
-    return holder[key] if isinstance(holder, tuple) else getattr(holder, key, MISSING)
-
-
-def _write(holder: Any, key: Any, value: Any) -> None:
-    if key is None:
-        if value is MISSING:
-            del holder.cell_contents
-        else:
-            holder.cell_contents = value
-    elif isinstance(holder, dict) and value is MISSING:
-        del holder[key]
-    elif isinstance(holder, dict):
-        holder[key] = value
-    elif value is MISSING:
-        object.__delattr__(holder, key)
-    else:
-        object.__setattr__(holder, key, value)
-
-
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, Tensor) and tracer.is_fake(value)
-
-
-_KINDS = frozenset((list, tuple, deque, dict, OrderedDict, defaultdict))
-
-
-def _containers(value: Any, depth: int) -> Iterator[Any]:
-    """The lists, queues and dictionaries in a value."""
-    if type(value) in _KINDS and len(value) <= LONGEST and depth < 3:
-        if type(value) is not tuple:
-            yield value
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _containers(part, depth + 1)
+def _is_of_user(place: Visit) -> bool:
+    """Whether it is not Pyro's or torch's own to write there, on which no program relies."""
+    owner, name = place.owner(), place.name() or ""
+    if place.step is UNWRITTEN or type(owner).__module__.partition(".")[0] in LIBRARY_ROOTS or is_cache(owner, name):
+        return False
+    return not (isinstance(owner, (AutoGuide, Messenger)) and is_of_a_run(place.value))

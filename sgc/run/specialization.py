@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from sgc.capturing.arguments import argument_names
 from sgc.capturing.calls import CallRecord
@@ -45,7 +45,8 @@ from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
-from sgc.run.leftovers import Leftovers, of_parameters
+from sgc.run.hooks import GLOBAL_HOOKS
+from sgc.run.leftovers import Leftovers
 from sgc.run.modes import ModeGuard
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
@@ -273,13 +274,14 @@ def specialize(
     known = known_sources()
     names = argument_names(call.args, call.kwargs)
     surroundings = EnvironmentGuard(model, guide, call)
-    leftovers = Leftovers([*surroundings.places(), *of_parameters()])
+    leftovers = Leftovers(_roots(model, guide, call, names, rehearsal))
     try:
         captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
-        surroundings.refuse_drawn()
-        changed = surroundings.miss(call)
     finally:
-        leftovers.put_back()
+        left = leftovers.put_back()
+    leftovers.report(left)
+    surroundings.refuse_drawn()
+    changed = surroundings.miss(call)
     if changed is not None:
         warn(
             f"the program changes what is around it each time it runs, which a compiled program does not: {changed}. "
@@ -318,6 +320,16 @@ def specialize(
     )
     forget_with(made, known)
     return made
+
+
+def _roots(
+    model: Callable[..., Any], guide: Callable[..., Any], call: Call, names: Sequence[str], rehearsal: Rehearsal
+) -> Iterator[tuple[str, Any]]:
+    """Where a program's objects are reached from, modules under the names of their classes."""
+    for name, value in (("model", model), ("guide", guide), *zip(names, call.leaves, strict=True)):
+        yield type(value).__name__ if isinstance(value, nn.Module) else name, value
+    yield from ((type(module).__name__, module) for module in rehearsal.modules)
+    yield from GLOBAL_HOOKS.items()
 
 
 def _records(call: Call, names: list[str], earlier: Sequence[Specialization]) -> dict[int, CallRecord]:
