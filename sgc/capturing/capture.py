@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -131,20 +132,32 @@ def _original(error: BaseException) -> BaseException:
 def _data_dependence(error: BaseException, recording: Recording) -> DataDependenceError:
     known = list(recording.recorder.statements)
     return DataDependenceError(
-        f"the program reads a value that is known only at run time ({type(error).__name__}); "
+        "the program reads a value that is known only at run time; "
         f"the sites sampled before it: {', '.join(known) or 'none'}",
         source=line_of(error.__traceback__),
         remedy="give operations whose result's shape depends on values (nonzero, masked_select, unique) a fixed "
-        "size, or replace them by torch.where or poutine.mask; give networks padded sequences in place of packed ones",
+        "size, or replace them by torch.where or poutine.mask",
     )
 
 
 def _untraceable(error: Exception) -> CaptureError:
     """For what Python and torch do with tensors that have values, as the rehearsal has shown, and with no others."""
-    text = str(error).strip().partition("\n")[0]
+    text = _in_words_of_the_user(str(error).strip().partition("\n")[0])
     return CaptureError(
         f"the program ran once, but cannot be captured: {type(error).__name__}{': ' * bool(text)}{text}",
         source=line_of(error.__traceback__),
         remedy="what needs the values of tensors can be computed of the data beforehand and passed as an argument; "
         "numbers can be read by int(), float() or tolist()",
     )
+
+
+def _in_words_of_the_user(text: str) -> str:
+    """An error's text, in which a tensor of a capture is a tensor; nothing where it speaks of how torch traces."""
+    text = _TRACED.sub("torch.Tensor", text)
+    return "" if _INTERNAL.search(text) else text
+
+
+_TRACED = re.compile(r"\b(torch\._subclasses\.fake_tensor\.)?FakeTensor\b")
+_INTERNAL = re.compile(
+    r"fake|proxy|\bsym(int|node|bool|float)|functorch|'meta'|__torch_dispatch__|\bFX\b", re.IGNORECASE
+)

@@ -23,6 +23,7 @@ from sgc.capturing import tracer
 from sgc.capturing.autocast import switched_back, switches
 from sgc.capturing.conditions import condition_of
 from sgc.capturing.copies import deep_copy
+from sgc.capturing.packed import OF_PACKED, on_packed
 from sgc.capturing.refusals import refuse_traced
 from sgc.capturing.selection import MaskedSelection
 from sgc.capturing.slices import is_literal, slice_of
@@ -48,15 +49,16 @@ UNKNOWN = (
 )
 """What torch raises where a fake tensor would need a value."""
 
-_BY_NUMBERS = frozenset((torch.arange, torch.narrow, Tensor.narrow, torch.tensor_split, Tensor.tensor_split))
-"""Functions that read tensors which they are given for numbers, but for the first argument."""
+_OF_SIZES = frozenset((torch.arange, torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn))
+"""Functions that read tensors which they are given for numbers."""
 
-_OF_PACKED = dict.fromkeys(
-    ("rnn_tanh", "rnn_relu", "lstm", "gru", "_pad_packed_sequence"),
-    "give padded sequences to the network in place of a packed one, and mask what is behind their ends (torch.where, "
-    "poutine.mask)",
+_BY_NUMBERS = frozenset(
+    (
+        *(torch.narrow, Tensor.narrow, torch.tensor_split, Tensor.tensor_split, torch.split, Tensor.split),
+        *(torch.chunk, Tensor.chunk, torch.nn.functional.pad),
+    )
 )
-"""The remedy for networks that are given a packed sequence, whose sizes are values."""
+"""Functions that do so, but for the first argument."""
 
 DATA_DEPENDENT = (DataDependenceError, *UNKNOWN)
 """What code raises during a capture that needs a value which is not known then."""
@@ -149,18 +151,22 @@ class Reads(TorchFunctionMode):
         if func == Tensor.new_tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[1])):
             device, dtype = kwargs.get("device") or args[0].device, kwargs.get("dtype") or args[0].dtype
             return _stacked(args[1], device).detach().to(device, dtype)
-        if func in _BY_NUMBERS:
-            tensors = () if func is torch.arange else args[:1]
+        if func in _BY_NUMBERS or func in _OF_SIZES:
+            tensors, out = args[: func in _BY_NUMBERS], {"out": kwargs.pop("out")} if "out" in kwargs else {}
             numbers, kwargs = tree_map_only(Tensor, self._numbers, (args[len(tensors) :], kwargs))
-            args = (*tensors, *numbers)
+            args, kwargs = (*tensors, *numbers), kwargs | out
         if name == "__getitem__" and isinstance(args[0], Tensor):
             return self._get(func, *args)
         if name == "__setitem__" and isinstance(args[0], Tensor):
             return self._set(func, *args)
+        if name in OF_PACKED and not kwargs:
+            result = on_packed(name, args, self._numbers)
+            if result is not NotImplemented:
+                return result
         try:
             result = func(*args, **kwargs)
         except UNKNOWN as error:
-            raise self._unknown(name, (args, kwargs), error) from error
+            raise self._unknown(name, (args, kwargs)) from error
         if func is torch.autograd.grad and not _is_differentiable(*args, **kwargs):
             return tree_map_only(Tensor, Tensor.detach, result)
         return result
@@ -244,19 +250,17 @@ class Reads(TorchFunctionMode):
             self.guards.append(ReadGuard(module, sources, value, current_line()))
         return value
 
-    def _unknown(self, name: str, arguments: Any, error: Exception) -> DataDependenceError:
+    def _unknown(self, name: str, arguments: Any) -> DataDependenceError:
         """The error for an operation that needs values, with the sample that they depend on."""
         nodes = [tracer.node_of(leaf) for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         graph = tracer.current_tracer().graph
         needed = ancestors(nodes, dependencies(graph))
         marks = [other.meta["sgc_mark"] for other in graph.nodes if other in needed and "sgc_mark" in other.meta]
         return DataDependenceError(
-            f"{name} needs values that are known only at run time ({type(error).__name__})",
+            f"{name} needs values that are known only at run time",
             site=marks[-1] if marks else None,
             source=current_line(),
-            remedy=_OF_PACKED.get(
-                name, f"{_REMEDY}; what depends on data alone can be computed beforehand and passed as an argument"
-            ),
+            remedy=f"{_REMEDY}; what depends on data alone can be computed beforehand and passed as an argument",
         )
 
     @contextmanager
