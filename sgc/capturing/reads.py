@@ -85,15 +85,13 @@ class Reads(TorchFunctionMode):
 
     ``before`` gives a tensor as it was before the capture, which may write into it (an increment of a count, say).
     ``names`` holds the tensors that stand for a text in the name of a site (see :mod:`sgc.capturing.plates`).
-    ``require`` takes the conditions under which a library does not raise, ``check`` those under which the program
-    itself does not.
+    ``check`` takes the conditions under which the program or a library does not raise, with what they are of.
     """
 
     concrete_inputs: Mapping[str, Tensor]
     before: Callable[[Tensor], Tensor]
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
-    require: Callable[..., None] | None = None
     check: Callable[[Tensor, str], None] | None = None
     _refusing: bool = False
 
@@ -122,11 +120,12 @@ class Reads(TorchFunctionMode):
             return deep_copy(*args)
         if name == "__bool__" and is_assertion():
             return self._assert(args[0])
-        if name == "__bool__" and self.require is not None and not self._refusing:
+        if name == "__bool__" and not self._refusing:
             refusal = library_refusal()
             if refusal is not None:
                 if refusal.raises:
-                    self.require(args[0] if refusal.passes else args[0].logical_not())
+                    assert self.check is not None
+                    self.check(args[0] if refusal.passes else args[0].logical_not(), "a condition of the library")
                 return refusal.passes
         if func is torch._assert and isinstance(args[0], Tensor):
             self._assert(args[0])

@@ -11,6 +11,7 @@ import os
 import sys
 import textwrap
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
 
@@ -103,23 +104,32 @@ def _refusals(code: CodeType) -> dict[int, Refusal]:
     tree = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), first - 1)
     found: dict[int, Refusal] = {}
     for branch in ast.walk(tree):
-        if not isinstance(branch, ast.If) or branch.orelse:
-            continue
-        raises = isinstance(branch.body[-1], ast.Raise)
-        if raises or all(ast.unparse(statement).startswith("warnings.warn(") for statement in branch.body):
-            last, passes = branch.test, False
-            while isinstance(last, (ast.BoolOp, ast.UnaryOp)):
-                if isinstance(last, ast.UnaryOp):
-                    last, passes = last.operand, not passes
-                elif isinstance(last.op, ast.And):
-                    last = last.values[-1]
-                else:
-                    break
-            if not isinstance(last, ast.BoolOp):
-                found |= dict.fromkeys(
-                    range(last.lineno, (last.end_lineno or last.lineno) + 1), Refusal(passes, raises)
-                )
+        if isinstance(branch, ast.If) and not branch.orelse:
+            raises = isinstance(branch.body[-1], ast.Raise)
+            if raises or all(_only_warns(statement) for statement in branch.body):
+                for operand, passes in _deciding(branch.test, False):
+                    lines_of_it = range(operand.lineno, (operand.end_lineno or operand.lineno) + 1)
+                    found |= dict.fromkeys(lines_of_it, Refusal(passes, raises))
     return found
+
+
+def _only_warns(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Assert) or ast.unparse(statement).startswith("warnings.warn")
+
+
+def _deciding(test: ast.expr, passes: bool) -> Iterator[tuple[ast.expr, bool]]:
+    """The parts of a condition that decide it, each with the answer that ``passes`` it.
+
+    Of ``a and b`` only the last does, if it is to be false: of a tensor before it nothing can be asked.
+    """
+    if isinstance(test, ast.UnaryOp):
+        yield from _deciding(test.operand, not passes)
+    elif isinstance(test, ast.BoolOp):
+        each = isinstance(test.op, ast.And) is passes
+        for operand in test.values if each else test.values[-1:]:
+            yield from _deciding(operand, passes)
+    else:
+        yield test, passes
 
 
 def is_in_library() -> bool:

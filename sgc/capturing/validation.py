@@ -85,7 +85,7 @@ class Requirements:
         made = self._require(valid, f"{what} ({type(constraint).__name__.strip('_')})", opaque)
         self._known[key] = made, (constraint, value)  # kept, so that the identities in the key stay theirs
 
-    def condition(self, holds: Tensor, what: str = "a condition of the library") -> None:
+    def condition(self, holds: Tensor, what: str) -> None:
         """Record what a distribution, a handler or the program checks by itself, and would raise an error for."""
         self._require(holds, what, opaque=False)
 
@@ -103,7 +103,6 @@ def checks_as_nodes(reads: Reads, default: bool | None) -> Iterator[Requirements
     :param default: whether a distribution is checked that does not say so itself; None to check nothing at all.
     """
     requirements = Requirements(reads)
-    reads.require = None if default is None else requirements.condition
     reads.check = requirements.condition
 
     def init(
