@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd import Function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
@@ -98,3 +98,9 @@ def applying(apply: Callable[..., Any]) -> Iterator[None]:
 
 def _getitem(values: Any, position: int) -> Any:
     return values[position]
+
+
+def own_functions(module: fx.GraphModule) -> set[type[Function]]:
+    """The classes that a graph applies, but for those of torch's and Pyro's own."""
+    applied = {node.target.cls for node in module.graph.nodes if isinstance(node.target, FunctionLeaf)}
+    return {cls for cls in applied if cls.__module__.partition(".")[0] not in ("torch", "pyro")}

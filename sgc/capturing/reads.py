@@ -158,10 +158,8 @@ class Reads(TorchFunctionMode):
             return self._get(func, *args)
         if name == "__setitem__" and isinstance(args[0], Tensor):
             return self._set(func, *args)
-        if name in OF_PACKED and not kwargs:
-            result = on_packed(name, args, self._numbers)
-            if result is not NotImplemented:
-                return result
+        if name in OF_PACKED and (result := on_packed(name, args, self._numbers)) is not NotImplemented:
+            return result
         try:
             result = func(*args, **kwargs)
         except UNKNOWN as error:

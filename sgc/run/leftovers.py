@@ -9,16 +9,19 @@ from __future__ import annotations
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pyro
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgc.capturing import tracer
 from sgc.capturing.source import warn
 from sgc.errors import CaptureError, SideEffectWarning, SourceLine
 from sgc.run.holders import Holder, holders
+from sgc.run.hooks import GLOBAL_HOOKS
 from sgc.run.kept import is_cache, is_of_a_run
 from sgc.run.libraries import LIBRARY_ROOTS
 from sgc.run.reachable import UNWRITTEN, Visit, is_end, line_of, parts, reachable
@@ -45,8 +48,8 @@ class Leftovers:
                 found += left
         return found
 
-    def report(self, left: list[Visit]) -> None:
-        """Warn of what was put back, and refuse what could not be.
+    def refuse_lasting(self, left: list[Visit]) -> None:
+        """Refuse what could not be put back.
 
         :raises CaptureError: with the place.
         """
@@ -57,6 +60,9 @@ class Leftovers:
                 source=self._line(lasting),
                 remedy="keep it in an attribute, a list or a dictionary, or do not keep it",
             )
+
+    def warn(self, left: list[Visit]) -> None:
+        """Warn of what was put back."""
         shown = {place.label: self._line(place) for place in left if _is_of_user(place)}
         if shown:
             places = "; ".join(label if line is None else f"{label} ({line})" for label, line in shown.items())
@@ -98,6 +104,30 @@ class Leftovers:
         functions.sort(key=lambda function: function.__name__ == "__init__")  # it writes first, but is not the program
         lines = (line_of(name, function) for function in functions if name is not None)
         return next((line for line in lines if line is not None), None)
+
+
+@contextmanager
+def taken_from(functions: Iterable[type]) -> Iterator[None]:
+    """Take away what a trace leaves in some classes of ``autograd.Function`` and what their code names.
+
+    :raises CaptureError: where it cannot be taken away.
+    """
+    leftovers = Leftovers((cls.__qualname__, cls) for cls in functions)
+    try:
+        yield
+    finally:
+        left = leftovers.put_back()
+    leftovers.refuse_lasting(left)
+
+
+def roots(
+    model: Any, guide: Any, arguments: Iterable[tuple[str, Any]], modules: Iterable[nn.Module]
+) -> Iterator[tuple[str, Any]]:
+    """Where a program's objects are reached from, modules under the names of their classes."""
+    for name, value in (("model", model), ("guide", guide), *arguments):
+        yield type(value).__name__ if isinstance(value, nn.Module) else name, value
+    yield from ((type(module).__name__, module) for module in modules)
+    yield from GLOBAL_HOOKS.items()
 
 
 def _parameters() -> Iterator[tuple[str, Tensor]]:

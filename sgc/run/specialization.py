@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sgc.capturing.arguments import argument_names
 from sgc.capturing.calls import CallRecord
 from sgc.capturing.capture import capture_program
 from sgc.capturing.declare import Capture
+from sgc.capturing.functions import own_functions
 from sgc.capturing.garbage import rarely_collected
 from sgc.capturing.parameters import ArgumentOwner, Owner
 from sgc.capturing.randomness import random_state, restore_random_state
@@ -45,8 +46,7 @@ from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
-from sgc.run.hooks import GLOBAL_HOOKS
-from sgc.run.leftovers import Leftovers
+from sgc.run.leftovers import Leftovers, roots, taken_from
 from sgc.run.modes import ModeGuard
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
@@ -252,10 +252,10 @@ class Specialization:
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        """Compilers draw random numbers and leave sources behind."""
+        """Compilers draw random numbers and leave sources behind, and run the program's own functions."""
         state, known = random_state(), known_sources()
         try:
-            with rarely_collected():
+            with rarely_collected(), taken_from(own_functions(self.emitted.module)):
                 yield
         finally:
             restore_random_state(state)
@@ -274,12 +274,13 @@ def specialize(
     known = known_sources()
     names = argument_names(call.args, call.kwargs)
     surroundings = EnvironmentGuard(model, guide, call)
-    leftovers = Leftovers(_roots(model, guide, call, names, rehearsal))
+    leftovers = Leftovers(roots(model, guide, zip(names, call.leaves, strict=True), rehearsal.modules))
     try:
         captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
     finally:
         left = leftovers.put_back()
-    leftovers.report(left)
+    leftovers.refuse_lasting(left)
+    leftovers.warn(left)
     surroundings.refuse_drawn()
     changed = surroundings.miss(call)
     if changed is not None:
@@ -320,16 +321,6 @@ def specialize(
     )
     forget_with(made, known)
     return made
-
-
-def _roots(
-    model: Callable[..., Any], guide: Callable[..., Any], call: Call, names: Sequence[str], rehearsal: Rehearsal
-) -> Iterator[tuple[str, Any]]:
-    """Where a program's objects are reached from, modules under the names of their classes."""
-    for name, value in (("model", model), ("guide", guide), *zip(names, call.leaves, strict=True)):
-        yield type(value).__name__ if isinstance(value, nn.Module) else name, value
-    yield from ((type(module).__name__, module) for module in rehearsal.modules)
-    yield from GLOBAL_HOOKS.items()
 
 
 def _records(call: Call, names: list[str], earlier: Sequence[Specialization]) -> dict[int, CallRecord]:

@@ -247,3 +247,31 @@ def test_a_program_that_keeps_numbers_is_left_alone() -> None:
     with pytest.warns(SideEffectWarning, match="kept") as caught:
         sgc.compile(model, guide, backend="eager")()
     assert set(kept) == {float(X)} and "Fake" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.filterwarnings("ignore::sgc.errors.SideEffectWarning")
+def test_a_function_of_autograd_keeps_nothing_when_it_is_traced_again(backend: Any) -> None:
+    seen: list[Any] = []
+
+    class Square(torch.autograd.Function):
+        last: Any = None
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            Square.last = x
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            seen.append(gradient)
+            (x,) = ctx.saved_tensors
+            return 2.0 * x * gradient
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(torch.as_tensor(Square.apply(z)), 1.0), obs=X)  # type: ignore[no-untyped-call]
+
+    sgc.compile(model, guide, backend=backend)().backward()
+    assert type(Square.last) is Tensor and not traced_in(Square, seen, model)
