@@ -20,6 +20,7 @@ from sgc.capturing.attributes import preserved_attributes, rebound_buffers
 from sgc.capturing.calls import CallRecord, recorded
 from sgc.capturing.declare import Capture, declare
 from sgc.capturing.functions import functions_as_leaves
+from sgc.capturing.handlers import densities_as_leaves
 from sgc.capturing.opaque import rejection_as_leaves
 from sgc.capturing.plates import subsamples_as_tensors
 from sgc.capturing.randomness import no_seeding, random_state, refuse_drawn, restore_random_state
@@ -72,6 +73,7 @@ def capture_program(
             no_seeding(),
             functions_as_leaves(),
             rejection_as_leaves(),
+            densities_as_leaves(),
             subsamples_as_tensors(reads.names),
             rebound_buffers(rehearsal.modules, rehearsal.filled),
             checks_as_nodes(reads, checked) as requirements,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
-from pyro.distributions import Independent
+from pyro.distributions import Independent, NanMaskedMultivariateNormal, NanMaskedNormal
 from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.stable import Stable
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution, TorchDistributionMixin
 from pyro.distributions.util import broadcast_shape, is_identically_zero, scale_and_mask, sum_rightmost
 from pyro.poutine.messenger import Messenger
@@ -120,6 +123,33 @@ def score_parts(site: Any, *, in_guide: bool) -> SiteParts:
         log_prob = opaque_log_prob(fn, value, args, kwargs)
         own = _own(*((log_prob, 0, log_prob) if fn.has_rsample else (log_prob, log_prob, 0)))
     return replace(own, parts=own.parts.scale_and_mask(site["scale"], site["mask"]))
+
+
+@contextmanager
+def densities_as_leaves() -> Iterator[None]:
+    """Record a density that branches on its data as one node where the program asks for it by itself, at no site."""
+
+    def replaced(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def log_prob(self: Any, value: Tensor) -> Tensor:
+            if not tracer.is_capturing():
+                return original(self, value)
+            attempt = Attempt(self, value)
+            try:
+                return original(self, value)
+            except DATA_DEPENDENT:
+                fn, value = attempt.undo()
+                _require_support(fn, value)
+                return opaque_log_prob(fn, value, (), {})
+
+        return log_prob
+
+    with ExitStack() as stack:
+        for cls in _BRANCHING:
+            stack.enter_context(mock.patch.object(cls, "log_prob", replaced(cls.log_prob)))
+        yield
+
+
+_BRANCHING = (Stable, NanMaskedNormal, NanMaskedMultivariateNormal)
 
 
 def _require_support(fn: Any, value: Tensor) -> None:

@@ -28,7 +28,7 @@ def on_packed(name: str, args: tuple[Any, ...], numbers: Numbers) -> Any:
     if name == "_pad_packed_sequence":
         return _pad(*args, numbers=numbers)
     # What is not packed has the parameters in this place, and no sizes before.
-    if name in _CELLS and isinstance(args[1], Tensor) and isinstance(args[3], (list, tuple)):
+    if name in _CELLS and len(args) > 3 and isinstance(args[1], Tensor) and isinstance(args[3], (list, tuple)):
         return _run(name, args[0], numbers(args[1]), *args[2:])
     return NotImplemented
 

@@ -9,10 +9,6 @@ import types
 LIBRARY_ROOTS = ("torch", "pyro", "numpy", "networkx", "sgc")
 """The packages that sgc itself is made of, which a program calls and does not keep its state in."""
 
-_MACHINERY = frozenset(
-    ("logging", "threading", "io", "_io", "asyncio", "concurrent", "multiprocessing", "unittest", "_pytest", "IPython")
-)
-
 
 def is_of_a_library(module: str) -> bool:
     """Whether a module is sgc's surroundings', Python's own, or installed."""
@@ -28,8 +24,8 @@ def is_installed(cls: type) -> bool:
 
 
 def is_machinery(cls: type) -> bool:
-    """Whether a class is of loggers, threads, files or tests, whose state changes by itself and is no program's."""
-    return any(base.__module__.partition(".")[0] in _MACHINERY for base in cls.__mro__)
+    """Whether a class is of loggers, threads or files, whose state changes by itself and is no program's input."""
+    return any(base.__module__.partition(".")[0] in ("logging", "threading", "io", "_io") for base in cls.__mro__)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -26,7 +26,10 @@ from sgc.run.notes import PLAIN
 
 _ENDS = frozenset((*PLAIN, type(...), type(NotImplemented), range, np.dtype, torch.Generator, torch.layout))
 _NO_PARTS = (types.ModuleType, types.CodeType, types.FrameType, types.TracebackType, torch.UntypedStorage)
-_TOOLS = ("sgc.", "torch.fx.", "torch._")
+_TOOLS = (
+    *("sgc.", "torch.fx.", "torch._", "unittest.", "_pytest.", "IPython."),
+    *("asyncio.", "concurrent.", "multiprocessing."),
+)
 _NAMES = ("name", "variable")
 _OF_MODULES = frozenset(("_parameters", "_buffers", "_modules"))
 

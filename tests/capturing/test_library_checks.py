@@ -85,7 +85,19 @@ def skewed(z: Tensor) -> Tensor:
     return torch.as_tensor(dist.SineSkewed(base, 0.3 * torch.tanh(z) * torch.ones(1)).log_prob(torch.ones(1)))
 
 
-TERMS = [summed, computed, scored, warned, newton(1), newton(2), newton(3), assigned, centred, powered, skewed]
+def of_stable(z: Tensor) -> Tensor:
+    return torch.as_tensor(dist.Stable(1.5, 0.0, z.abs() + 0.5).log_prob(z))
+
+
+def with_gaps(z: Tensor) -> Tensor:
+    several = dist.NanMaskedMultivariateNormal(torch.zeros(2), torch.eye(2)).log_prob(torch.stack([z, z * 2.0]))
+    return dist.NanMaskedNormal(0.0, 1.0).log_prob(z) + several
+
+
+TERMS = [
+    *(of_stable, with_gaps, summed, computed, scored, warned, newton(1), newton(2), newton(3), assigned, centred),
+    *(powered, skewed),
+]
 
 
 def program(term: Term) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -109,6 +121,7 @@ def test_a_look_is_no_branch(term: Term, validate: bool | None) -> None:
         ours = module().item()
         pyro.set_rng_seed(seed)
         assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(model, guide), rel=1e-5)
+    assert module.verify()
     assert len(module.specializations) == 1 and "read at" not in module.guards()
 
 
