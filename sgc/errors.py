@@ -111,3 +111,7 @@ class SideEffectWarning(UserWarning):
 
 class StandInWarning(UserWarning):
     """A class of :mod:`sgc.infer` runs a program in another way than asked for: by eager Pyro, or without Inductor."""
+
+
+class CacheWarning(UserWarning):
+    """What was compiled before cannot be used, or what is compiled now cannot be kept; the text names the directory."""

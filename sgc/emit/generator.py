@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from sgc.emit import mutations, ordering, pieces, strides, wrapper
+from sgc.emit import masks, mutations, ordering, pieces, strides, wrapper
 
-_SOURCES = tuple(str(module.__file__) for module in (mutations, ordering, pieces, strides, wrapper))
+_SOURCES = tuple(str(module.__file__) for module in (masks, mutations, ordering, pieces, strides, wrapper))
 
 
 class Generator(CustomGraphPass):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,27 +21,23 @@ from sgc.emit.bounds import refuse_negative_indices
 from sgc.emit.building import concurrent_builds
 from sgc.emit.complex_numbers import type_numbers
 from sgc.emit.generator import Generator
+from sgc.emit.masks import masks_alike
 from sgc.emit.multiples import multiply_apart
 from sgc.emit.mutations import reads_follow_writes
 from sgc.emit.optimize.check import devices
 from sgc.emit.optimize.nodes import depends_on_data, elements
 from sgc.emit.optimize.purity import is_view
-from sgc.emit.ordering import RandomOrder, draw_as_torch, unread_draws
+from sgc.emit.ordering import draw_as_torch, draws_in_order, number_draws
 from sgc.emit.own_memory import STACKS, own_memory
 from sgc.emit.pieces import pieces_kept
 from sgc.emit.singular import failures_are_nan
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
 from sgc.errors import BackendError
-from sgc.native.processor import trusting
+from sgc.native.cache import compiled
 
 Runner = Callable[..., Sequence[Tensor]]
 """Computes a list of tensors from tensors."""
-
-_EAGER_REMEDY = 'or use backend="eager", which needs no compiler'
-
-_LONGEST = 4000
-"""Characters of an error of Inductor's that are shown; that of a C++ compiler may have a million."""
 
 _FEW_ROWS, _FEW_ELEMENTS = 8, 4096
 """Up to so many operands, and so many elements in all, a stack is cheaper to look up than to write and read: for each
@@ -72,19 +67,22 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
     refuse_negative_indices(module)
     multiply_apart(module)
     type_numbers(module)
+    draws = None
     if rng == "torch":
         draw_as_torch(module)
+        draws = number_draws(module)
     if depends_on_data(module.graph):
         _forget_values(module.graph)
-    try:
-        compile_it = partial(_compile, module, examples, options, None if on_cpu else _ON_A_GPU)
-        return trusting(compile_it, compile_it)
-    except Exception as error:
-        raise _explained(error, on_cpu=on_cpu) from error
+    compile_it = partial(_compile, module, examples, options, None if on_cpu else _ON_A_GPU, draws)
+    return compiled(compile_it, compile_it)
 
 
 def _compile(
-    module: fx.GraphModule, examples: list[Any], options: dict[str, Any], own_options: dict[str, Any] | None
+    module: fx.GraphModule,
+    examples: list[Any],
+    options: dict[str, Any],
+    own_options: dict[str, Any] | None,
+    draws: frozenset[int] | None,
 ) -> Runner:
     with (
         torch.no_grad(),
@@ -94,18 +92,19 @@ def _compile(
         lean_wrapper(),
         concurrent_builds(),
         quick_strides(),
+        masks_alike(),
         pieces_kept(),
         reads_follow_writes(),
-        unread_draws(),
+        nullcontext() if draws is None else draws_in_order(draws),
     ):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
-        compiled = torch._inductor.standalone_compile(
+        program = torch._inductor.standalone_compile(
             module, examples, dynamic_shapes="from_example_inputs", options=own_options
         )
-    if compiled is None:
-        raise BackendError("Inductor returned nothing", remedy=_EAGER_REMEDY)
-    return compiled
+    if program is None:
+        raise BackendError("Inductor returned nothing", remedy='please report it, or use backend="eager"')
+    return program
 
 
 _ON_A_GPU = {"config_patches": {"triton.autotune_at_compile_time": False}}
@@ -131,7 +130,7 @@ def _options(module: fx.GraphModule, rng: Rng, *, on_cpu: bool) -> dict[str, Any
     options |= {"max_fusion_buffer_group_pairwise_attempts": 8}
     options |= {"post_grad_custom_pre_pass": Generator()}
     if rng == "torch":
-        options |= {"reorder_for_locality": False, "post_grad_custom_post_pass": RandomOrder()}
+        options |= {"reorder_for_locality": False}
     if on_cpu:
         # A small model spends its time on calls of kernels and on memory, not in kernels: the calls are made from
         # C++, the memory is laid out beforehand, and small stacks are never written.
@@ -200,18 +199,3 @@ def _without_advice() -> Iterator[None]:
     finally:
         for name in _ADVICE:
             logging.getLogger(name).removeFilter(wanted)
-
-
-def _explained(error: Exception, *, on_cpu: bool) -> BackendError:
-    text = f"{type(error).__name__}: {error}"[:_LONGEST]
-    no_compiler = "InvalidCxxCompiler" in text or (
-        on_cpu and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl"))
-    )
-    if no_compiler:
-        return BackendError(
-            "Inductor needs a C++ compiler and found none",
-            remedy=f"install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install), {_EAGER_REMEDY}",
-        )
-    if "triton" in text.lower() and not on_cpu:
-        return BackendError(f"Inductor needs Triton for CUDA: {text}", remedy=f"pip install triton, {_EAGER_REMEDY}")
-    return BackendError(f"Inductor failed: {text}", remedy=f"please report it, {_EAGER_REMEDY}")

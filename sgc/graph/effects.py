@@ -19,7 +19,17 @@ def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers; such nodes are never merged, dropped or reordered."""
     if node.meta.get("sgc_random"):
         return True
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+    operator = functionalised_operator(node) or node.target
+    return isinstance(operator, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operator.tags
+
+
+def functionalised_operator(node: fx.Node) -> torch._ops.OpOverload | None:
+    """Somebody's operator that writes into what it is given, where torch has made a function of it; or None."""
+    operator = node.args[0] if node.target in _FUNCTIONALISED and node.args else None
+    return operator if isinstance(operator, torch._ops.OpOverload) else None
+
+
+_FUNCTIONALISED = (torch.ops.higher_order.auto_functionalized, torch.ops.higher_order.auto_functionalized_v2)
 
 
 def written_arguments(node: fx.Node) -> list[fx.Node]:

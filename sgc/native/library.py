@@ -14,7 +14,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sgc.native.processor import trusted_processor, trusting
+from sgc.native.cache import compiled
+from sgc.native.failures import has_compiler
+from sgc.native.processor import trusted_processor
 
 _HEADERS = ("Python.h", "cstdint", "cstring", "exception", "memory", "stdexcept", "string", "utility", "vector")
 _SOURCES = ("objects.cpp", "reads.cpp", "watch.cpp", "program.cpp", "step.cpp")
@@ -24,19 +26,13 @@ _lock = threading.Lock()
 @cache
 def is_available() -> bool:
     """Whether there is a C++ compiler to make it. On Windows nobody has tried."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        return sys.platform != "win32" and bool(get_cpp_compiler())
-    except InvalidCxxCompiler:
-        return False
+    return sys.platform != "win32" and has_compiler()
 
 
 def library() -> Any:
     """The extension module; the first call compiles it where that has not been done.
 
-    :raises Exception: of several kinds, Inductor's, if there is no C++ compiler.
+    :raises sgc.errors.BackendError: if it cannot be compiled; the text says why.
     """
     with _lock:
         return _library()
@@ -70,14 +66,18 @@ def shared_library(source: str, *options: str) -> Callable[[], Any]:
     """Compile a shared library of some C++ in the background, by Inductor's compiler and kept beside its programs.
 
     :param options: for the compiler, after Inductor's own.
-    :return: a function that waits for it and returns it, a ``ctypes.CDLL``.
+    :return: a function that waits for it and returns it, a ``ctypes.CDLL``. It raises a
+        :class:`~sgc.errors.BackendError` if it cannot be compiled; the text says why.
     """
     from torch._inductor.codecache import CppCodeCache
 
     compile_anew = partial(CppCodeCache.load, source, extra_flags=options)
-    with trusted_processor():
-        compiled = CppCodeCache.load_async(source, extra_flags=options, submit_fn=_in_background)
-    return lambda: trusting(compiled, compile_anew)
+    try:
+        with trusted_processor():
+            load = CppCodeCache.load_async(source, extra_flags=options, submit_fn=_in_background)
+    except Exception:
+        load = compile_anew  # which meets the same error, where it is waited for
+    return lambda: compiled(load, compile_anew)
 
 
 def _in_background(work: Callable[[], Any]) -> Future[Any]:

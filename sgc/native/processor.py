@@ -38,14 +38,22 @@ def trusting(attempt: Callable[[], T], again: Callable[[], T]) -> T:
 
     :raises Exception: of several kinds, Inductor's.
     """
+    from torch._inductor.utils import clear_caches
+
     try:
         with trusted_processor():
             return attempt()
-    except Exception as error:
-        if "CppCompileError" not in f"{type(error).__name__}: {error}" or inductor_config.cpp.vec_isa_ok is not None:
+    except BaseException as error:
+        clear_caches()  # they keep what was to load the program that has failed
+        refused = "CppCompileError" in f"{type(error).__name__}: {error}"
+        if not refused or inductor_config.cpp.vec_isa_ok is not None:
             raise
-        forget()  # the compiler may be too old for this processor
+    forget()  # the compiler may be too old for this processor
+    try:
         return again()
+    except BaseException:
+        clear_caches()
+        raise
 
 
 def forget() -> None:

@@ -1,0 +1,167 @@
+"""Has Inductor compile whatever state its cache is in: damaged, full, or in a place that cannot be written.
+
+Inductor (torch 2.11 to 2.13) keeps what it compiles in files named by a hash of their source, and takes a file that is
+there for what its name says. One that a full disk or a killed process has cut short is compiled, imported or loaded as
+it is; and a shared library cut short kills the process that uses what is missing. So here a source is read again after
+it was written, and a library's own table of contents compared with its length, before either is used: in two functions
+of Inductor's, replaced while it compiles, as there is no option for it. What fails, for whatever reason, is compiled
+once more in a temporary directory, apart from all that was kept: if it succeeds there, a warning says why it had to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest import mock
+
+import torch._inductor.config as inductor_config
+
+from sgc.errors import CacheWarning, SgcError
+from sgc.native.failures import cause, explained, first_line, is_without_compiler
+from sgc.native.processor import trusting
+
+T = TypeVar("T")
+
+
+def compiled(attempt: Callable[[], T], again: Callable[[], T]) -> T:
+    """What ``attempt`` compiles by Inductor; or what ``again`` does apart from what is kept, if that is at fault.
+
+    :raises sgc.errors.BackendError: if neither can; the text says why, and what to do.
+    """
+    try:
+        with _checked_files() as unusable:
+            done = trusting(attempt, again)
+    except Exception as error:
+        own = cause(error, SgcError)
+        if own is not None:
+            raise own from None
+        if is_without_compiler(error):
+            raise explained(error) from error
+        try:
+            with _temporary_directory(), _checked_files():
+                done = again()
+        except Exception as other:
+            raise explained(other) from other
+        unusable = {first_line(error)}
+    for reason in sorted(unusable):
+        warnings.warn(_advice(reason), CacheWarning, stacklevel=2)
+    return done
+
+
+def _advice(reason: str) -> str:
+    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "Inductor's cache"
+    return (
+        f"what is compiled is kept in {place}, where something cannot be used ({reason}). It was compiled anew, as it "
+        "will be in each process: delete what is damaged there, or set TORCHINDUCTOR_CACHE_DIR to a directory that can "
+        "be written"
+    )
+
+
+@contextmanager
+def _temporary_directory() -> Iterator[None]:
+    """While this is entered, Inductor finds nothing kept, of headers neither, and keeps what it makes elsewhere."""
+    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+
+    with (
+        temporary_cache_dir(_directory()),
+        inductor_config.patch({"cpp_cache_precompile_headers": False}),
+    ):
+        yield
+
+
+@cache
+def _directory() -> str:
+    """Removed when the process ends."""
+    made = tempfile.mkdtemp(prefix="sgc_")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+@contextmanager
+def _checked_files() -> Iterator[set[str]]:
+    """While this is entered, Inductor takes no file for what it is not.
+
+    :return: why it could not use what it has compiled anew by itself.
+    """
+    from torch._inductor import codecache
+
+    unusable: set[str] = set()
+    write = codecache.write
+    load = vars(codecache.CppCodeCache)["_load_library"].__func__
+
+    def write_and_read(content: str | bytes, *options: Any, **named: Any) -> tuple[str, str]:
+        name, path = write(content, *options, **named)
+        # The hash is of the content without what is white at its ends.
+        there = Path(path).read_bytes() if isinstance(content, bytes) else Path(path).read_text(errors="replace")
+        if there.strip() != content.strip():
+            raise _cut_short(path)
+        return name, path
+
+    def load_whole(cls: type, path: str, key: str) -> Any:
+        if not is_whole(path):
+            raise _cut_short(path)
+        return load(cls, path, key)
+
+    def note(record: logging.LogRecord) -> bool:
+        if not record.msg.startswith(_LOGGED):
+            return True
+        if record.exc_info and record.exc_info[1] is not None:
+            unusable.add(first_line(record.exc_info[1]))
+        return False
+
+    with (
+        _filtered("torch._inductor.codecache", note),
+        _filtered("torch._inductor.output_code", note),
+        mock.patch.object(codecache, "write", write_and_read),
+        mock.patch.object(codecache.CppCodeCache, "_load_library", classmethod(load_whole)),
+    ):
+        yield unusable
+
+
+_LOGGED = ("fx graph cache unable to load compiled graph", "Failed to load artifact")
+"""What Inductor logs, with a traceback, of what it compiles anew by itself, and before it raises."""
+
+
+@contextmanager
+def _filtered(name: str, wanted: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
+
+
+def _cut_short(path: str) -> OSError:
+    return OSError(errno.EIO, "The file is not what was written into it", path)
+
+
+def is_whole(path: str) -> bool:
+    """Whether a shared library is as long as it says, where that is said as on Linux; others are left to the system."""
+    with open(path, "rb") as file:
+        start, length = file.read(64), os.fstat(file.fileno()).st_size
+        if start[:6] != b"\x7fELF\x02\x01":  # of 64 bits, the lowest first
+            return True
+        if len(start) < 64:
+            return False
+        _, sections, *_, each, number, _ = struct.unpack_from("<QQIHHHHHH", start, 32)
+        if sections + each * number > length:
+            return False
+        segments, _, _, _, each, number = struct.unpack_from("<QQIHHH", start, 32)
+        file.seek(segments)
+        table = file.read(each * number)
+    if len(table) < each * number:
+        return False
+    ends = (sum(struct.unpack_from("<Q16xQ", table, each * i + 8)) for i in range(number))
+    return all(end <= length for end in ends)
