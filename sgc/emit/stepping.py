@@ -54,30 +54,36 @@ class BuiltStep:
     def compile(self) -> None:
         """Compile it.
 
-        :raises sgc.errors.BackendError: if Inductor cannot work on this machine.
+        :raises sgc.errors.BackendError: if Inductor cannot work on this machine; it can be asked for again.
         """
-        examples, self.examples = self.examples, []  # they hold the memory of what may be long gone
+        examples = self.examples
         native = all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, self.written)
-        if native and self.outlined is not None:
-            self._compile(self.outlined.rest, examples, native=True)
-        if self._native is None:
-            module = self.module if self.outlined is None else optimize(self.module, examples, rng=self.rng).module
+        if self.outlined is not None and not (native and self._compile(self.outlined.rest, examples, native=True)):
+            self.module = optimize(self.module, examples, rng=self.rng).module
             self.outlined = None
-            self._compile(module, examples, native=native)
+        if self.outlined is None:
+            self._compile(self.module, examples, native=native)
         self.detour = native and self._native is None
+        self.examples = []  # they hold the memory of what may be long gone
 
-    def _compile(self, module: fx.GraphModule, examples: list[Tensor], *, native: bool) -> None:
-        lifted, takes, self._attributes = lift_tensors(module)
-        everything = [*examples, *self._attributes]
-        outlined = self.outlined if native else None
+    def _compile(self, module: fx.GraphModule, examples: list[Tensor], *, native: bool) -> bool:
+        """Compile a module; whether it will be called from C++. One whose update is outlined cannot be called else."""
+        lifted, takes, attributes = lift_tensors(module)
+        everything = [*examples, *attributes]
+        outlined = self.outlined
         functions = library_of(outlined.functions) if outlined is not None else None
         run = compile_graph(lifted, [everything[i] for i in takes], self.rng, in_one_piece=native)
-        self._run = lambda *inputs: run(*(inputs[i] for i in takes))
+        program = None
         if native:
             dtypes = [value_of(node).dtype for node in results_of(self.module)]
             results = len(results_of(module))
             kernels = outlined.kernels if outlined is not None else ()
-            self._native = native_program(run, takes, dtypes, results, kernels, functions)
+            program = native_program(run, takes, dtypes, results, kernels, functions)
+        if program is not None or outlined is None:
+            # From here on it counts as compiled: nothing may fail behind.
+            self._native, self._attributes = program, attributes
+            self._run = lambda *inputs: run(*(inputs[i] for i in takes))
+        return program is not None
 
     @cached_property
     def written(self) -> list[int]:

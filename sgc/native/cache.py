@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -148,13 +149,15 @@ def _cut_short(path: str) -> OSError:
 
 
 def is_whole(path: str) -> bool:
-    """Whether a shared library is as long as it says, where that is said as on Linux; others are left to the system."""
+    """Whether a shared library is as long as it says, on Linux; elsewhere the system looks at that."""
+    if sys.platform != "linux":
+        return True
     with open(path, "rb") as file:
         start, length = file.read(64), os.fstat(file.fileno()).st_size
-        if start[:6] != b"\x7fELF\x02\x01":  # of 64 bits, the lowest first
-            return True
-        if len(start) < 64:
+        if len(start) < 64 or not start.startswith(b"\x7fELF"):
             return False
+        if start[4:6] != b"\x02\x01":  # not of 64 bits, the lowest first
+            return True
         _, sections, *_, each, number, _ = struct.unpack_from("<QQIHHHHHH", start, 32)
         if sections + each * number > length:
             return False

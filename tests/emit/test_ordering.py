@@ -223,7 +223,7 @@ def test_pyros_distributions(model: Callable[[Tensor], None]) -> None:
         return pyro.optim.SGD({"lr": 1e-4})
 
     module = sgc.compile(model, guide, rng="torch").initialize(x)
-    svi = sgc.SVI(model, guide, optimizer(), sgc.infer.TraceGraph_ELBO(rng="torch"))
+    svi = sgc.SVI(model, guide, optimizer(), sgc.infer.TraceGraph_ELBO(backend="inductor", rng="torch"))
     ours: list[Callable[[], float]] = [
         lambda: float(without_gradient(module, x)),
         lambda: float(module(x).detach()),
