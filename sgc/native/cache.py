@@ -61,11 +61,14 @@ def compiled(attempt: Callable[[], T], again: Callable[[], T]) -> T:
 
 
 def _advice(reason: str) -> str:
-    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or "Inductor's cache"
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    usual = default_cache_dir()  # where precompiled headers are, whatever the variable says
+    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR", usual)
     return (
-        f"what is compiled is kept in {place}, where something cannot be used ({reason}). It was compiled anew, as it "
-        "will be in each process: delete what is damaged there, or set TORCHINDUCTOR_CACHE_DIR to a directory that can "
-        "be written"
+        f"what is compiled is kept in {place}, headers in {usual}/precompiled_headers, where something cannot be used "
+        f"({reason}). It was compiled anew, as it will be in each process: delete what is damaged there, or set "
+        "TORCHINDUCTOR_CACHE_DIR to a directory that can be written"
     )
 
 

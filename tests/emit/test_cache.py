@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch._inductor.utils import clear_caches
 
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor import compile_graph
-from sgc.errors import CacheWarning
+from sgc.errors import BackendError, CacheWarning
+from sgc.native import cache
 from sgc.native.cache import is_whole
 from sgc.native.library import shared_library
 
@@ -74,6 +76,19 @@ def test_a_directory_that_cannot_be_written(directory: Path, monkeypatch: pytest
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(directory if place == "a file" else directory / "within"))
     with pytest.warns(CacheWarning, match=f"kept in {directory}.*directory that can be written"):
         assert seven() == 7
+
+
+def test_nowhere_to_write(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where it is kept nor where it could be compiled apart from that."""
+    directory.write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    cache._directory.cache_clear()
+    try:
+        for _ in range(2):
+            with pytest.raises(BackendError, match=f"kept in {directory}: .*\\n.*TORCHINDUCTOR_CACHE_DIR and TMPDIR"):
+                seven()
+    finally:
+        cache._directory.cache_clear()
 
 
 @pytest.mark.parametrize("suffix", [".so", ".cpp", ".py", ""])
