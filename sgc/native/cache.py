@@ -10,18 +10,14 @@ once more in a temporary directory, apart from all that was kept: if it succeeds
 
 from __future__ import annotations
 
-import atexit
 import errno
 import logging
 import os
-import shutil
 import struct
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -29,6 +25,7 @@ from unittest import mock
 import torch._inductor.config as inductor_config
 
 from sgc.errors import CacheWarning, SgcError
+from sgc.native.directory import temporary_directory
 from sgc.native.failures import cause, explained, first_line, is_without_compiler
 from sgc.native.processor import trusting
 
@@ -78,18 +75,10 @@ def _temporary_directory() -> Iterator[None]:
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
     with (
-        temporary_cache_dir(_directory()),
+        temporary_cache_dir(temporary_directory()),
         inductor_config.patch({"cpp_cache_precompile_headers": False}),
     ):
         yield
-
-
-@cache
-def _directory() -> str:
-    """Removed when the process ends."""
-    made = tempfile.mkdtemp(prefix="sgc_")
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
 
 
 @contextmanager

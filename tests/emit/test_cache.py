@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from torch._inductor.utils import clear_caches
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor import compile_graph
 from sgc.errors import BackendError, CacheWarning
-from sgc.native import cache
 from sgc.native.cache import is_whole
+from sgc.native.directory import make_directory, temporary_directory
 from sgc.native.library import shared_library
 
 pytestmark = [pytest.mark.inductor, pytest.mark.cpu]
@@ -78,17 +79,29 @@ def test_a_directory_that_cannot_be_written(directory: Path, monkeypatch: pytest
         assert seven() == 7
 
 
+def test_a_directory_that_torch_cannot_make(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one torch's compiler could not even be imported, and sgc neither."""
+    directory.write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(directory / "within"))
+    with pytest.warns(CacheWarning, match=f"cannot be kept in {directory}/within .*set TORCHINDUCTOR_CACHE_DIR"):
+        make_directory()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == temporary_directory()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(directory.parent / "new"))
+    make_directory()
+    assert (directory.parent / "new").is_dir()
+
+
 def test_nowhere_to_write(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where it is kept nor where it could be compiled apart from that."""
     directory.write_text("")
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    cache._directory.cache_clear()
+    temporary_directory.cache_clear()
     try:
         for _ in range(2):
             with pytest.raises(BackendError, match=f"kept in {directory}: .*\\n.*TORCHINDUCTOR_CACHE_DIR and TMPDIR"):
                 seven()
     finally:
-        cache._directory.cache_clear()
+        temporary_directory.cache_clear()
 
 
 @pytest.mark.parametrize("suffix", [".so", ".cpp", ".py", ""])
