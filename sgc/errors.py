@@ -97,6 +97,10 @@ class InvalidValueError(SgcError, ValueError):
     """A parameter or a value is not what its distribution allows, at random numbers that Pyro does not draw."""
 
 
+class CopyError(SgcError, TypeError):
+    """A loss module that cannot be copied or pickled, because a function holds tensors that it trains."""
+
+
 class RespecializationWarning(UserWarning):
     """The same loss module keeps compiling anew; the text says which guard keeps missing."""
 
@@ -107,6 +111,14 @@ class BaselineWarning(UserWarning):
 
 class SideEffectWarning(UserWarning):
     """The program does something in Python that a compiled program will not do again."""
+
+
+class NotInitializedWarning(UserWarning):
+    """The parameters of a loss module are asked for before the call that makes them."""
+
+
+class ReplacedParameterWarning(UserWarning):
+    """A parameter is another tensor than before, and something, most likely an optimizer, holds the one before."""
 
 
 class StandInWarning(UserWarning):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,13 +24,21 @@ from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.handlers import densities_as_leaves
 from sgc.capturing.opaque import rejection_as_leaves
 from sgc.capturing.plates import subsamples_as_tensors
-from sgc.capturing.randomness import no_seeding, random_state, refuse_drawn, restore_random_state
+from sgc.capturing.randomness import (
+    drawn_between,
+    no_seeding,
+    random_state,
+    restore_random_state,
+    same_random_state,
+    torchs_on_cpu_alone_moved,
+)
 from sgc.capturing.reads import DATA_DEPENDENT, Reads
 from sgc.capturing.recording import Recording
 from sgc.capturing.refusals import refusals
 from sgc.capturing.rehearsal import Rehearsal, preserved_state, pyro_elbo
 from sgc.capturing.source import current_line, line_of
 from sgc.capturing.texts import printed_before
+from sgc.capturing.threads import here
 from sgc.capturing.validation import checks_as_nodes
 from sgc.config import Options
 from sgc.errors import CaptureError, DataDependenceError, SgcError
@@ -50,6 +59,40 @@ def capture_program(
     :raises DataDependenceError: if the program's structure depends on a sample.
     :raises BaselineError: if the baseline options of a site are unrecognised, wrong or contradict one another.
     """
+    states: list[dict[str, Any]] = []
+    for attempt in range(_ATTEMPTS):
+        captured, before, after = _attempt(model, guide, args, kwargs, options, rehearsal, records, attempt > 0)
+        error = drawn_between(before, after)
+        if error is None or (attempt and torchs_on_cpu_alone_moved(before, after)):
+            return captured
+        states.append(after)
+        if threading.active_count() == 1:
+            raise error
+    assert error is not None
+    if all(same_random_state(states[0], state) for state in states):
+        raise error  # what the program draws is the same each time
+    meanwhile = "where another thread has drawn meanwhile, call initialize(*args) before it does"
+    raise CaptureError(error.problem, source=error.source, remedy=f"{error.remedy}; {meanwhile}")
+
+
+_ATTEMPTS = 3
+"""How often a program is captured that seems to draw, where it may be another thread that does.
+
+From the second time on every way to move torch's generator on the CPU is refused: if it moves, that was another thread.
+"""
+
+
+def _attempt(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    rehearsal: Rehearsal,
+    records: Mapping[int, CallRecord] | None,
+    strictly: bool,
+) -> tuple[Capture, dict[str, Any], dict[str, Any]]:
+    """A capture, and the random states before and after it."""
     leaves, structure = flatten((args, kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in positions]
@@ -70,7 +113,7 @@ def capture_program(
             Reads(concrete, written.before) as reads,
             refusals(),
             printed_before(),
-            no_seeding(),
+            no_seeding(strictly=strictly),
             functions_as_leaves(),
             rejection_as_leaves(),
             densities_as_leaves(),
@@ -87,7 +130,7 @@ def capture_program(
     with preserved_attributes(rehearsal.modules), _capture_context(rehearsal), rehearsal.written.again() as written:
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
-            refuse_drawn(before)
+            after = random_state()
         except SgcError as error:
             raise _original(error)  # noqa: B904 (it has a cause of its own)
         except DATA_DEPENDENT as error:
@@ -96,7 +139,7 @@ def capture_program(
             raise _untraceable(error) from error
         finally:
             restore_random_state(before)
-    return declare(module, recording, positions, rehearsal, args, kwargs)
+    return declare(module, recording, positions, rehearsal, args, kwargs), before, after
 
 
 @contextmanager
@@ -117,7 +160,7 @@ def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the rehearsal has given every warning
         store_set = ParamStoreDict.__setitem__
-        ParamStoreDict.__setitem__ = read_only  # type: ignore[method-assign]
+        ParamStoreDict.__setitem__ = here(read_only, store_set)  # type: ignore[method-assign]
         try:
             yield
         finally:

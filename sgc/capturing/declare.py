@@ -77,6 +77,7 @@ def declare(
     slots = {key: lifted.get(node, node) for key, node in slots.items()}
     output = next(node for node in graph.nodes if node.op == "output")
     output.args = (tuple(dict.fromkeys(slots.values())),)
+    _let_go_of_lifted(module)
     graph.lint()
     module.recompile()
     by_node = {declared.node: declared.name for declared in inputs}
@@ -162,7 +163,7 @@ def _lift(
     """Turn every tensor that the program met into a declared input; literals of its own stay constants."""
     graph = module.graph
     roots = [(_root_name(root, i), root) for i, root in enumerate(rehearsal.modules)]
-    ownership = Ownership(roots)
+    ownership = Ownership(roots, rehearsal.store)
     inputs: list[Input] = []
     owners: dict[str, Owner] = {}
     renamed: dict[fx.Node, fx.Node] = {}
@@ -209,6 +210,13 @@ def _lift(
         renamed[node] = lifted[id(tensor)]
         graph.erase_node(node)
     return inputs, owners, renamed
+
+
+def _let_go_of_lifted(module: fx.GraphModule) -> None:
+    """What has become an input is fetched from its owner; the module need not keep the tensor that it was."""
+    kept = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in module._buffers.keys() - kept:
+        del module._buffers[name]
 
 
 def _input(name: str, kind: InputKind, node: fx.Node, tensor: Tensor) -> Input:

@@ -22,6 +22,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution
 
 from sgc.capturing import tracer
+from sgc.capturing.threads import here
 
 
 class OpaqueCall:
@@ -233,7 +234,7 @@ def rejection_as_leaves() -> Iterator[None]:
         method = types.MethodType(original, self)
         return _differentiable(OpaqueCall((method, (sample_shape,), kwargs), shape, _dtype(self)))
 
-    Rejector.rsample = rsample  # type: ignore[method-assign]
+    Rejector.rsample = here(rsample, original)  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Protocol
 
-import pyro
 import torch
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
+from sgc.capturing.store import Store
+from sgc.capturing.threads import here, ignored
 from sgc.native import watch
-from sgc.native.watch import Condition, Read
+from sgc.native.watch import Read
 
 
 class Owner(Protocol):
@@ -33,32 +33,18 @@ class Owner(Protocol):
         ...
 
 
-@cache
-def _tensors_of_store() -> Read:
-    """One object for all owners, so that the dictionary is fetched once for all."""
-    return watch.attribute(pyro.get_param_store(), "_params")
-
-
-def in_store(names: Iterable[str]) -> list[Condition]:
-    """That Pyro's store holds under these names what it holds now."""
-    params, found = pyro.get_param_store()._params, []
-    for name in names:
-        read = watch.entry_of(_tensors_of_store(), name)
-        found.append(watch.is_same(read, params[name]) if name in params else watch.absent(read))
-    return found
-
-
 @dataclass(frozen=True)
 class StoreOwner:
-    """The unconstrained tensor of a name in Pyro's param store."""
+    """The unconstrained tensor of a name in a param store."""
 
     name: str
+    store: Store = field(repr=False)
 
     def fetch(self) -> Tensor | None:
-        return pyro.get_param_store()._params.get(self.name)
+        return self.store.get(self.name)
 
     def read(self) -> Read:
-        return watch.entry_of(_tensors_of_store(), self.name)
+        return self.store.read(self.name)
 
 
 @dataclass(frozen=True)
@@ -116,10 +102,10 @@ class Owned:
 class Ownership:
     """An index of the known owners, by the identity of their tensors."""
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
+    def __init__(self, modules: Iterable[tuple[str, nn.Module]], store: Store) -> None:
         self._by_tensor: dict[int, Owned] = {}
-        for name, tensor in pyro.get_param_store().named_parameters():
-            self._by_tensor[id(tensor)] = Owned(StoreOwner(name), normalize_param_name(name))
+        for name, tensor in store.held.named_parameters():
+            self._by_tensor[id(tensor)] = Owned(StoreOwner(name, store), normalize_param_name(name))
         for root_name, root in modules:
             for path, module in root.named_modules():
                 prefix = ".".join(part for part in (root_name, path) if part)
@@ -139,7 +125,7 @@ class Ownership:
 
 
 class ModuleWatch:
-    """Notes every ``nn.Module`` that runs while it is active, so that closed-over modules are found."""
+    """Notes every ``nn.Module`` that its thread runs while it is active, so that closed-over modules are found."""
 
     def __init__(self) -> None:
         self.seen: dict[int, nn.Module] = {}
@@ -148,6 +134,7 @@ class ModuleWatch:
         def note(module: nn.Module, _inputs: object) -> None:
             self.seen.setdefault(id(module), module)
 
+        note = here(note, ignored)
         self._handle = nn.modules.module.register_module_forward_pre_hook(note)
         return self
 

@@ -15,6 +15,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor
 
 from sgc.capturing import tracer
+from sgc.capturing.threads import here
 from sgc.graph.effects import is_random
 
 
@@ -38,7 +39,7 @@ def subsamples_as_tensors(positions: dict[int, tuple[Tensor, str]]) -> Iterator[
             with self:
                 yield index
 
-    IndepMessenger.__iter__ = iterate  # type: ignore[method-assign]
+    IndepMessenger.__iter__ = here(iterate, original)  # type: ignore[method-assign]
     try:
         yield
     finally:

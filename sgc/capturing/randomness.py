@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 from unittest import mock
 
@@ -107,33 +108,48 @@ def _generators(accelerator: torch.device) -> tuple[torch.Generator, ...]:
 
 
 class _Unseeded:
-    """torch's generator on the CPU as ``torch.random`` sees it during a capture: its state can be read, not set."""
+    """torch's generator on the CPU as ``torch.random`` sees it during a capture: its state can be read, not set.
 
-    def get_state(self) -> Tensor:
-        return torch.default_generator.get_state()
+    Other threads may set it.
+    """
+
+    def __init__(self) -> None:
+        self._thread, self._generator = get_ident(), torch.default_generator
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "get_state" and get_ident() == self._thread:
+            return self._refuse
+        return getattr(self._generator, name)
 
     def _refuse(self, *args: Any) -> Any:
         raise _seeded()
 
-    manual_seed = seed = initial_seed = set_state = clone_state = graphsafe_set_state = _refuse
-
 
 @contextmanager
-def no_seeding() -> Iterator[None]:
-    """Refuse what seeds torch's generators or puts back a state, which leaves none of the draws that a graph holds."""
-    with mock.patch.object(torch.random, "default_generator", _Unseeded()):
+def no_seeding(*, strictly: bool) -> Iterator[None]:
+    """Refuse what seeds torch's generators or puts back a state, which leaves none of the draws that a graph holds.
+
+    :param strictly: refuse the methods of ``torch.default_generator`` too, which other threads cannot draw from then.
+    """
+    unseeded = _Unseeded()
+    with ExitStack() as stack:
+        for holder in (torch.random, torch) if strictly else (torch.random,):
+            stack.enter_context(mock.patch.object(holder, "default_generator", unseeded))
         yield
 
 
-def refuse_drawn(before: dict[str, Any]) -> None:
-    """Refuse a program that has drawn from Python's or numpy's generators, or has moved torch's, since a state."""
-    after = random_state()
+def drawn_between(before: dict[str, Any], after: dict[str, Any]) -> CaptureError | None:
+    """The error for a program that has drawn from Python's or numpy's generators, or has moved torch's."""
     drawn = ["random"] * (before["random"] != after["random"])
     drawn += ["numpy.random"] * (not _same_numpy(before, after))
     if drawn:
-        raise drawn_from(" and ".join(drawn))
-    if not same_random_state(before, after):
-        raise _seeded()
+        return drawn_from(" and ".join(drawn))
+    return None if same_random_state(before, after) else _seeded()
+
+
+def torchs_on_cpu_alone_moved(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether between two states nothing was drawn from other generators than torch's on the CPU."""
+    return same_random_state(before, {**after, "torch": before["torch"]})
 
 
 def drawn_from(generators: str) -> CaptureError:

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from sgc.capturing import tracer
 from sgc.capturing.source import current_line, is_checkpoint, is_pyro
+from sgc.capturing.threads import here
 from sgc.errors import CaptureError
 
 _IN_PLACE = "write into the tensor in place, under torch.no_grad() (parameter.clamp_(min=0), buffer.copy_(value))"
@@ -119,11 +120,11 @@ def refusals() -> Iterator[None]:
             raise _error("enters torch.autograd.graph.saved_tensors_hooks", _HOOK)
         entered(self)
 
-    set_, entered = Tensor.set_, saved_tensors_hooks.__enter__
+    set_, swapped, entered = Tensor.set_, torch._C._swap_tensor_impl, saved_tensors_hooks.__enter__
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Tensor, "set_", assign))
-        stack.enter_context(mock.patch.object(torch._C, "_swap_tensor_impl", swap))
-        stack.enter_context(mock.patch.object(saved_tensors_hooks, "__enter__", enter))
+        stack.enter_context(mock.patch.object(Tensor, "set_", here(assign, set_)))
+        stack.enter_context(mock.patch.object(torch._C, "_swap_tensor_impl", here(swap, swapped)))
+        stack.enter_context(mock.patch.object(saved_tensors_hooks, "__enter__", here(enter, entered)))
         yield
 
 

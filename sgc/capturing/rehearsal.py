@@ -24,6 +24,8 @@ from sgc.capturing.parameters import ModuleWatch, is_scripted
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
 from sgc.capturing.refusals import Refusing, refusals
 from sgc.capturing.source import current_line
+from sgc.capturing.store import PYROS, Store
+from sgc.capturing.threads import here, ignored
 from sgc.capturing.writes import Written, undone_writes
 from sgc.config import Options
 from sgc.errors import CaptureError
@@ -38,7 +40,8 @@ class Rehearsal:
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``params`` are the names that
     the program asked Pyro's param store for, in its order; ``written`` is the memory that it writes into; ``filled``
-    are buffers that held None before it ran, by the identities of their modules and their names.
+    are buffers that held None before it ran, by the identities of their modules and their names; ``store`` is where its
+    parameters are.
     """
 
     max_plate_nesting: float
@@ -47,6 +50,7 @@ class Rehearsal:
     params: tuple[str, ...]
     written: Written
     filled: dict[tuple[int, str], nn.Module]
+    store: Store
 
     def empty_again(self) -> None:
         """What it has filled holds None again; for a call that fails later."""
@@ -73,11 +77,14 @@ def rehearse(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     options: Options,
+    store: Store = PYROS,
 ) -> Rehearsal:
     """Run Pyro once as eager TraceGraph_ELBO would.
 
     The random state is left as it was, unless parameters were created from random numbers: then it is left
     as that creation left it, lest the first samples repeat the numbers of the initial parameters.
+
+    :param store: where its parameters are; it is lent to Pyro by now.
     """
     callables = [part for part in (model, guide) if isinstance(part, nn.Module)]
     start = random_state()
@@ -118,7 +125,7 @@ def rehearse(
         drew = not same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
-    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty)
+    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty, store)
 
 
 def _check_not_scripted(modules: Sequence[nn.Module]) -> None:
@@ -211,7 +218,7 @@ def preserved_state(
     for module in modules:
         for inner in module.modules():
             save(inner)
-    handle = nn.modules.module.register_module_forward_pre_hook(save) if watch else None
+    handle = nn.modules.module.register_module_forward_pre_hook(here(save, ignored)) if watch else None
     kept = _take_averages()
     _put_averages(averages or {})
     try:

@@ -24,6 +24,7 @@ from sgc.capturing import tracer
 from sgc.capturing.opaque import opaque_check
 from sgc.capturing.reads import DATA_DEPENDENT, Reads
 from sgc.capturing.source import current_line
+from sgc.capturing.threads import here
 from sgc.errors import SourceLine
 
 
@@ -120,8 +121,8 @@ def checks_as_nodes(reads: Reads, default: bool | None) -> Iterator[Requirements
             requirements.value(self, value)
 
     replaced: list[tuple[Any, str, Any]] = [
-        (Distribution, "__init__", init),
-        (Distribution, "_validate_sample", validate_sample),
+        (Distribution, "__init__", here(init, Distribution.__init__)),
+        (Distribution, "_validate_sample", here(validate_sample, Distribution._validate_sample)),
         (Distribution, "_validate_args", bool(default)),
         (poutine.util, "_VALIDATION_ENABLED", bool(default)),  # poutine.scale checks its scale
         *((type(constraint), "check", check) for constraint, check in _WITHOUT_BRANCHES),

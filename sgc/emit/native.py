@@ -100,7 +100,12 @@ class NativeCall:
             self.once = partial(library().once, bound, self._single)
 
     def taking(
-        self, watched: Any, make_call: type, plain: frozenset[type], note_state: Callable[[], Any] | None
+        self,
+        watched: Any,
+        make_call: type,
+        plain: frozenset[type],
+        note_state: Callable[[], Any] | None,
+        token: list[object],
     ) -> Taking | None:
         """All of a training step in C++, from its arguments on; None where that cannot be.
 
@@ -108,10 +113,11 @@ class NativeCall:
         :param make_call: makes of the arguments the call that is asked about.
         :param plain: types of arguments that are leaves of the call; if all are, no call is made.
         :param note_state: gives the random state, if that before the step may be asked for afterwards.
+        :param token: one object, which is taken out during the step; without it none is taken.
         """
         if self._single is None or self._program.dtypes[0] is torch.bool:
             return None
-        return partial(library().take, (watched, make_call, plain, self._bound, self._single, note_state))
+        return partial(library().take, (watched, make_call, plain, self._bound, self._single, note_state, token))
 
     def __call__(self, tensors: list[Tensor], times: int) -> list[Tensor]:
         """Call it ``times`` times; what it gives, each time's, as tensors of shape ``[times]``.

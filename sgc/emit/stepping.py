@@ -128,10 +128,17 @@ class BoundStep:
         return [result.reshape(1).clone() for result in self._run(*self.inputs(tensors))]  # not the piece it lies in
 
     def taking(
-        self, watched: Any, make_call: type, plain: frozenset[type], note_state: Callable[[], Any] | None
+        self,
+        watched: Any,
+        make_call: type,
+        plain: frozenset[type],
+        note_state: Callable[[], Any] | None,
+        token: list[object],
     ) -> Taking | None:
         """All of a step in C++, from its arguments on; None where that cannot be (:meth:`NativeCall.taking`)."""
-        return self._call.taking(watched, make_call, plain, note_state) if isinstance(self._call, NativeCall) else None
+        if not isinstance(self._call, NativeCall):
+            return None
+        return self._call.taking(watched, make_call, plain, note_state, token)
 
     def _once(self, tensors: list[Tensor]) -> Sequence[Any]:
         return [result.item() for result in self(tensors, 1)]

@@ -20,6 +20,7 @@ from sgc.config import Backend, Options
 from sgc.errors import BackendError, CaptureError, DataDependenceError, SgcError, StandInWarning
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
+from sgc.run.turns import TURN
 
 Dynamic = Literal["error", "eager"]
 
@@ -55,33 +56,32 @@ class CompiledELBO(LossModule):
         same_settings = self._settings is settings or self._settings == settings
         return same_settings and _same(own_model, model) and _same(own_guide, guide)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the ELBO, a 0-d tensor; its ``backward()`` gives the surrogate's gradient.
-
-        :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
-        """
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         while not self._eager_only:
             try:
-                return self._evaluate(Call(args, kwargs))
+                return super()._called(args, kwargs)
             except SgcError as error:
                 if not self._goes_on_after(error):
                     raise
-        return self._eager(args, kwargs)
+        with TURN, self.param_store_scope():
+            return self._eager(args, kwargs)
 
     def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns for a program that can be captured; also moves it to the next tier in time."""
-        loss = super()._evaluate(call, backend)
-        latest = self._latest()
-        with_gradient = torch.is_grad_enabled()
-        if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) >= PATIENCE:
-            if latest.backend(with_gradient=with_gradient) == "eager":
-                latest.use_backend("inductor", with_gradient=with_gradient)
-        if runtime.am_i_wrapped():
-            # SVI finds the parameters to optimise by a trace of its own.
-            with torch.no_grad():
-                for name in latest.params:
-                    pyro.param(name)
-        return loss
+        with TURN:
+            loss = super()._evaluate(call, backend)
+            latest = self._latest()
+            with_gradient = torch.is_grad_enabled()
+            if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) >= PATIENCE:
+                if latest.backend(with_gradient=with_gradient) == "eager":
+                    latest.use_backend("inductor", with_gradient=with_gradient)
+            if runtime.am_i_wrapped():
+                # SVI finds the parameters to optimise by a trace of its own, also those that took the place of others.
+                self.forget_replaced()
+                with torch.no_grad(), self.param_store_scope():
+                    for name in latest.params:
+                        pyro.param(name)
+            return loss
 
     def _goes_on_after(self, error: SgcError) -> bool:
         """By eager Pyro where ``dynamic="eager"``; on the eager backend if Inductor fails in the tiered mode."""
@@ -93,7 +93,7 @@ class CompiledELBO(LossModule):
                     made.use_backend("eager", with_gradient=with_gradient)
             return True
         if isinstance(error, (DataDependenceError, CaptureError)) and self._settings.dynamic == "eager":
-            self._eager_only = True
+            self._eager_only = self._is_initialized = True  # it shows no more than it does now
             warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}", StandInWarning)
             return True
         return False

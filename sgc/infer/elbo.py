@@ -17,6 +17,7 @@ from sgc.errors import ArgumentError, RespecializationWarning
 from sgc.infer.compiled import CompiledELBO, Dynamic, Settings
 from sgc.native import watch
 from sgc.native.watch import Condition
+from sgc.run.untraced import untraced
 
 _KEPT = 8
 """How many pairs of model and guide one ELBO keeps compiled."""
@@ -106,6 +107,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         self._forgotten = 0
         self._settings()  # refuses wrong options now, not at the first call
 
+    @untraced
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """An estimate of minus the ELBO, without gradients; the averages of baselines stay as they are.
 
@@ -114,6 +116,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         with torch.no_grad():
             return torch_item(self.differentiable_loss(model, guide, *args, **kwargs))
 
+    @untraced
     def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """An estimate of minus the ELBO; the surrogate's gradient is added to the ``.grad`` of the parameters.
 
@@ -123,6 +126,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         torch_backward(loss, retain_graph=self.retain_graph)
         return torch_item(loss)
 
+    @untraced
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
@@ -159,6 +163,11 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             if self._forgotten == 2 * _KEPT:
                 self._warn_of_many()
         return made
+
+    def adopt(self, loss_module: CompiledELBO) -> None:
+        """Take over what runs for a model and guide, made by another ELBO with the same settings."""
+        if not any(known is loss_module for known in self._compiled):
+            self._compiled.append(loss_module)
 
     def _conditions(self) -> list[Condition]:
         """Where these are true, :meth:`compiled` gives for the same model and guide what it gave last."""

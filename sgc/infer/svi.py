@@ -10,6 +10,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.optim import Optimizer
 
 from sgc.errors import ArgumentError, SgcError
@@ -19,6 +20,7 @@ from sgc.infer.uncompiled import PyroSteps, compiled_elbo, shown
 from sgc.native import watch
 from sgc.native.watch import Condition
 from sgc.run.guards import Call
+from sgc.run.untraced import untraced
 from sgc.training import checkpoint
 from sgc.training.loop import Loop, RunResult, Steps
 from sgc.training.minibatches import Minibatches
@@ -91,11 +93,18 @@ class SVI(pyro.infer.SVI):
         return [*own, *self._elbo._conditions()]
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle has nothing compiled; an optimizer made by a callable is made anew, from its start."""
-        return {**self.__dict__, "_stepper": None, "_loop": None}
+        """A copy or a pickle has nothing compiled; an optimizer made by a callable is made anew, from its start.
+
+        Its parameters are those of its loss module: a deep copy has its own, a pickle brings their values.
+        """
+        state = {**self.__dict__, "_stepper": None, "_loop": None}
+        return state if self._elbo is None else {**state, "loss_module": self.loss_module}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        loss_module = state.pop("loss_module", None)
         self.__dict__.update(state)
+        if self._elbo is not None:
+            self._elbo.adopt(loss_module)
         self.optim = self._optim
 
     @property
@@ -108,6 +117,7 @@ class SVI(pyro.infer.SVI):
             raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
         return self._elbo.compiled(self.model, self.guide)
 
+    @untraced
     def initialize(self, *args: Any, **kwargs: Any) -> SVI:
         """Capture the program for these arguments without taking a step, so that the parameters are there."""
         self.loss_module.initialize(*args, **kwargs)
@@ -121,8 +131,11 @@ class SVI(pyro.infer.SVI):
         """
         if self._stepper is None:
             return super().step(*args, **kwargs)
+        if is_dynamo_compiling():
+            return _step(self._stepper, args, kwargs)
         return self._stepper.step(args, kwargs)
 
+    @untraced
     def run(
         self, steps: int | Iterable[Any], *args: Any, epochs: int = 1, progress_bar: bool = False, **kwargs: Any
     ) -> RunResult:
@@ -174,6 +187,7 @@ class SVI(pyro.infer.SVI):
             raise SgcError("there has been no run yet", remedy="call svi.run(steps, *args)")
         return self._loop.result()
 
+    @untraced
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of minus the ELBO, in nats, without gradients; the averages of baselines stay as they are.
 
@@ -214,3 +228,8 @@ class SVI(pyro.infer.SVI):
         if self._stepper is None:
             raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
         return self._stepper
+
+
+@untraced
+def _step(stepper: Stepper, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    return stepper.step(args, kwargs)

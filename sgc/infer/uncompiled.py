@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,6 +65,10 @@ class PyroSteps:
 
     def __init__(self, step: Callable[..., float]) -> None:
         self._step = step
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Pyro's steps take no turns."""
+        return nullcontext()
 
     def ready(self, call: Call) -> None:
         return None

@@ -9,13 +9,34 @@ struct Step {
           arguments{part(tuple, 1), part(tuple, 2)},
           inputs(held<const Inputs>(part(tuple, 3))),
           single(part(tuple, 4)),
-          note_state(part(tuple, 5)) {}
+          note_state(part(tuple, 5)),
+          token(part(tuple, 6)) {}
 
     Watched* watched;
     Arguments arguments;
     const Inputs* inputs;
     Single single;
     PyObject* note_state;  // gives the random state before the step, if that may be asked for afterwards; or None
+    PyObject* token;       // a list of one object, which is empty while some thread takes a step
+};
+
+// The one object of a list, taken out of it for a while: the program lets go of the lock of Python, and another thread
+// must not take a step of the same parameters meanwhile.
+class Token {
+  public:
+    explicit Token(PyObject* list) : list_(list) {
+        if (PyList_GET_SIZE(list) == 0) return;
+        object_.take(Py_NewRef(PyList_GET_ITEM(list, 0)));
+        if (PyList_SetSlice(list, 0, 1, nullptr) < 0) object_.take(nullptr);
+    }
+    ~Token() {
+        if (object_) PyList_Append(list_, object_.get());
+    }
+    explicit operator bool() const { return static_cast<bool>(object_); }
+
+  private:
+    PyObject* list_;
+    Ref object_;
 };
 
 // Whether the loss is a number, and the step valid where that is checked.
@@ -35,7 +56,7 @@ PyObject* taken_exception() {
     return value;
 }
 
-// None if the step is not known to be for these arguments; its loss; or, of a step that has halted or raised, its
+// None if the step is not known to be for these arguments, or another thread takes one; its loss; or, of a step that has halted or raised, its
 // results or exception, its tensors, and the random state before it.
 PyObject* take(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count != 3) {
@@ -48,6 +69,8 @@ PyObject* take(PyObject*, PyObject* const* args, Py_ssize_t count) {
     const int all = all_hold(*step.watched, asked);
     if (all < 0) return nullptr;
     if (!all || !asked.tensors) Py_RETURN_NONE;
+    const Token token(step.token);
+    if (!token) Py_RETURN_NONE;
     Ref before(step.note_state == Py_None ? Py_NewRef(Py_None) : PyObject_CallNoArgs(step.note_state));
     if (!before) return nullptr;
     Ref results(run_once(*step.inputs, step.single, asked.tensors.get()));

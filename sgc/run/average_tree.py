@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capturing.parameters import StoreOwner
+from sgc.capturing.parameters import Owner, StoreOwner
 from sgc.capturing.rehearsal import BASELINE_PREFIX
-from sgc.run.averages import Averages, names_of, put_in_store, take_from_store
+from sgc.capturing.store import Store
+from sgc.run.averages import Averages, names_of, put_in_store
 from sgc.run.tensors import TensorTree
 
 
@@ -21,13 +22,20 @@ class AverageTree(TensorTree):
     their shape looks for them, and are saved again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
         super().__init__()
-        self._sites: set[str] = set()
+        self._store = store
+        self.sites: set[str] = set()
+
+    def put(self, name: str, tensor: Tensor, owner: Owner) -> Tensor | None:
+        """Show an average under a name, which may have dots."""
+        before = self._buffers.get(name)
+        self._buffers[name], self._owners[name] = tensor, owner
+        return before
 
     def show(self, averages: Averages) -> None:
         """Show the averages of a specialization."""
-        self._sites.update(node.site for node in averages.nodes)
+        self.sites.update(node.site for node in averages.nodes)
         for name, average in zip(averages.names(), averages.tensors(), strict=True):
             self._show(name.removeprefix(BASELINE_PREFIX), average)
 
@@ -51,21 +59,21 @@ class AverageTree(TensorTree):
         known, own = self._by_site(values), self._by_site(self._shown())
         for site, names in known.items():
             for name in own[site] - names if names else ():
-                take_from_store(BASELINE_PREFIX + name)
+                self._store.forget(BASELINE_PREFIX + name)
                 del self._buffers[name], self._owners[name]
             for name in names:
-                self._show(name, put_in_store(BASELINE_PREFIX + name, values[name]))
+                self._show(name, put_in_store(self._store, BASELINE_PREFIX + name, values[name]))
 
     def _by_site(self, values: Mapping[str, Tensor]) -> dict[str, set[str]]:
         """For each site that is known to have an average, the names of its averages among some."""
         shapes = {name: tuple(value.shape) for name, value in values.items()}
-        return {s: {name for name, shape in shapes.items() if name in names_of(s, shape)} for s in self._sites}
+        return {s: {name for name, shape in shapes.items() if name in names_of(s, shape)} for s in self.sites}
 
     def _shown(self) -> dict[str, Tensor]:
         return {name: average for name, average in self._buffers.items() if average is not None}
 
     def _show(self, name: str, average: Tensor) -> None:
-        self._buffers[name], self._owners[name] = average, StoreOwner(BASELINE_PREFIX + name)
+        self.put(name, average, StoreOwner(BASELINE_PREFIX + name, self._store))
 
     def _load_from_state_dict(
         self,

@@ -1,15 +1,42 @@
-"""Hands the gradients that a compiled call has computed to autograd."""
+"""What computes loss and gradients in one call, and hands the gradients to autograd."""
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
-from sgc.run.specialization import Compiled
-from sgc.run.validity import Trial
+from sgc.emit.inductor import Runner
+from sgc.emit.optimize.pipeline import Report
+
+if TYPE_CHECKING:
+    from sgc.run.validity import Trial
+
+
+@dataclass
+class Compiled:
+    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten.
+
+    If the specialization validates, its last result says whether the call was valid; if not, it has written nothing.
+    ``calls`` counts those of the loss module, not what :meth:`LossModule.verify` runs.
+    ``separate`` says whether each gradient has memory of its own, once it has run. ``owned`` are those of
+    ``gradient_of`` that calls do not bring; ``trained`` are the identities of the tensors that they were in the latest
+    call, and ``references`` weak ones to these.
+    """
+
+    run: Runner
+    gradient_of: tuple[int, ...]
+    module: fx.GraphModule
+    report: Report
+    calls: int = 0
+    separate: bool | None = None
+    owned: tuple[int, ...] = ()
+    trained: list[int] = field(default_factory=list)
+    references: list[weakref.ref[Tensor]] = field(default_factory=list)
 
 
 class Loss(torch.autograd.Function):

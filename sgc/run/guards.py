@@ -17,6 +17,7 @@ from sgc.capturing.arguments import Structure, flatten
 from sgc.capturing.calls import CallRecord
 from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.capturing.randomness import drawn_from
+from sgc.capturing.store import PYROS
 from sgc.errors import ArgumentError
 from sgc.graph.program import Input, ValueGuard
 from sgc.native import watch
@@ -174,7 +175,8 @@ class TensorGuard(Guard):
         in_store = [i for i, owner in enumerate(self._owners) if isinstance(owner, StoreOwner)]
         elsewhere = [i for i, p in enumerate(self._positions) if p is None and i not in in_store]
         self._fetched = in_store + elsewhere  # in this order; the call's own are there already
-        constraints = pyro.get_param_store()._constraints
+        self._store = next((owner.store for owner in self._owners if isinstance(owner, StoreOwner)), PYROS)
+        constraints = self._store.held._constraints
         self._constraints = [constraints[name] for name in self._in_store]
         self._twins = twins([tensors[i] for i in self._fetched])
         self._alike = Alike([tensor for i in self._fetched if (tensor := tensors[i]) is not None])
@@ -182,8 +184,9 @@ class TensorGuard(Guard):
     def conditions(self) -> list[Condition]:
         if any(self._expected[i] is None for i in self._fetched):
             return [watch.NEVER]
-        constraints = watch.attribute(pyro.get_param_store(), "_constraints")
-        found = [watch.is_same(watch.result(pyro.get_param_store), pyro.get_param_store())]
+        constraints, found = watch.attribute(self._store.held, "_constraints"), []
+        if self._store.is_pyros:
+            found.append(watch.is_same(watch.result(pyro.get_param_store), pyro.get_param_store()))
         for name, constraint in zip(self._in_store, self._constraints, strict=True):
             found.append(watch.is_same(watch.entry_of(constraints, name), constraint))
         gives = [self._fetched.index(i) if p is None else -1 - p for i, p in enumerate(self._positions)]
@@ -205,9 +208,9 @@ class TensorGuard(Guard):
                 assert expected is not None
                 return meta_difference(name, expected, meta(tensor))
             found.append(tensor)
-        store = pyro.get_param_store()._constraints
+        constraints = self._store.held._constraints
         for name, constraint in zip(self._in_store, self._constraints, strict=True):
-            current = store.get(name)
+            current = constraints.get(name)
             if current is not constraint and repr(current) != repr(constraint):
                 return f"the constraint of parameter {name} was {constraint}, is {current}"
         if twins([found[i] for i in self._fetched]) != self._twins:

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import pyro
 import pyro.util
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from sgc.capturing.garbage import rarely_collected
-from sgc.capturing.parameters import ArgumentOwner, FixedOwner, ModuleOwner, StoreOwner
 from sgc.capturing.rehearsal import Rehearsal, rehearse
 from sgc.capturing.source import warn
+from sgc.capturing.store import Store
 from sgc.config import Backend, Options
-from sgc.errors import ArgumentError, RespecializationWarning, SgcError
+from sgc.errors import RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.native import watch
 from sgc.native.watch import Condition
-from sgc.run.average_tree import AverageTree
-from sgc.run.gradients import Loss
+from sgc.run.gradients import Compiled, Loss
 from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
 from sgc.run.late import LateNumber
+from sgc.run.showing import Showing
 from sgc.run.specialization import Specialization, specialize
-from sgc.run.tensors import TensorTree, inside, network_name
+from sgc.run.turns import TURN, capturing, nothing_captured
 from sgc.run.undone import undone_on_error
+from sgc.run.untraced import untraced
 from sgc.run.validity import RandomState, Trial, judge, late_error
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _WARN_AFTER = 4
 
 
-class LossModule(nn.Module):
+class LossModule(Showing):
     """A compiled ``TraceGraph_ELBO`` of one model and guide; made by :func:`sgc.compile`.
 
     ``loss_module(*args, **kwargs)`` takes the model's arguments and returns minus the ELBO, a scalar whose
@@ -49,39 +50,19 @@ class LossModule(nn.Module):
     or register, ``param_store`` of Pyro's parameters, ``closed_over`` leaf tensors, and the ``baselines``' averages.
     """
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
-        super().__init__()
-        for name, part in (("model", model), ("guide", guide)):
-            if not callable(part):
-                raise ArgumentError(f"the {name} is not callable: {part!r}")
-        self._program = (model, guide)
-        self.options = options
-        if isinstance(model, nn.Module):
-            self.model = model
-        if isinstance(guide, nn.Module) and guide is not model:
-            self.guide = guide
-        self._eager_only = False
-        self._begin()
+    _OF_CAPTURES = frozenset(("_specializations", "_misses", "_unchecked", "_unjudged"))
 
-    def _begin(self) -> None:
-        """Nothing is captured yet."""
-        self.networks = nn.ModuleDict()
-        self.param_store = TensorTree()
-        self.closed_over = TensorTree()
-        self.baselines = AverageTree()
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
+        super().__init__(model, guide)
+        self.options = options
+        self._eager_only = False
+
+    def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
+        super()._begin(program, store)
         self._specializations: list[Specialization] = []
         self._misses: list[str] = []
         self._unchecked: LateNumber | float | None = None
         self._unjudged: tuple[Trial, LateNumber | float] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle has captured nothing; it shows model and guide if these are modules."""
-        kept = {name: part for name, part in self._modules.items() if name in ("model", "guide")}
-        return {**self.__dict__, "_modules": kept, "_specializations": [], "_unchecked": None, "_unjudged": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._begin()
 
     # -- what a user sees
 
@@ -90,26 +71,39 @@ class LossModule(nn.Module):
 
         :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
         """
-        return self._evaluate(Call(args, kwargs))
+        if torch.compiler.is_dynamo_compiling():
+            return _call(self, args, kwargs)
+        return self._called(args, kwargs)
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        loss = self._evaluate(Call(args, kwargs))
+        if self._replaced:
+            self.tell_of_replaced()
+        return loss
 
     def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
-        found, tensors = self._select(call)
-        with_gradient = torch.is_grad_enabled()
-        tensors = tensors if with_gradient else call.tensors
-        backend = backend or found.backend(with_gradient=with_gradient)
-        compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
-        trial = Trial.of(call, found, backend)
-        try:
-            loss: Tensor = Loss.apply(compiled, tensors, trial, *(tensors[i] for i in compiled.gradient_of))
-        except RuntimeError:
-            self._explain(trial)
-            raise
-        compiled.calls += 1
-        if trial is not None:
-            self._heed(trial)
-        self._warn_if_nan(loss)
-        return loss
+        with TURN:
+            found, tensors = self._select(call)
+            with_gradient = torch.is_grad_enabled()
+            tensors = tensors if with_gradient else call.tensors
+            backend = backend or found.backend(with_gradient=with_gradient)
+            compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
+            trial = Trial.of(call, found, backend)
+            wanted = [tensors[i] for i in compiled.gradient_of]
+            owned = wanted if compiled.owned is compiled.gradient_of else [tensors[i] for i in compiled.owned]
+            if compiled.trained != list(map(id, owned)):
+                self._note_trained(found, compiled, owned)
+            try:
+                loss: Tensor = Loss.apply(compiled, tensors, trial, *wanted)
+            except RuntimeError:
+                self._explain(trial)
+                raise
+            compiled.calls += 1
+            if trial is not None:
+                self._heed(trial)
+            self._warn_if_nan(loss)
+            return loss
 
     def _select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
         """The specialization for a call, captured if need be, and the tensors that its emitted module takes."""
@@ -120,17 +114,20 @@ class LossModule(nn.Module):
         """Where these and the guards are true, :meth:`_select` would choose ``found`` again, with the same averages."""
         latest = watch.item(self._specializations, -1)
         compiles = watch.is_same(watch.entry(vars(self), "_eager_only"), False)
-        return [compiles, watch.is_same(latest, found), *found.baselines.conditions()]
+        return [nothing_captured(), compiles, watch.is_same(latest, found), *found.baselines.conditions()]
 
     def _goes_on_after(self, error: SgcError) -> bool:
         """Whether calls will be answered in another way after an error."""
         return False
 
+    @untraced
     def initialize(self, *args: Any, **kwargs: Any) -> LossModule:
         """Capture for these arguments without taking a step, so that ``parameters()`` is complete."""
-        self._lookup(Call(args, kwargs))
+        with TURN:
+            self._lookup(Call(args, kwargs))
         return self
 
+    @untraced
     def verify(self, *args: Any, **kwargs: Any) -> Verification:
         """Compare with eager Pyro under the same seed, site by site and parameter by parameter.
 
@@ -141,8 +138,9 @@ class LossModule(nn.Module):
 
         model, guide = self._program
         call = Call(args, kwargs)
-        found = self._lookup(call)
-        return verify(model, guide, call, found, call.tensors, self._modules_of())
+        with capturing(), self._store.lent():
+            found = self._lookup(call)
+            return verify(model, guide, call, found, call.tensors, self._modules_of())
 
     @property
     def graph(self) -> StochasticGraph:
@@ -210,7 +208,7 @@ class LossModule(nn.Module):
             return found
         reason = self._specializations[-1].miss(call) if self._specializations else None
         recreated = any(candidate.tensors.gone() for candidate in self._specializations)
-        with undone_on_error(), unobserved(), rarely_collected():
+        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
             rehearsal = self._rehearse(call)
             if recreated:
                 # clear_param_store() was called: the rehearsal has created the parameters anew.
@@ -236,7 +234,7 @@ class LossModule(nn.Module):
 
     def _rehearse(self, call: Call) -> Rehearsal:
         model, guide = self._program
-        rehearsal = rehearse(model, guide, call.args, call.kwargs, self.options)
+        rehearsal = rehearse(model, guide, call.args, call.kwargs, self.options, self._store)
         self._adopt(rehearsal)
         return rehearsal
 
@@ -248,6 +246,7 @@ class LossModule(nn.Module):
             rehearsal.empty_again()
             raise
         self._specializations.append(made)
+        self._is_initialized = True
         del self._specializations[: -self.options.cache_size]
         self._show_tensors(made)
         missed = made.tensors.miss(call)
@@ -263,34 +262,16 @@ class LossModule(nn.Module):
                 RespecializationWarning,
             )
 
-    # -- the tensors it shows
-
-    def _modules_of(self) -> list[nn.Module]:
-        own = [part for part in self._program if isinstance(part, nn.Module)]
-        return [*own, *self.networks.values()]
-
-    def _adopt(self, rehearsal: Rehearsal) -> None:
-        """Show the closed-over networks, so that ``train()``, ``to()`` and ``state_dict()`` reach them."""
-        known = {id(module) for module in self._modules_of()}
-        for module in rehearsal.modules:
-            if id(module) not in known:
-                name = network_name(module)
-                number = 1
-                while name in self.networks:
-                    name, number = f"{network_name(module)}_{number}", number + 1
-                self.networks[name] = module
-
-    def _show_tensors(self, made: Specialization) -> None:
-        shown = inside(self._modules_of())
-        for name, owner in made.owners.items():
-            tensor = owner.fetch()
-            if isinstance(owner, (ArgumentOwner, ModuleOwner)) or tensor is None or id(tensor) in shown:
-                continue
-            if isinstance(owner, StoreOwner):
-                self.param_store.put(name, tensor, owner)
-            elif isinstance(owner, FixedOwner) and tensor.requires_grad and tensor.is_leaf:
-                self.closed_over.put(name, tensor, owner)
-        self.baselines.show(made.baselines)
+    def _note_trained(self, found: Specialization, compiled: Compiled, tensors: list[Tensor]) -> None:
+        """Other parameters get gradients than in the call before, or these are the first."""
+        names = [found.inputs[i].name for i in compiled.owned]
+        now = [*map(id, tensors)]
+        for name, known in zip(names, compiled.references, strict=False):
+            before = known()
+            if before is not None and id(before) not in now:
+                self._replaced.append((name, known))
+        compiled.trained, compiled.references = now, [*map(weakref.ref, tensors)]
+        self._show_tensors(found)
 
     # -- validity
 
@@ -299,11 +280,12 @@ class LossModule(nn.Module):
 
         :raises ValueError: unless Pyro, given the same numbers, finds nothing wrong.
         """
-        after = RandomState.now(trial.before.device)
-        trial.before.restore()
-        with undone_on_error(), unobserved():
-            judge(trial, *self._program, self.options)
-        after.restore()
+        with capturing(), self._store.lent():
+            after = RandomState.now(trial.before.device)
+            trial.before.restore()
+            with undone_on_error(), unobserved():
+                judge(trial, *self._program, self.options)
+            after.restore()
 
     def _explain(self, trial: Trial | None) -> None:
         """An operator has refused its input in the midst of a call; Pyro may have refused it before.
@@ -340,3 +322,8 @@ class LossModule(nn.Module):
             number = None if late is None else float(late)
         if number is not None and math.isnan(number):
             pyro.util.warn_if_nan(torch.tensor(number), "loss")
+
+
+@untraced
+def _call(loss_module: LossModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return loss_module.forward(*args, **kwargs)

@@ -21,12 +21,12 @@ from sgc.capturing.parameters import ArgumentOwner, Owner
 from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.capturing.rehearsal import Rehearsal
 from sgc.capturing.source import warn
+from sgc.capturing.store import Store
 from sgc.config import Backend, Options
 from sgc.emit.backends import build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.gathers import gather_last
 from sgc.emit.guarded import undone_if_invalid
-from sgc.emit.inductor import Runner
 from sgc.emit.optimize.nodes import copy_of
 from sgc.emit.optimize.pipeline import Report
 from sgc.emit.step import Update, emit_step, new_flag
@@ -44,6 +44,7 @@ from sgc.native.watch import Condition, Group
 from sgc.passes.baselines import idle_baselines
 from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
+from sgc.run.gradients import Compiled
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
 from sgc.run.leftovers import Leftovers, roots, taken_from
@@ -51,30 +52,15 @@ from sgc.run.modes import ModeGuard
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
 from sgc.run.structure import StructureGuard
-
-
-@dataclass
-class Compiled:
-    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten.
-
-    If the specialization validates, its last result says whether the call was valid; if not, it has written nothing.
-    ``calls`` counts those of the loss module, not what :meth:`LossModule.verify` runs. ``separate`` says whether each
-    gradient has memory of its own, once it has run.
-    """
-
-    run: Runner
-    gradient_of: tuple[int, ...]
-    module: fx.GraphModule
-    report: Report
-    calls: int = 0
-    separate: bool | None = None
+from sgc.run.turns import capturing
 
 
 @dataclass
 class Specialization:
     """Graph, modules and guards of one version, and the runnables, each built when first needed.
 
-    ``checks`` are those of parameters and values that are made at each call.
+    ``checks`` are those of parameters and values that are made at each call; ``store`` is where ``pyro.param`` has put
+    the parameters.
     """
 
     graph: StochasticGraph
@@ -87,6 +73,7 @@ class Specialization:
     max_plate_nesting: float
     params: tuple[str, ...]
     checks: tuple[Check, ...]
+    store: Store
     holds: Callable[[Call], bool] = field(init=False)
     """Whether every guard holds for a call; the call's ``tensors`` are its inputs then."""
     _differentiated: Differentiated | None = None
@@ -122,7 +109,7 @@ class Specialization:
     def baselines(self) -> Averages:
         """The decaying-average baselines, in the order of the emitted module's inputs."""
         nodes = [self.graph.payload(key) for key in self.emitted.averages]
-        return Averages([node for node in nodes if isinstance(node, BaselineNode)])
+        return Averages([node for node in nodes if isinstance(node, BaselineNode)], self.store)
 
     def averages(self) -> list[Tensor]:
         """The running averages of these baselines, created as zeros where Pyro's store has none."""
@@ -237,7 +224,10 @@ class Specialization:
             if backend == "inductor":
                 self.watch_natively()
         runner = Repeated(built.run, self.repeats, self.written if differentiated.validates else None)
-        return Compiled(runner if self.repeats > 1 else built.run, differentiated.gradient_of, module, built.report)
+        run = runner if self.repeats > 1 else built.run
+        wanted = differentiated.gradient_of
+        owned = wanted if set(self.brought).isdisjoint(wanted) else tuple(i for i in wanted if i not in self.brought)
+        return Compiled(run, wanted, module, built.report, owned=owned)
 
     def _lean(self, module: fx.GraphModule) -> fx.GraphModule:
         """The emitted module as it is differentiated: as it is on the eager backend, which adds up as Pyro does, and
@@ -253,13 +243,14 @@ class Specialization:
     @contextmanager
     def _compiling(self) -> Iterator[None]:
         """Compilers draw random numbers and leave sources behind, and run the program's own functions."""
-        state, known = random_state(), known_sources()
-        try:
-            with rarely_collected(), taken_from(own_functions(self.emitted.module)):
-                yield
-        finally:
-            restore_random_state(state)
-            forget_with(self, known)
+        with capturing():
+            state, known = random_state(), known_sources()
+            try:
+                with rarely_collected(), taken_from(own_functions(self.emitted.module)):
+                    yield
+            finally:
+                restore_random_state(state)
+                forget_with(self, known)
 
 
 def specialize(
@@ -318,6 +309,7 @@ def specialize(
         rehearsal.max_plate_nesting,
         rehearsal.params,
         program.checks,
+        rehearsal.store,
     )
     forget_with(made, known)
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyro
@@ -23,30 +23,34 @@ class TensorTree(nn.Module):
         super().__init__()
         self._owners: dict[str, Owner] = {}
 
-    def put(self, name: str, tensor: Tensor, owner: Owner) -> None:
-        """Show ``tensor`` under ``name``."""
+    def put(self, name: str, tensor: Tensor, owner: Owner) -> Tensor | None:
+        """Show ``tensor`` under ``name``; what was shown there before."""
         first, _, rest = name.partition(".")
         if rest:
             child = self._modules.get(first)
             if not isinstance(child, TensorTree):
                 child = self._modules[first] = TensorTree()
-            child.put(rest, tensor, owner)
-        else:
-            self._parameters[name] = tensor  # type: ignore[assignment]
-            self._owners[name] = owner
+            return child.put(rest, tensor, owner)
+        tensors: dict[str, Any] = self._parameters
+        before: Tensor | None = tensors.get(name)
+        tensors[name] = tensor
+        self._owners[name] = owner
+        return before
 
-    def clear(self) -> None:
-        """Forget all tensors."""
-        self._parameters.clear()
-        self._buffers.clear()
-        self._modules.clear()
-        self._owners.clear()
+    def entries(self, prefix: str = "") -> Iterator[tuple[str, Tensor, Owner]]:
+        """What was put into it: dotted names, tensors and their owners."""
+        for tensors in (self._parameters, self._buffers):
+            for name, tensor in tensors.items():
+                assert tensor is not None
+                yield prefix + name, tensor, self._owners[name]
+        for name, child in self.named_children():
+            assert isinstance(child, TensorTree)
+            yield from child.entries(f"{prefix}{name}.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """As ``nn.Module._apply``, for leaf tensors that are not ``nn.Parameter``: those of Pyro's store."""
         for child in self.children():
             child._apply(fn)
-        store = pyro.get_param_store()
         for tensors in (self._parameters, self._buffers):
             for name, tensor in list(tensors.items()):
                 assert tensor is not None
@@ -65,9 +69,7 @@ class TensorTree(nn.Module):
                 if isinstance(owner, FixedOwner):
                     continue  # the program itself holds that very object, which cannot be moved
                 if isinstance(owner, StoreOwner):
-                    store._param_to_name.pop(store._params[owner.name])
-                    store._params[owner.name] = moved
-                    store._param_to_name[moved] = owner.name
+                    owner.store.put(owner.name, moved)
                 tensors[name] = moved  # type: ignore[assignment]
         return self
 

@@ -111,8 +111,11 @@ class Bound:
         self._unwatched += 1
         return self._watch is None or self._unwatched & (self._unwatched - 1) == 0
 
-    def watch(self, conditions: list[Condition]) -> None:
-        """Note that a call is for this step if the guards hold, the tensors are those of now, and these are true."""
+    def watch(self, conditions: list[Condition], token: list[object]) -> None:
+        """Note that a call is for this step if the guards hold, the tensors are those of now, and these are true.
+
+        :param token: see :class:`sgc.run.turns.Token`.
+        """
         of_call = self._kept[: len(self.specialization.inputs)]
         own = (*conditions, watch.same_tensors(of_call))
         groups = [*self.specialization.groups(), (own, None)]
@@ -123,7 +126,7 @@ class Bound:
         self._watch = watch.asking(watched)
         assert self._call is not None
         note_state = torch.default_generator.get_state if self.specialization.checks else None
-        self.take = self._call.taking(watched, Call, LEAVES, note_state) or never
+        self.take = self._call.taking(watched, Call, LEAVES, note_state, token) or never
 
     def bind(self, tensors: list[Tensor]) -> None:
         """Take the tensors of a call."""

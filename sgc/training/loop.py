@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, SupportsFloat
 
@@ -56,6 +57,10 @@ class RunResult:
 
 class Steps(Protocol):
     """Takes steps, compiled ones or others."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Around calls of the others: other threads wait."""
+        ...
 
     def ready(self, call: Call) -> Step | None:
         """The compiled step, or None where this one must be taken in Python."""
@@ -141,7 +146,8 @@ class Loop:
                     while left:
                         started, before = time.perf_counter(), self._count + self._pending
                         try:
-                            self._stretch(call, min(length, left), interrupted)
+                            with self.steps.turn():
+                                self._stretch(call, min(length, left), interrupted)
                         except Exception as error:
                             self._note_where(error)
                             raise
@@ -155,7 +161,8 @@ class Loop:
                         each = (time.perf_counter() - started) / taken
                         length = max(1, min(_LONGEST, int(_STRETCH / each)))
             finally:
-                self._settle()
+                with self.steps.turn():
+                    self._settle()
                 self._ended = time.perf_counter()
 
     def _stretch(self, call: Call, steps: int, interrupted: Collection[Any] = ()) -> None:

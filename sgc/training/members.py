@@ -104,6 +104,22 @@ def refuse_subsampled(optimizers: Iterable[Optimizer]) -> None:
             )
 
 
+class Following:
+    """Lets the state of optimizers follow their parameters to another dtype or device (``loss_module.double()``)."""
+
+    def __init__(self) -> None:
+        self._places: dict[Tensor, tuple[torch.dtype, torch.device]] = {}
+
+    def follow(self, optimizers: Iterable[Optimizer]) -> None:
+        """Move the state of each optimizer whose parameters have moved since the last time, as torch loads it."""
+        for optimizer in optimizers:
+            places = {p: (p.dtype, p.device) for group in optimizer.param_groups for p in group["params"]}
+            moved = any(self._places.get(parameter, place) != place for parameter, place in places.items())
+            self._places |= places
+            if moved:
+                optimizer.load_state_dict(optimizer.state_dict())
+
+
 def obstacle(members: Sequence[Member]) -> str | None:
     """Why these optimizers cannot be traced, or None.
 

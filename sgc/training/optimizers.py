@@ -14,7 +14,6 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sgc.capturing.parameters import in_store
 from sgc.errors import ArgumentError
 from sgc.native import watch
 from sgc.native.watch import Condition
@@ -22,7 +21,7 @@ from sgc.run.identity import same
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
 from sgc.training.line_search import NanInSearch, search
-from sgc.training.members import Member, refuse_subsampled
+from sgc.training.members import Following, Member, optimizers_of, refuse_subsampled
 from sgc.training.optimizer_state import check_entries, check_kind, check_names, check_state, not_taken
 from sgc.training.refused_optimizers import refuse_made, refuse_wrong_kind
 
@@ -31,6 +30,9 @@ Factory = Callable[[Iterable[Tensor]], Optimizer]
 
 class Optimizing(ABC):
     """What a training step needs of an optimizer."""
+
+    takes_new: bool = True
+    """Whether parameters that appear later, or take the place of others, are trained too."""
 
     @abstractmethod
     def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
@@ -70,9 +72,11 @@ class TorchOptimizing(Optimizing):
         self._given = optimizer
         self._loss_module = loss_module
         self._optimizer = optimizer if isinstance(optimizer, Optimizer) else None
+        self.takes_new = self._optimizer is None
         self._known: dict[int, Tensor] = {}
         self._members: list[Member] = []
         self._trained: list[Tensor] = []
+        self._following = Following()
 
     @property
     def optimizer(self) -> Optimizer:
@@ -113,6 +117,7 @@ class TorchOptimizing(Optimizing):
             known = all(id(parameter) in self._known for parameter in parameters)
             optimizer = self._optimizer if known and self._optimizer is not None else self.optimizer
             self._trained = parameters
+        self._following.follow([optimizer])
         if not self._members or self._members[0].optimizer is not optimizer:
             self._members = [Member(optimizer)]
         return self._members
@@ -130,6 +135,7 @@ class TorchOptimizing(Optimizing):
         assert optimizer is not None
         if found is not None:
             refuse_subsampled([optimizer])
+        self._following.follow([optimizer])
         losses: list[Tensor] = []
 
         def closure() -> Tensor:
@@ -200,6 +206,7 @@ class PyroOptimizing(Optimizing):
     def __init__(self, optimizer: PyroOptim) -> None:
         self._optimizer = optimizer
         self._owned: list[Tensor] = []
+        self._following = Following()
         self._objects: list[Any] = []
         self._members: list[Member] = []
 
@@ -207,28 +214,30 @@ class PyroOptimizing(Optimizing):
         owned = _of_store(found)
         objects, clips = self._optimizer.optim_objs, self._optimizer.grad_clip
         if same(owned, self._owned) and same(list(objects.values()), self._objects):
+            self._following.follow(optimizers_of(self._members))
             return self._members
         members = []
         for parameter in owned:
             if parameter not in objects:
-                self._make(parameter)
+                self._make(parameter, found)
             made = objects[parameter]
             options = self._optimizer._get_grad_clip_args(parameter)  # type: ignore[arg-type]
             members.append(Member(getattr(made, "optimizer", made), clips[parameter], options))
         self._owned, self._objects, self._members = owned, list(objects.values()), members
+        self._following.follow(optimizers_of(members))
         return members
 
     def conditions(self, found: Specialization) -> list[Condition]:
         objects = self._optimizer.optim_objs
         held = watch.attribute(self._optimizer, "optim_objs")
-        return [watch.holds(held, type(objects), [*objects, *objects.values()]), *in_store(found.params)]
+        return [watch.holds(held, type(objects), [*objects, *objects.values()]), *found.store.conditions(found.params)]
 
-    def _make(self, parameter: Tensor) -> None:
+    def _make(self, parameter: Tensor, found: Specialization) -> None:
         """Make the optimizer of a parameter. Pyro does so within a step only, which is too late to trace it."""
         optimizer = self._optimizer
         made = optimizer.optim_objs[parameter] = optimizer._get_optim(parameter)
         optimizer.grad_clip[parameter] = optimizer._get_grad_clip(parameter)  # type: ignore[arg-type]
-        name = pyro.get_param_store().param_name(parameter)
+        name = found.store.held.param_name(parameter)
         state = optimizer._state_waiting_to_be_consumed.pop(name, None)
         if state is not None:
             pyro.optim.optim._load_state_dict(made, state)
@@ -298,8 +307,8 @@ def _named(constructor: Any) -> str:
 
 
 def _of_store(found: Specialization) -> list[Tensor]:
-    store = pyro.get_param_store()._params
-    return _once(store[name] for name in found.params if name in store)
+    tensors = map(found.store.get, found.params)
+    return _once(tensor for tensor in tensors if tensor is not None)
 
 
 def _once(parameters: Iterable[Tensor]) -> list[Tensor]:

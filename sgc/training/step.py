@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +15,6 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.capturing.source import warn
 from sgc.config import Backend
-from sgc.emit.native import Taking
 from sgc.emit.step import new_flag
 from sgc.emit.stepping import BuiltStep
 from sgc.errors import NanLossError, SgcError, StandInWarning
@@ -23,8 +23,9 @@ from sgc.native.watch import Condition
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
+from sgc.run.turns import Token
 from sgc.run.validity import RandomState, Trial
-from sgc.training.bound import Bound, Step, never
+from sgc.training.bound import Bound, Step
 from sgc.training.hindrances import HOOKS, hindrance, unheld
 from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
@@ -75,7 +76,7 @@ class Stepper:
     _outside: set[str] = field(default_factory=set)
     _halted: dict[torch.device, Tensor] = field(default_factory=dict)
     _latest: Bound | None = None
-    _take: Taking = never
+    _token: Token = field(default_factory=Token)
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         """Take one step; the loss before it. If that is NaN, it warns and changes nothing.
@@ -83,24 +84,32 @@ class Stepper:
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         :raises ValueError: Pyro's own, if a parameter or value is not valid; likewise.
         """
-        taken = self._take(args, kwargs)
+        latest = self._latest
+        taken = None if latest is None else latest.take(args, kwargs)
         if type(taken) is float:
             return taken
         call = Call(args, kwargs)
-        if taken is not None:
-            assert self._latest is not None
-            outcome, call.tensors, state = taken
-            before = None if state is None else RandomState(state, torch.device("cpu"), None)
-            return self._concluded(self._latest.step(call), call, outcome, before)
-        step = self.ready(call)
-        if step is None:
-            return self.eagerly(call).item()
-        before = step.random_state()
-        try:
-            outcome = step.results()
-        except RuntimeError as error:
-            outcome = error
-        return self._concluded(step, call, outcome, before)
+        with self.turn():
+            if taken is not None:
+                assert latest is not None
+                outcome, call.tensors, state = taken
+                before = None if state is None else RandomState(state, torch.device("cpu"), None)
+                return self._concluded(latest.step(call), call, outcome, before)
+            step = self.ready(call)
+            if step is None:
+                return self.eagerly(call).item()
+            before = step.random_state()
+            try:
+                outcome = step.results()
+            except RuntimeError as error:
+                outcome = error
+            return self._concluded(step, call, outcome, before)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Around steps: no other thread takes one of the same optimizer, captures or compiles."""
+        with self._token.turn():
+            yield
 
     def _concluded(
         self, step: Step, call: Call, outcome: Sequence[Any] | BaseException, before: RandomState | None
@@ -129,7 +138,8 @@ class Stepper:
         if loss_module._eager_only:
             return None
         try:
-            return self._ready(loss_module, call)
+            with loss_module.param_store_scope():
+                return self._ready(loss_module, call)
         except SgcError as error:
             if not loss_module._goes_on_after(error):
                 raise
@@ -137,6 +147,7 @@ class Stepper:
 
     def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
         found, tensors = loss_module._select(call)
+        self._heed_replaced(loss_module)
         if not self.started or found.backend(with_gradient=True) != "inductor":
             return None
         parameters = [tensors[i] for i in found.differentiated(tensors).gradient_of]
@@ -159,8 +170,7 @@ class Stepper:
         bound.bind(tensors)
         self._latest = bound
         if bound.note_unwatched():
-            bound.watch(self._conditions(loss_module, bound, parameters))
-        self._take = bound.take
+            bound.watch(self._conditions(loss_module, bound, parameters), self._token.held)
         return bound.step(call)
 
     def _conditions(self, loss_module: LossModule, bound: Bound, parameters: list[Tensor]) -> list[Condition]:
@@ -178,9 +188,14 @@ class Stepper:
     def eagerly(self, call: Call) -> Tensor:
         """Take a step with the optimizer in Python; the loss is a 0-d tensor. If it is NaN, nothing is written."""
         loss_module = self.loss_module()
+        with loss_module.param_store_scope():
+            return self._eagerly(loss_module, call)
+
+    def _eagerly(self, loss_module: LossModule, call: Call) -> Tensor:
         if loss_module._eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
         found, tensors = loss_module._select(call)
+        self._heed_replaced(loss_module)
         # Inductor is for the whole step, unless there will be none: the loss by itself is not worth compiling.
         backend: Backend | None = None
         if found.backend(with_gradient=True) == "inductor" and not self._outside:
@@ -194,6 +209,13 @@ class Stepper:
                     tensor.copy_(before)
         self.started = True
         return loss
+
+    def _heed_replaced(self, loss_module: LossModule) -> None:
+        """Parameters that took the place of others are trained if the optimizer is given new ones; else it is told."""
+        if self.optimizing.takes_new:
+            loss_module.forget_replaced()
+        else:
+            loss_module.tell_of_replaced()
 
     def judged(self, step: Step, trial: Trial | None) -> Tensor | None:
         """What follows from a step that has halted: Pyro's error if it was not valid, None if its loss is NaN.

@@ -43,10 +43,10 @@ def trained(monkeypatch: pytest.MonkeyPatch, calls: list[tuple[tuple[Any, ...], 
     for _ in range(3):
         svi.step(*calls[0][0], **calls[0][1])
     stepper = svi._stepper
-    assert stepper is not None
-    assert stepper._take is not never
+    assert stepper is not None and stepper._latest is not None
+    assert stepper._latest.take is not never
     if not at_once:
-        stepper._take = never
+        stepper._latest.take = never
     asked: list[int] = []
     ready = Stepper.ready
 
@@ -103,7 +103,7 @@ def test_it_is_not_taken_for_other_arguments() -> None:
     for _ in range(3):
         svi.step(*call[0], **call[1])
     stepper = svi._stepper
-    assert stepper is not None
+    assert stepper is not None and stepper._latest is not None
     for args, kwargs in CHANGED.values():
-        assert stepper._take(args, kwargs) is None
-    assert isinstance(stepper._take(*call), float)
+        assert stepper._latest.take(args, kwargs) is None
+    assert isinstance(stepper._latest.take(*call), float)
