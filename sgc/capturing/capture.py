@@ -20,6 +20,7 @@ from sgc.capturing.arguments import flatten, unflatten
 from sgc.capturing.attributes import preserved_attributes, rebound_buffers
 from sgc.capturing.calls import CallRecord, recorded
 from sgc.capturing.declare import Capture, declare
+from sgc.capturing.external_reads import ExternalReads
 from sgc.capturing.functions import functions_as_leaves
 from sgc.capturing.handlers import densities_as_leaves
 from sgc.capturing.opaque import rejection_as_leaves
@@ -120,9 +121,12 @@ def _attempt(
             subsamples_as_tensors(reads.names),
             rebound_buffers(rehearsal.modules, rehearsal.filled),
             checks_as_nodes(reads, checked) as requirements,
+            recording.transcript,
+            ExternalReads(rehearsal.reads).noted(profiled=False),
         ):
             recording.requirements = requirements.found
             recording.run(elbo, model, guide, traced_args, traced_kwargs)
+            recording.note_sites(named_by_samples=bool(reads.names))
         recording.reads = reads.guards
         return recording.outputs
 

@@ -18,6 +18,7 @@ from sgc.capturing.layouts import check_gradients, check_layout
 from sgc.capturing.parameters import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capturing.recording import Recording, samples
 from sgc.capturing.rehearsal import Rehearsal
+from sgc.capturing.transcript import Transcript
 from sgc.capturing.validation import Requirement
 from sgc.errors import CaptureError
 from sgc.graph.effects import dependencies, drop_dead, is_random
@@ -40,10 +41,11 @@ _LITERAL = torch.ops.aten.lift_fresh_copy.default
 
 @dataclass(frozen=True)
 class Capture:
-    """A program and, for each of its inputs, who owns the tensor."""
+    """A program, for each of its inputs who owns the tensor, and what the captured run handed to torch and Pyro."""
 
     program: Program
     owners: dict[str, Owner]
+    transcript: Transcript
 
 
 def declare(
@@ -109,7 +111,7 @@ def declare(
             for node, requirement, random in checks
         ),
     )
-    return Capture(program, owners)
+    return Capture(program, owners, recording.transcript)
 
 
 def _checks(recording: Recording, graph: fx.Graph) -> Iterator[tuple[fx.Node, Requirement, bool]]:

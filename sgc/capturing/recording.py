@@ -17,6 +17,7 @@ from torch import Tensor
 from sgc.capturing.baselines import Complaints, ModelBaselines, read_options, value_of_network
 from sgc.capturing.handlers import SiteParts, SiteRecorder, score_parts
 from sgc.capturing.reads import ReadGuard
+from sgc.capturing.transcript import Transcript
 from sgc.capturing.validation import Requirement
 from sgc.graph.program import Baseline
 
@@ -39,6 +40,7 @@ class Recording:
         self.baselines: dict[str, Baseline] = {}
         self.masks: dict[str, list[int]] = {}
         self.model_baselines = ModelBaselines()
+        self.transcript = Transcript()
 
     def run(
         self,
@@ -77,6 +79,11 @@ class Recording:
         for position, hiding in enumerate(own.masks):
             if hiding.mask is not None:
                 self._output(name, f"guide.mask{position}", hiding.mask)
+
+    def note_sites(self, *, named_by_samples: bool) -> None:
+        """Note the sample statements of this run in its transcript."""
+        sources = {name: statement.source for name, statement in self.recorder.statements.items()}
+        self.transcript.note_sites((self.model_trace, self.guide_trace), sources, named_by_samples=named_by_samples)
 
     def _score_parts(self, site: Any, *, in_guide: bool) -> SiteParts:
         known = len(self.requirements)

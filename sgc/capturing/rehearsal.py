@@ -20,12 +20,14 @@ from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from sgc.capturing.external_reads import ExternalReads
 from sgc.capturing.parameters import ModuleWatch, is_scripted
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
 from sgc.capturing.refusals import Refusing, refusals
 from sgc.capturing.source import current_line
 from sgc.capturing.store import PYROS, Store
 from sgc.capturing.threads import here, ignored
+from sgc.capturing.transcript import Transcript
 from sgc.capturing.writes import Written, undone_writes
 from sgc.config import Options
 from sgc.errors import CaptureError
@@ -51,6 +53,8 @@ class Rehearsal:
     written: Written
     filled: dict[tuple[int, str], nn.Module]
     store: Store
+    transcript: Transcript
+    reads: ExternalReads
 
     def empty_again(self) -> None:
         """What it has filled holds None again; for a call that fails later."""
@@ -89,8 +93,8 @@ def rehearse(
     callables = [part for part in (model, guide) if isinstance(part, nn.Module)]
     start = random_state()
     before = set(_parameter_ids(callables))
-    elbo = pyro_elbo(options)
-    elbo.num_particles = 1 if not options.vectorize_particles else options.num_particles
+    elbo = _elbo_of_a_run(options)
+    reads = ExternalReads()
     with (
         ModuleWatch() as watch,
         preserved_state() as empty,
@@ -98,10 +102,11 @@ def rehearse(
         _switched(options),
         refusals(),
         Refusing(),
+        Transcript() as transcript,
     ):
         try:
-            with undone_writes() as written:
-                failure = _run(elbo, model, guide, args, kwargs)
+            with undone_writes() as written, reads.noted(profiled=True):
+                failure = _run(elbo, model, guide, args, kwargs, transcript)
         except BaseException:
             restore_random_state(start)
             raise
@@ -112,20 +117,86 @@ def rehearse(
     restore_random_state(start)
     if created and not same_random_state(start, end):
         # Does the creation itself draw random numbers? A second run, now without creation, tells.
-        with (
-            preserved_state(roots),
-            undone_writes(),
-            warnings.catch_warnings(),
-            _switched(options),
-            refusals(),
-            Refusing(),
-        ):
-            warnings.simplefilter("ignore")
-            _run(elbo, model, guide, args, kwargs)
+        transcript = _run_again(elbo, model, guide, args, kwargs, options, roots, reads)
         drew = not same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
-    return Rehearsal(elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty, store)
+    return Rehearsal(
+        elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty, store, transcript, reads
+    )
+
+
+def refuse_changing(
+    captured: Transcript,
+    rehearsal: Rehearsal,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    *,
+    keeps_state: bool,
+) -> bool:
+    """Refuse a program whose runs differ, for a compiled one would keep what it was in one of them.
+
+    What the first run of all has made and keeps, later ones find: where it differs from the captured one, this is
+    compared with a later one. Tensors that the capture has left in the program's objects were taken away again, so that
+    two later ones are compared as well where the program ``keeps_state``.
+
+    :returns: whether the program has run again.
+    :raises CaptureError: with the line and the two values.
+    """
+    if captured.difference(rehearsal.transcript) is None:
+        return False
+    elbo = _elbo_of_a_run(options, rehearsal.max_plate_nesting)
+    start = random_state()
+
+    def again() -> Transcript:
+        restore_random_state(start)
+        return _run_again(elbo, model, guide, args, kwargs, options, rehearsal.modules, rehearsal.reads)
+
+    try:
+        later = again()
+        difference = captured.difference(later)
+        if difference is None and keeps_state:
+            difference = again().difference(later)
+    finally:
+        restore_random_state(start)
+    if difference is not None:
+        raise difference
+    return True
+
+
+def _elbo_of_a_run(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
+    """Pyro's loss of one run of the program: all particles if they are vectorised, else one."""
+    elbo = pyro_elbo(options, max_plate_nesting)
+    elbo.num_particles = options.num_particles if options.vectorize_particles else 1
+    return elbo
+
+
+def _run_again(
+    elbo: TraceGraph_ELBO,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    modules: Sequence[nn.Module],
+    earlier: ExternalReads,
+) -> Transcript:
+    with (
+        preserved_state(modules),
+        undone_writes(),
+        warnings.catch_warnings(),
+        _switched(options),
+        refusals(),
+        Refusing(),
+        Transcript() as transcript,
+        ExternalReads(earlier).noted(profiled=False),
+    ):
+        warnings.simplefilter("ignore")
+        _run(elbo, model, guide, args, kwargs, transcript)
+    return transcript
 
 
 def _check_not_scripted(modules: Sequence[nn.Module]) -> None:
@@ -172,8 +243,11 @@ def _run(
     guide: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    transcript: Transcript | None = None,
 ) -> Exception | None:
     for traces in list(elbo._get_traces(model, guide, args, kwargs)):
+        if transcript is not None:
+            transcript.note_sites(traces)
         try:
             elbo._loss_and_surrogate_loss_particle(*traces)
         except Exception as error:

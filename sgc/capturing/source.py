@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from types import CodeType, FrameType, TracebackType
 
 import networkx
-import pyro
+import pyro.nn.module
+import pyro.params.param_store
 import torch
 from torch.utils import checkpoint
 
@@ -25,7 +26,11 @@ from sgc.errors import SourceLine
 _SGC = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = tuple(os.path.dirname(os.path.abspath(str(m.__file__))) + os.sep for m in (torch, pyro, networkx))
 _TORCH, _PYRO, _ = _LIBRARIES
+_PARAMETER_STORES = frozenset((str(pyro.params.param_store.__file__), str(pyro.nn.module.__file__)))
 _TORCH_TRACING = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "fx") + os.sep
+_TRACING = tuple(
+    os.path.join(_TORCH, part) for part in ("fx", "_subclasses", "_prims", "_refs", "_decomp", "_meta_reg")
+)
 _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 
 
@@ -34,9 +39,46 @@ def belongs_to_user(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
     if file == "<string>":  # python -c, or what torch's tracer writes
         return frame.f_globals.get("__name__") == "__main__"
+    return _is_users(file)
+
+
+@functools.cache
+def _is_users(file: str) -> bool:
     if file.startswith((*_LIBRARIES, _SGC, "<frozen")):
         return False
     return not file.startswith(_STANDARD) or f"{os.sep}site-packages{os.sep}" in file
+
+
+def is_installed(frame: FrameType) -> bool:
+    """Whether the code is of an installed package."""
+    return f"{os.sep}site-packages{os.sep}" in frame.f_code.co_filename
+
+
+def is_asked_by_program(frame: FrameType | None) -> bool:
+    """Whether the user's code leads to a frame, by way of libraries, and not Python's own looks at source files."""
+    while frame is not None and not belongs_to_user(frame):
+        if is_of_sgc(frame) or str(frame.f_globals.get("__name__")).partition(".")[0] in _SOURCE_READERS:
+            return False
+        frame = frame.f_back
+    return frame is not None
+
+
+_SOURCE_READERS = frozenset(("importlib", "linecache", "tokenize", "inspect", "traceback", "warnings", "zipimport"))
+
+
+def is_of_sgc(frame: FrameType) -> bool:
+    """Whether the code is sgc's own."""
+    return frame.f_code.co_filename.startswith(_SGC)
+
+
+def is_tracing(frame: FrameType) -> bool:
+    """Whether the code is of torch's tracing, which computes what a traced operator would give."""
+    return frame.f_code.co_filename.startswith(_TRACING)
+
+
+def is_parameter_store(frame: FrameType | None) -> bool:
+    """Whether the code is Pyro's that asks for the first value of a parameter."""
+    return frame is not None and frame.f_code.co_filename in _PARAMETER_STORES
 
 
 def current_line() -> SourceLine | None:
@@ -141,7 +183,7 @@ def is_in_library() -> bool:
 def is_pyro() -> bool:
     """Whether that frame is Pyro's own."""
     frame = _program_frame()
-    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+    while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _SGC)):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_PYRO)
 

@@ -66,6 +66,17 @@ def is_traced(value: object) -> bool:
     return isinstance(value, (FakeTensor, FunctionalTensor))
 
 
+def literal_of(tensor: Tensor) -> Tensor | None:
+    """The data of a traced tensor that the program has made of numbers or an array, None of any other."""
+    slot = get_proxy_slot(tensor, current_tracer(), None) if is_capturing() else None
+    node: Any = slot.proxy.node if slot is not None else None
+    while node is not None and node.target in (torch.ops.aten.detach.default, torch.ops.aten.detach_.default):
+        node = node.args[0]
+    if node is None or node.target is not torch.ops.aten.lift_fresh_copy.default or node.args[0].op != "get_attr":
+        return None
+    return getattr(current_tracer().root, node.args[0].target, None)
+
+
 def is_placeholder(tensor: Tensor) -> bool:
     """Whether a traced tensor is an argument of the program."""
     return node_of(tensor).op == "placeholder"

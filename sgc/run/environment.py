@@ -7,6 +7,7 @@ at each call.
 
 from __future__ import annotations
 
+import contextvars
 import dis
 import functools
 import inspect
@@ -21,13 +22,16 @@ from typing import Any
 
 import numpy as np
 from pyro.infer.autoguide import AutoGuide
+from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from sgc.capturing.external_reads import ExternalReads
 from sgc.capturing.randomness import state_of
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
 from sgc.run.hooks import GLOBAL_HOOKS, HOOKS
+from sgc.run.iterators import progress
 from sgc.run.kept import BAGS, MATHEMATICAL, attributes, is_cache, is_of_a_run
 from sgc.run.libraries import LIBRARY_ROOTS, is_installed, is_machinery, is_of_a_library, names_in
 from sgc.run.notes import MISSING, PLAIN, contents, difference, is_immutable, note, still_holds
@@ -36,9 +40,6 @@ _STANDARD = sysconfig.get_path("stdlib")
 _MAX_DEPTH = 6
 _NUMBERS = (np.ndarray, array, bytearray)
 _CONTAINERS = (list, tuple, deque, dict, set, frozenset, *_NUMBERS)
-
-_ENVIRON = frozenset(("environ", "getenv"))
-"""Names by which a function reads the environment."""
 
 _VARIABLES: dict[Any, Any] = vars(os.environ)["_data"]
 """The dictionary behind ``os.environ``, private to Python: of a dictionary C++ watches an entry that is not there."""
@@ -49,17 +50,29 @@ class Environment:
 
     Containers are compared by what they hold (up to a thousand entries), all else first by identity. What the
     ``modules`` that it meets are made of is for others to watch.
+
+    :param roots: model, guide, and objects among the arguments.
+    :param reads: what a run of the program has asked for, by which names in code.
     """
 
-    def __init__(self, *roots: Any) -> None:
+    def __init__(self, *roots: Any, reads: ExternalReads) -> None:
+        self._named = reads.names()
+        # The modes of modules that run are the mode guard's; of others only a look at them matters.
+        self._of_modules = _OF_MODULES - ({"training"} & self._named)
         self._seen: dict[int, Any] = {}
         self._fixed: list[tuple[Any, Any, Any, Any]] = []
         self._changing: list[tuple[Any, Any, Any]] = []
         self._labels: dict[int, str] = {}
         self._generators: list[tuple[str, Any, Hashable]] = []
+        self._iterators: list[tuple[str, Any, Hashable]] = []
         self.modules: dict[int, nn.Module] = {}
         for root in (*roots, *GLOBAL_HOOKS.values()):
             self._visit(root, "", 0)
+        for name in reads.variables:
+            key = os.environ.encodekey(name)
+            self._note(_VARIABLES, key, _VARIABLES.get(key, MISSING), "os.environ: ", 0)
+        for variable in reads.contexts.values():
+            self._note(variable, None, variable.get(MISSING), f"ContextVar {variable.name}", 0)
         self._seen.clear()
 
     def conditions(self) -> list[Condition]:
@@ -86,6 +99,10 @@ class Environment:
     def drawn(self) -> list[str]:
         """The names of the random generators that have been drawn from."""
         return [label for label, generator, state in self._generators if state_of(generator) != state]
+
+    def taken(self) -> list[str]:
+        """The names of the iterators and open files that items have been taken of."""
+        return [label for label, iterator, place in self._iterators if progress(iterator) != place]
 
     def __len__(self) -> int:
         return len(self._fixed) + len(self._changing)
@@ -127,6 +144,9 @@ class Environment:
         state = state_of(generator)
         if state is not None:
             self._generators.append((label or f"a {type(generator).__name__}", generator, state))
+        place = progress(generator)
+        if place is not None:
+            self._iterators.append((label or f"a {type(value).__name__}", generator, place))
         if isinstance(value, type):
             self._visit_class(value, depth)
         elif isinstance(value, (staticmethod, classmethod)):
@@ -163,8 +183,20 @@ class Environment:
                 self._note(vars(value), name, vars(value)[name], f"{type(value).__name__}.", depth - 1)
         elif isinstance(value, BAGS) and type(value).__module__ in sys.stdlib_module_names:
             self._note(value, "__dict__", vars(value), f"{label}.", depth)
-        elif not _is_library(type(value)) and not is_machinery(type(value)):
+        elif _is_library(type(value)):
+            self._visit_named_attributes(value, depth)
+        elif not is_machinery(type(value)):
             self._visit_object(value, label, depth)
+
+    def _visit_named_attributes(self, value: Any, depth: int) -> None:
+        """Of a library's object: the attributes that the code which ran names, or a method that it names."""
+        held: dict[str, Any] = getattr(value, "__dict__", {})
+        if isinstance(value, (types.FunctionType, ParamStoreDict)):
+            return
+        methods = (inspect.getattr_static(type(value), name, None) for name in self._named)
+        inner = [names_in(method.__code__) for method in methods if isinstance(method, types.FunctionType)]
+        for name in sorted(held.keys() & self._named.union(*inner)):
+            self._note(held, name, held[name], f"{type(value).__name__}.", depth)
 
     def _visit_object(self, value: Any, label: str, depth: int) -> None:
         slots = () if is_installed(type(value)) else _slots(type(value))
@@ -203,7 +235,7 @@ class Environment:
         for name in HOOKS:
             self._visit(vars(module).get(name), label, depth)
         for name, part in list(vars(module).items()):
-            if name in _OF_MODULES or (name.startswith("_pyro_") and name != "_pyro_samples"):
+            if name in self._of_modules or (name.startswith("_pyro_") and name != "_pyro_samples"):
                 continue
             if library and name.startswith("_") and name != "_pyro_samples":
                 continue
@@ -227,9 +259,6 @@ class Environment:
             if name in function.__globals__:
                 self._note(function.__globals__, name, function.__globals__[name], label, depth)
                 self._visit_named(function.__globals__[name], function.__code__, depth)
-        for name in sorted(_strings(function.__code__) if names_in(function.__code__) & _ENVIRON else ()):
-            key = os.environ.encodekey(name)
-            self._note(_VARIABLES, key, _VARIABLES.get(key, MISSING), "os.environ: ", depth)
         for name, part in vars(function).items():
             if name != "__wrapped__":
                 self._note(vars(function), name, part, f"{function.__qualname__}.", depth)
@@ -248,6 +277,8 @@ _OF_MODULES = frozenset((*vars(nn.Module()), "training"))
 
 def read(holder: Any, key: Any) -> Any:
     """What a holder has under a key or a name (None in a cell), :data:`MISSING` where nothing is."""
+    if isinstance(holder, contextvars.ContextVar):
+        return holder.get(MISSING)
     if key is None:
         return contents(holder)
     if isinstance(holder, (dict, types.MappingProxyType)):
@@ -257,6 +288,8 @@ def read(holder: Any, key: Any) -> Any:
 
 def _read(holder: Any, key: Any) -> Read:
     """As :func:`read` reads, at a call."""
+    if isinstance(holder, contextvars.ContextVar):
+        return watch.result(holder.get, MISSING)
     if key is None:
         return watch.contents(holder)
     if isinstance(holder, (dict, types.MappingProxyType)):
@@ -293,13 +326,6 @@ def _globals(code: types.CodeType) -> frozenset[str]:
         if isinstance(constant, types.CodeType):
             names |= _globals(constant)
     return frozenset(names)
-
-
-@functools.lru_cache(maxsize=4096)
-def _strings(code: types.CodeType) -> frozenset[str]:
-    """The texts in a function's code, and in that of the functions written in it."""
-    inner = [_strings(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return frozenset(part for part in code.co_consts if isinstance(part, str)).union(*inner)
 
 
 def _is_library(thing: Any) -> bool:

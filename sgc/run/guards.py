@@ -15,10 +15,11 @@ from torch.utils._pytree import TreeSpec
 
 from sgc.capturing.arguments import Structure, flatten
 from sgc.capturing.calls import CallRecord
+from sgc.capturing.external_reads import ExternalReads
 from sgc.capturing.parameters import ArgumentOwner, Owner, StoreOwner
 from sgc.capturing.randomness import drawn_from
 from sgc.capturing.store import PYROS
-from sgc.errors import ArgumentError
+from sgc.errors import ArgumentError, CaptureError
 from sgc.graph.program import Input, ValueGuard
 from sgc.native import watch
 from sgc.native.watch import Condition
@@ -234,11 +235,14 @@ class TensorGuard(Guard):
 
 
 class EnvironmentGuard(Guard):
-    """The globals, closures and attributes that model and guide name, and those of objects among the arguments."""
+    """The globals, closures and attributes that model and guide name, and those of objects among the arguments.
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], call: Call) -> None:
+    And environment and context variables that an eager run has asked for.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], call: Call, reads: ExternalReads) -> None:
         objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
-        self._environment = Environment(model, guide, *objects)
+        self._environment = Environment(model, guide, *objects, reads=reads)
 
     @property
     def modules(self) -> Iterable[nn.Module]:
@@ -251,11 +255,19 @@ class EnvironmentGuard(Guard):
     def miss(self, call: Call) -> str | None:
         return self._environment.changed()
 
-    def refuse_drawn(self) -> None:
-        """Refuse a program that has drawn from a generator of Python's or numpy's that it keeps."""
-        drawn = self._environment.drawn()
+    def refuse_used_up(self) -> None:
+        """Refuse a program that has drawn from a generator, or has taken items of an iterator or file, that it keeps.
+
+        :raises CaptureError: with the names.
+        """
+        drawn, taken = self._environment.drawn(), self._environment.taken()
         if drawn:
             raise drawn_from(" and ".join(drawn))
+        if taken:
+            raise CaptureError(
+                f"the program takes items of {' and '.join(taken)}, which a compiled program would not do again",
+                remedy="take them outside of model and guide and pass them as arguments",
+            )
 
     def describe(self) -> Iterator[str]:
         yield from self._environment

@@ -21,12 +21,13 @@ from sgc.errors import RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.native import watch
 from sgc.native.watch import Condition
+from sgc.run.compiler import specialize
 from sgc.run.gradients import Compiled, Loss
 from sgc.run.guards import Call
 from sgc.run.handlers import unobserved
 from sgc.run.late import LateNumber
 from sgc.run.showing import Showing
-from sgc.run.specialization import Specialization, specialize
+from sgc.run.specialization import Specialization
 from sgc.run.turns import TURN, capturing, nothing_captured
 from sgc.run.undone import undone_on_error
 from sgc.run.untraced import untraced

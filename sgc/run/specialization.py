@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from sgc.capturing.arguments import argument_names
-from sgc.capturing.calls import CallRecord
-from sgc.capturing.capture import capture_program
-from sgc.capturing.declare import Capture
 from sgc.capturing.functions import own_functions
 from sgc.capturing.garbage import rarely_collected
 from sgc.capturing.parameters import ArgumentOwner, Owner
 from sgc.capturing.randomness import random_state, restore_random_state
-from sgc.capturing.rehearsal import Rehearsal
-from sgc.capturing.source import warn
 from sgc.capturing.store import Store
 from sgc.config import Backend, Options
 from sgc.emit.backends import build
@@ -33,25 +26,18 @@ from sgc.emit.step import Update, emit_step, new_flag
 from sgc.emit.stepping import BuiltStep, build_step
 from sgc.emit.surrogate import Emitted, emit_surrogate
 from sgc.emit.whitened import take_whitened
-from sgc.errors import BaselineWarning, SideEffectWarning
-from sgc.graph.build import build_graph
 from sgc.graph.effects import switches_autocast
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
 from sgc.native import library, watch
 from sgc.native.watch import Condition, Group
-from sgc.passes.baselines import idle_baselines
-from sgc.passes.pipeline import run_passes
 from sgc.run.averages import Averages
 from sgc.run.gradients import Compiled
-from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
-from sgc.run.handlers import HandlerGuard
-from sgc.run.leftovers import Leftovers, roots, taken_from
-from sgc.run.modes import ModeGuard
+from sgc.run.guards import Call, Guard, TensorGuard
+from sgc.run.leftovers import taken_from
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
-from sgc.run.structure import StructureGuard
 from sgc.run.turns import capturing
 
 
@@ -251,87 +237,3 @@ class Specialization:
             finally:
                 restore_random_state(state)
                 forget_with(self, known)
-
-
-def specialize(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    call: Call,
-    options: Options,
-    rehearsal: Rehearsal,
-    earlier: Sequence[Specialization] = (),
-) -> Specialization:
-    """Compile model and guide for calls like this one, which none of the ``earlier`` specializations fits."""
-    known = known_sources()
-    names = argument_names(call.args, call.kwargs)
-    surroundings = EnvironmentGuard(model, guide, call)
-    leftovers = Leftovers(roots(model, guide, zip(names, call.leaves, strict=True), rehearsal.modules))
-    try:
-        captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
-    finally:
-        left = leftovers.put_back()
-    leftovers.refuse_lasting(left)
-    leftovers.warn(left)
-    surroundings.refuse_drawn()
-    changed = surroundings.miss(call)
-    if changed is not None:
-        warn(
-            f"the program changes what is around it each time it runs, which a compiled program does not: {changed}. "
-            "Keep such state in a buffer, or pass it as an argument.",
-            SideEffectWarning,
-        )
-        surroundings = EnvironmentGuard(model, guide, call)
-    program = captured.program
-    graph = run_passes(build_graph(program))
-    if rehearsal.failure is not None:
-        raise rehearsal.failure
-    for site, reason in idle_baselines(graph):
-        warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
-    emitted = emit_surrogate(graph, *particles(options)[:2])
-    tensors = TensorGuard(program.inputs, captured.owners)
-    guards: tuple[Guard, ...] = (
-        ArgumentGuard(call, names, records),
-        StructureGuard([*rehearsal.modules, *surroundings.modules], captured.owners.values()),
-        ModeGuard(rehearsal.modules, follows_validation=options.validate is None),
-        tensors,
-        HandlerGuard(),
-        surroundings,
-        ValuesGuard(program.value_guards, program.inputs),
-    )
-    made = Specialization(
-        graph,
-        emitted,
-        program.inputs,
-        captured.owners,
-        options,
-        tensors,
-        guards,
-        rehearsal.max_plate_nesting,
-        rehearsal.params,
-        program.checks,
-        rehearsal.store,
-    )
-    forget_with(made, known)
-    return made
-
-
-def _records(call: Call, names: list[str], earlier: Sequence[Specialization]) -> dict[int, CallRecord]:
-    """A record for each partial that has changed from call to call."""
-    guards = [guard for made in earlier for guard in made.guards if isinstance(guard, ArgumentGuard)]
-    return {position: CallRecord(names[position]) for guard in guards for position in guard.varying(call)}
-
-
-def _capture(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    call: Call,
-    options: Options,
-    rehearsal: Rehearsal,
-    records: dict[int, CallRecord],
-) -> tuple[Capture, dict[int, CallRecord]]:
-    if records:
-        try:
-            return capture_program(model, guide, call.args, call.kwargs, options, rehearsal, records), records
-        except Exception:  # The program looked into a partial, or has a fault that shows again below.
-            records = {}
-    return capture_program(model, guide, call.args, call.kwargs, options, rehearsal), records

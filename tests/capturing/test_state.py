@@ -332,7 +332,7 @@ def test_no_traced_tensor_stays_in_plain_python_state(fails: bool) -> None:
 
     def mean(x: Tensor) -> Tensor:
         nonlocal cell
-        plain.h = 0.5 * plain.h + x
+        plain.h = 0.5 * x
         slotted.h = x * 2
         cell = x * 3
         first[0] = x * 4
