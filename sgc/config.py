@@ -10,6 +10,7 @@ from sgc.errors import ArgumentError, BackendError
 
 Backend = Literal["inductor", "eager", "torchscript"]
 Rng = Literal["fast", "torch"]
+Dynamic = Literal["error", "eager", "speculate"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Options:
     rng: Rng = "fast"
     cache_size: int = 16
     validate: bool | None = None
+    speculate: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -39,5 +41,7 @@ class Options:
             raise ArgumentError(f"rng must be one of {get_args(Rng)}, not {self.rng!r}")
         if self.validate not in (None, True, False):
             raise ArgumentError(f"validate must be True, False or None, not {self.validate!r}")
+        if self.speculate and self.rng != "torch":
+            raise ArgumentError('what is speculated needs rng="torch": where it fails, Pyro takes the same numbers')
         if self.cache_size < 1:
             raise ArgumentError(f"cache_size must be at least 1, not {self.cache_size!r}")

@@ -120,11 +120,13 @@ def _attempt(
             densities_as_leaves(),
             subsamples_as_tensors(reads.names),
             rebound_buffers(rehearsal.modules, rehearsal.filled),
-            checks_as_nodes(reads, checked) as requirements,
+            checks_as_nodes(reads, checked, speculate=options.speculate) as requirements,
             recording.transcript,
             ExternalReads(rehearsal.reads).noted(profiled=False),
         ):
             recording.requirements = requirements.found
+            if reads.speculation is not None:
+                recording.recorder.attempting = reads.speculation.suspended
             recording.run(elbo, model, guide, traced_args, traced_kwargs)
             recording.note_sites(named_by_samples=bool(reads.names))
         recording.reads = reads.guards

@@ -107,6 +107,7 @@ def declare(
                 requirement.source,
                 random,
                 requirement.opaque,
+                requirement.assumed,
             )
             for node, requirement, random in checks
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -46,6 +46,8 @@ class SiteRecorder(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.statements: dict[str, Statement] = {}
+        self.attempting: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Stands around what becomes one call of Python where it cannot be traced."""
         self._opaque: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -56,7 +58,8 @@ class SiteRecorder(Messenger):
             return
         attempt = Attempt(fn, args, kwargs)
         try:
-            msg["value"] = fn(*args, **kwargs)  # type: ignore[operator]
+            with self.attempting():
+                msg["value"] = fn(*args, **kwargs)  # type: ignore[operator]
         except DATA_DEPENDENT:
             msg["fn"], msg["args"], msg["kwargs"] = attempt.undo()
             msg["value"] = opaque_sample(msg["fn"], msg["args"], msg["kwargs"])

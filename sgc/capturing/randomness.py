@@ -21,6 +21,8 @@ from torch import Tensor
 from sgc.capturing.source import current_line
 from sgc.errors import CaptureError
 
+_CPU = torch.device("cpu")
+
 
 def random_state() -> dict[str, Any]:
     """The state of every generator that a Pyro program may draw from.
@@ -49,6 +51,22 @@ def restore_random_state(state: dict[str, Any]) -> None:
         # The accelerator has started up since, so nothing had been drawn on it before.
         for generator in _generators(accelerator):
             generator.manual_seed(generator.initial_seed())
+
+
+def torch_random_state() -> dict[torch.device, Tensor]:
+    """The state of torch's generators alone; it can be asked for, and put back, within :func:`no_seeding` too."""
+    accelerator = _accelerator()
+    devices = [] if accelerator is None else _devices(accelerator)
+    return {_CPU: torch.default_generator.get_state(), **{device: device_random_state(device) for device in devices}}
+
+
+def restore_torch_random_state(state: dict[torch.device, Tensor]) -> None:
+    """Put back what :func:`torch_random_state` returned."""
+    for device, known in state.items():
+        if device == _CPU:
+            torch.default_generator.set_state(known)
+        else:
+            set_device_random_state(known, device)
 
 
 def same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -23,11 +23,13 @@ from sgc.capturing import tracer
 from sgc.capturing.autocast import switched_back, switches
 from sgc.capturing.conditions import condition_of
 from sgc.capturing.copies import deep_copy
+from sgc.capturing.nested import stacked
 from sgc.capturing.packed import OF_PACKED, on_packed
 from sgc.capturing.refusals import refuse_traced
 from sgc.capturing.selection import MaskedSelection
-from sgc.capturing.slices import is_literal, slice_of
+from sgc.capturing.slices import dims_consumed, is_literal, slice_of
 from sgc.capturing.source import current_line, is_assertion, is_formatting, library_refusal
+from sgc.capturing.speculation import Speculation
 from sgc.capturing.texts import REMEDY as TEXT_REMEDY
 from sgc.capturing.texts import is_shown, shown
 from sgc.errors import DataDependenceError, SourceLine
@@ -67,6 +69,7 @@ _REMEDY = (
     "a compiled program has one structure: write the choice with tensors (torch.where, indexing, poutine.mask), "
     "or marginalise the site"
 )
+_OR_ASSUME = '; a branch that nearly always goes one way can be assumed to: dynamic="speculate"'
 
 
 @dataclass
@@ -86,6 +89,7 @@ class Reads(TorchFunctionMode):
     ``before`` gives a tensor as it was before the capture, which may write into it (an increment of a count, say).
     ``names`` holds the tensors that stand for a text in the name of a site (see :mod:`sgc.capturing.plates`).
     ``check`` takes the conditions under which the program or a library does not raise, with what they are of.
+    ``speculation`` answers what is read of samples, where that is to be assumed.
     """
 
     concrete_inputs: Mapping[str, Tensor]
@@ -93,6 +97,7 @@ class Reads(TorchFunctionMode):
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
     check: Callable[[Tensor, str], None] | None = None
+    speculation: Speculation | None = None
     _refusing: bool = False
 
     def __post_init__(self) -> None:
@@ -146,10 +151,10 @@ class Reads(TorchFunctionMode):
             if any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[0])):
                 # The numbers are read one by one, so the result is on no device but the default one, unless asked for.
                 device = kwargs.get("device") or torch.get_default_device()
-                return _stacked(args[0], device).detach().to(device, kwargs.get("dtype"))
+                return stacked(args[0], device).detach().to(device, kwargs.get("dtype"))
         if func == Tensor.new_tensor and any(isinstance(leaf, Tensor) for leaf in tree_leaves(args[1])):
             device, dtype = kwargs.get("device") or args[0].device, kwargs.get("dtype") or args[0].dtype
-            return _stacked(args[1], device).detach().to(device, dtype)
+            return stacked(args[1], device).detach().to(device, dtype)
         if func in _BY_NUMBERS or func in _OF_SIZES:
             tensors, out = args[: func in _BY_NUMBERS], {"out": kwargs.pop("out")} if "out" in kwargs else {}
             numbers, kwargs = tree_map_only(Tensor, self._numbers, (args[len(tensors) :], kwargs))
@@ -195,9 +200,16 @@ class Reads(TorchFunctionMode):
     def _read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of ``func`` on the concrete values of its traced arguments, guarded."""
         values: dict[int, Any] = {}
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                values[id(leaf)] = self.evaluate(leaf, f"Tensor.{getattr(func, '__name__', func)}")
+        known = len(self.guards)
+        try:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    values[id(leaf)] = self.evaluate(leaf, f"Tensor.{getattr(func, '__name__', func)}")
+        except DataDependenceError as error:
+            if self.speculation is None or self._refusing:
+                raise
+            del self.guards[known:]
+            return self.speculation.answer(func, args, kwargs, error)
         concrete_args, concrete_kwargs = tree_map_only(Tensor, lambda tensor: values[id(tensor)], (args, kwargs))
         if func is Tensor.__repr__ and args[0].requires_grad:  # the text names the history, which the value lacks
             raise DataDependenceError(
@@ -226,13 +238,13 @@ class Reads(TorchFunctionMode):
         random = [other for other in graph.nodes if other in needed and is_random(other)]
         if random:
             marks = [other.meta["sgc_mark"] for other in graph.nodes if other in needed and "sgc_mark" in other.meta]
-            source = current_line()
+            source, is_branch = current_line(), reader.endswith("__bool__")
             if marks:
                 raise DataDependenceError(
                     f"{reader} reads the value of a sample, so that the program's structure depends on it",
                     site=marks[-1],
                     source=source,
-                    remedy=f"{TEXT_REMEDY}; {_REMEDY}" if reader.endswith(_TEXTS) else _REMEDY,
+                    remedy=f"{TEXT_REMEDY}; {_REMEDY}" if reader.endswith(_TEXTS) else _REMEDY + _OR_ASSUME * is_branch,
                 )
             raise DataDependenceError(
                 f"{reader} reads a random number ({random[-1].target}) drawn outside of any site",
@@ -240,7 +252,7 @@ class Reads(TorchFunctionMode):
                 remedy=_REMEDY,
             )
         module, sources = slice_of(graph, node, needed)
-        origins = [self._concrete(origin) for origin in sources]
+        origins = [self.concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
             value = module(*(self.before(origin).detach().clone() for origin in origins))
         if sources:
@@ -269,7 +281,8 @@ class Reads(TorchFunctionMode):
         finally:
             self._refusing = False
 
-    def _concrete(self, node: fx.Node) -> Tensor:
+    def concrete(self, node: fx.Node) -> Tensor:
+        """The tensor that a source of the program stands for."""
         if node.op == "placeholder":
             return self.concrete_inputs[node.name]
         value = getattr(tracer.current_tracer().root, str(node.target))
@@ -290,7 +303,7 @@ class Reads(TorchFunctionMode):
 
     def _index(self, tensor: Tensor, index: Any, *, write: bool) -> tuple[Tensor, Any]:
         parts = list(index) if isinstance(index, tuple) else [index]
-        consumed = sum(_dims_consumed(part) for part in parts)
+        consumed = sum(dims_consumed(part) for part in parts)
         changed = False
         dim = 0
         result: list[Any] = []
@@ -317,27 +330,8 @@ class Reads(TorchFunctionMode):
                     tensor = tensor[(slice(None),) * dim + (part.reshape(1),)]
                     part, changed = 0, True
             result.append(part)
-            dim += tensor.dim() - consumed if part is Ellipsis else _dims_consumed(part)
+            dim += tensor.dim() - consumed if part is Ellipsis else dims_consumed(part)
         return (tensor, tuple(result)) if changed else (tensor, index)
-
-
-def _stacked(parts: Any, device: torch.device | str) -> Tensor:
-    """What ``torch.tensor`` makes of a nested list with tensors in it, which it reads one number at a time."""
-    if not isinstance(parts, (list, tuple)):
-        return parts.to(device) if isinstance(parts, Tensor) else torch.tensor(parts, device=device)
-    tensors = [_stacked(part, device) for part in parts]
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return torch.stack([tensor.to(dtype) for tensor in tensors])
-
-
-def _dims_consumed(part: Any) -> int:
-    if part is None or part is Ellipsis or isinstance(part, bool):
-        return 0
-    if isinstance(part, Tensor) and part.dtype is torch.bool:
-        return part.dim()
-    return 1
 
 
 def _is_differentiable(*args: Any, create_graph: bool | None = None, **kwargs: Any) -> bool:

@@ -87,7 +87,8 @@ class Recording:
 
     def _score_parts(self, site: Any, *, in_guide: bool) -> SiteParts:
         known = len(self.requirements)
-        own = score_parts(site, in_guide=in_guide)
+        with self.recorder.attempting():
+            own = score_parts(site, in_guide=in_guide)
         for requirement in self.requirements[known:]:
             requirement.site, requirement.source = site["name"], self.recorder.statements[site["name"]].source
         return own

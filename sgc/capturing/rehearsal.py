@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sgc.capturing.external_reads import ExternalReads
+from sgc.capturing.locating import located
 from sgc.capturing.parameters import ModuleWatch, is_scripted
 from sgc.capturing.randomness import random_state, restore_random_state, same_random_state
 from sgc.capturing.refusals import Refusing, refusals
@@ -99,7 +100,7 @@ def rehearse(
         ModuleWatch() as watch,
         preserved_state() as empty,
         poutine.trace(param_only=True) as asked,
-        _switched(options),
+        validated(options),
         refusals(),
         Refusing(),
         Transcript() as transcript,
@@ -188,7 +189,7 @@ def _run_again(
         preserved_state(modules),
         undone_writes(),
         warnings.catch_warnings(),
-        _switched(options),
+        validated(options),
         refusals(),
         Refusing(),
         Transcript() as transcript,
@@ -219,7 +220,7 @@ def run_validated(
     max_plate_nesting: float,
 ) -> None:
     """Run Pyro once, with every particle, for the errors of its validation; tensors and averages are put back."""
-    with preserved_state(), undone_writes(), warnings.catch_warnings(), _switched(options):
+    with preserved_state(), undone_writes(), warnings.catch_warnings(), validated(options):
         warnings.simplefilter("ignore")
         failure = _run(pyro_elbo(options, max_plate_nesting), model, guide, args, kwargs)
     if isinstance(failure, ValueError):
@@ -227,10 +228,14 @@ def run_validated(
 
 
 @contextmanager
-def _switched(options: Options) -> Iterator[None]:
-    """Pyro's validation of distributions on, where the options ask for it whatever Pyro's switch says."""
+def validated(options: Options, *, at_least: bool = True) -> Iterator[None]:
+    """Pyro's validation of distributions on, where the options ask for it whatever Pyro's switch says.
+
+    :param at_least: leave it on where the options do without, and the switch does not.
+    """
     switch = Distribution._validate_args
-    Distribution.set_default_validate_args(bool(options.validate) or switch)
+    wanted = switch if options.validate is None else options.validate
+    Distribution.set_default_validate_args(wanted or (at_least and switch))
     try:
         yield
     finally:
@@ -245,13 +250,15 @@ def _run(
     kwargs: dict[str, Any],
     transcript: Transcript | None = None,
 ) -> Exception | None:
-    for traces in list(elbo._get_traces(model, guide, args, kwargs)):
-        if transcript is not None:
-            transcript.note_sites(traces)
-        try:
-            elbo._loss_and_surrogate_loss_particle(*traces)
-        except Exception as error:
-            return error
+    with located() as statements:
+        for traces in list(elbo._get_traces(model, guide, args, kwargs)):
+            if transcript is not None:
+                transcript.note_sites(traces)
+            try:
+                elbo._loss_and_surrogate_loss_particle(*traces)
+            except Exception as error:
+                statements.locate(error)
+                return error
     return None
 
 
@@ -293,8 +300,8 @@ def preserved_state(
         for inner in module.modules():
             save(inner)
     handle = nn.modules.module.register_module_forward_pre_hook(here(save, ignored)) if watch else None
-    kept = _take_averages()
-    _put_averages(averages or {})
+    kept = take_averages()
+    put_averages(averages or {})
     try:
         yield empty
     except BaseException:
@@ -307,8 +314,8 @@ def preserved_state(
             for module, name, buffer, value in saved.values():
                 buffer.copy_(value)
                 module._buffers[name] = buffer
-        _take_averages()
-        _put_averages(kept)
+        take_averages()
+        put_averages(kept)
 
 
 def _empty(buffers: dict[tuple[int, str], nn.Module]) -> None:
@@ -325,7 +332,8 @@ def _lazy(module: nn.Module) -> CaptureError:
     )
 
 
-def _take_averages() -> dict[str, Tensor]:
+def take_averages() -> dict[str, Tensor]:
+    """The averages of baselines, which Pyro's store does not hold any more."""
     store = pyro.get_param_store()
     taken = {name: t for name, t in store._params.items() if name.startswith(BASELINE_PREFIX)}
     for name in taken:
@@ -333,7 +341,8 @@ def _take_averages() -> dict[str, Tensor]:
     return taken
 
 
-def _put_averages(averages: dict[str, Tensor]) -> None:
+def put_averages(averages: dict[str, Tensor]) -> None:
+    """Let Pyro's store hold averages of baselines."""
     store = pyro.get_param_store()
     for name, tensor in averages.items():
         store._params[name] = tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -44,3 +46,12 @@ def _is_external(node: fx.Node) -> bool:
             for user in node.users
         )
     ) or (node.op == "get_attr" and not node.users)
+
+
+def dims_consumed(part: Any) -> int:
+    """How many dims of a tensor a part of an index takes."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    if isinstance(part, Tensor) and part.dtype is torch.bool:
+        return part.dim()
+    return 1

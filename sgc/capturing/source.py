@@ -142,10 +142,8 @@ def library_refusal() -> Refusal | None:
 @functools.cache
 def _refusals(code: CodeType) -> dict[int, Refusal]:
     """The branches of a function that are a :class:`Refusal`, by the lines of their conditions."""
-    lines, first = inspect.getsourcelines(code)
-    tree = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), first - 1)
     found: dict[int, Refusal] = {}
-    for branch in ast.walk(tree):
+    for branch in ast.walk(parsed(code)):
         if isinstance(branch, ast.If) and not branch.orelse:
             raises = isinstance(branch.body[-1], ast.Raise)
             if raises or all(_only_warns(statement) for statement in branch.body):
@@ -174,6 +172,15 @@ def _deciding(test: ast.expr, passes: bool) -> Iterator[tuple[ast.expr, bool]]:
         yield test, passes
 
 
+def parsed(code: CodeType) -> ast.AST:
+    """The syntax of a function, with the numbers of its lines in the file; empty where the source cannot be read."""
+    try:
+        lines, first = inspect.getsourcelines(code)
+        return ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), first - 1)
+    except (OSError, SyntaxError):  # typed into Python; or a lambda within brackets
+        return ast.Module([], [])
+
+
 def is_in_library() -> bool:
     """Whether that frame is torch's or Pyro's own."""
     frame = _program_frame()
@@ -186,6 +193,11 @@ def is_pyro() -> bool:
     while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _SGC)):
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_PYRO)
+
+
+def is_pyros(frame: FrameType) -> bool:
+    """Whether a frame is Pyro's own."""
+    return frame.f_code.co_filename.startswith(_PYRO)
 
 
 def is_checkpoint() -> bool:

@@ -24,19 +24,24 @@ from sgc.capturing import tracer
 from sgc.capturing.opaque import opaque_check
 from sgc.capturing.reads import DATA_DEPENDENT, Reads
 from sgc.capturing.source import current_line
+from sgc.capturing.speculation import ConcreteRun, Speculation
 from sgc.capturing.threads import here
-from sgc.errors import SourceLine
+from sgc.errors import DataDependenceError, SourceLine
 
 
 @dataclass
 class Requirement:
-    """A condition of validity: all elements of the node's value are true."""
+    """A condition of validity: all elements of the node's value are true.
+
+    ``assumed`` says that it is one under which the program takes the branches that were captured.
+    """
 
     node: fx.Node
     what: str
     source: SourceLine | None
     site: str | None = None
     opaque: bool = False
+    assumed: bool = False
 
 
 @dataclass
@@ -90,6 +95,11 @@ class Requirements:
         """Record what a distribution, a handler or the program checks by itself, and would raise an error for."""
         self._require(holds, what, opaque=False)
 
+    def assume(self, holds: Tensor, what: str, error: DataDependenceError) -> None:
+        """Record under what condition a branch on samples goes as it does in the capture."""
+        made = Requirement(tracer.node_of(holds), what, error.source, error.site, assumed=True)
+        self.found.append(made)
+
     def _require(self, valid: Tensor, what: str, opaque: bool) -> Requirement:
         valid = valid if valid.dtype is torch.bool else valid.bool()
         made = Requirement(tracer.node_of(valid), what, current_line(), opaque=opaque)
@@ -98,13 +108,16 @@ class Requirements:
 
 
 @contextmanager
-def checks_as_nodes(reads: Reads, default: bool | None) -> Iterator[Requirements]:
+def checks_as_nodes(reads: Reads, default: bool | None, *, speculate: bool) -> Iterator[Requirements]:
     """Record the checks of distributions while a program is captured.
 
     :param default: whether a distribution is checked that does not say so itself; None to check nothing at all.
+    :param speculate: whether a branch on samples is assumed to go as it does now.
     """
     requirements = Requirements(reads)
     reads.check = requirements.condition
+    if speculate:
+        reads.speculation = Speculation(ConcreteRun(reads.concrete, reads.before), requirements.assume)
 
     def init(
         self: Distribution, batch_shape: Any = _NO_SHAPE, event_shape: Any = _NO_SHAPE, validate_args: Any = None

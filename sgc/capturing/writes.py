@@ -93,19 +93,24 @@ class _Mode(TorchDispatchMode):
 
 
 @contextmanager
-def undone_writes() -> Iterator[Written]:
+def undone_writes(*, on_error_only: bool = False) -> Iterator[Written]:
     """A program runs: afterwards the tensors that existed before hold what they held.
 
     Parameters that it puts into Pyro's store keep their memory, whatever that was before: they are made only once.
+
+    :param on_error_only: leave what a program has written that ends without an error.
     """
     store = pyro.get_param_store()._params
     before, written = {id(tensor) for tensor in store.values()}, Written()
+    ended = False
     try:
         with _Mode(written):
             yield written
+        ended = True
     finally:
-        new = [tensor for tensor in store.values() if id(tensor) not in before]
-        written.put_back({tensor.untyped_storage()._cdata for tensor in _tensors(new)})
+        if not (ended and on_error_only):
+            new = [tensor for tensor in store.values() if id(tensor) not in before]
+            written.put_back({tensor.untyped_storage()._cdata for tensor in _tensors(new)})
 
 
 @cache

@@ -132,6 +132,25 @@ class NativeCall:
             increment_version([*self._written, *(tensors[i] for i in self._brought_and_written)])
         return results
 
+    def until_halted(
+        self, tensors: list[Tensor], times: int, note_state: Callable[[], Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Call it up to so many times: up to a call whose first result is NaN, or up to the one before one that raises.
+
+        :param note_state: gives the random state.
+        :return: what it gives, as tensors of shape ``[made]``, and the random state before the last call, or before the
+            one that has raised.
+        :raises Exception: what an operator raises in the first call.
+        """
+        results = [torch.empty(times, dtype=dtype, device="cpu") for dtype in self._program.dtypes]
+        brought = _handles([tensors[i] for i in self._brought])
+        addresses = [result.data_ptr() for result in results]
+        try:
+            made, before = library().call_until(self._bound, brought, times, note_state, *addresses)
+        finally:
+            increment_version([*self._written, *(tensors[i] for i in self._brought_and_written)])
+        return [result[:made] for result in results], before
+
     def _once(self, tensors: list[Tensor]) -> tuple[Any, ...]:
         return tuple(result.item() for result in self(tensors, 1))
 

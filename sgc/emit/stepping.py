@@ -127,6 +127,14 @@ class BoundStep:
             return self._call(tensors, steps)
         return [result.reshape(1).clone() for result in self._run(*self.inputs(tensors))]  # not the piece it lies in
 
+    def until_halted(
+        self, tensors: list[Tensor], steps: int, note_state: Callable[[], Tensor]
+    ) -> tuple[list[Tensor], Tensor] | None:
+        """Steps up to one that halts (:meth:`sgc.emit.native.NativeCall.until_halted`); None if each is a call."""
+        if not isinstance(self._call, NativeCall) or self.dtype not in (torch.float32, torch.float64):
+            return None
+        return self._call.until_halted(tensors, steps, note_state)
+
     def taking(
         self,
         watched: Any,

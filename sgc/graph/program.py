@@ -152,9 +152,10 @@ class ValueGuard:
 
 @dataclass(frozen=True)
 class Check:
-    """A condition that Pyro's validation makes: all elements of the fx node's value are true.
+    """A condition that Pyro's validation, or a branch on samples, makes: all elements of the node's value are true.
 
-    ``what`` says of what, ``random`` whether it depends on a draw, ``opaque`` that it is a call of Python.
+    ``what`` says of what, ``random`` whether it depends on a draw, ``opaque`` that it is a call of Python,
+    ``assumed`` that it is a branch on samples, which goes another way where the condition is false.
     """
 
     node: str
@@ -163,9 +164,12 @@ class Check:
     source: SourceLine | None
     random: bool
     opaque: bool
+    assumed: bool = False
 
     def __str__(self) -> str:
         where = f" at site '{self.site}'" if self.site else f" at {self.source}" if self.source else ""
+        if self.assumed:
+            return f"{self.what} at {self.source}"
         return f"{self.what}{where}{', by a call of Python' if self.opaque else ''}"
 
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine import runtime
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from sgc.capturing.rehearsal import BASELINE_PREFIX, pyro_elbo
+from sgc.capturing.rehearsal import pyro_elbo
 from sgc.capturing.source import warn
-from sgc.config import Backend, Options
+from sgc.config import Backend, Dynamic, Options
 from sgc.errors import BackendError, CaptureError, DataDependenceError, SgcError, StandInWarning
+from sgc.run.eager import eager_loss
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.turns import TURN
-
-Dynamic = Literal["error", "eager"]
 
 PATIENCE = 1000
 """How many eager calls of one specialization precede its compilation by Inductor, in the tiered mode."""
@@ -75,7 +73,7 @@ class CompiledELBO(LossModule):
             if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) >= PATIENCE:
                 if latest.backend(with_gradient=with_gradient) == "eager":
                     latest.use_backend("inductor", with_gradient=with_gradient)
-            if runtime.am_i_wrapped():
+            if runtime.am_i_wrapped() and latest.tally is None:
                 # SVI finds the parameters to optimise by a trace of its own, also those that took the place of others.
                 self.forget_replaced()
                 with torch.no_grad(), self.param_store_scope():
@@ -100,17 +98,9 @@ class CompiledELBO(LossModule):
 
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Eager Pyro's loss, with the gradient of its surrogate."""
-        with poutine.block(hide_fn=_is_average):
-            elbo, surrogate = self._pyro._loss_and_surrogate_loss(*self._program, args, kwargs)
-        loss = -torch.as_tensor(elbo).detach()
-        warn_if_nan(loss, "loss")
-        if isinstance(surrogate, Tensor) and surrogate.requires_grad:
-            return _Value.apply(surrogate, loss)
+        loss = eager_loss(self._pyro, *self._program, args, kwargs)
+        warn_if_nan(loss.detach(), "loss")
         return loss
-
-
-def _is_average(message: Any) -> bool:
-    return message["type"] == "param" and message["name"].startswith(BASELINE_PREFIX)
 
 
 def _same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
@@ -120,15 +110,3 @@ def _same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     if isinstance(one, types.MethodType) and isinstance(other, types.MethodType):
         return one.__self__ is other.__self__ and one.__func__ is other.__func__
     return False
-
-
-class _Value(torch.autograd.Function):
-    """The gradient of one scalar, the value of another (a difference of the two would be NaN where one is infinite)."""
-
-    @staticmethod
-    def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient, None

@@ -12,9 +12,9 @@ from pyro.infer.util import torch_backward, torch_item
 from torch import Tensor
 
 from sgc.capturing.source import warn
-from sgc.config import Backend, Options, Rng
+from sgc.config import Backend, Dynamic, Options, Rng
 from sgc.errors import ArgumentError, RespecializationWarning
-from sgc.infer.compiled import CompiledELBO, Dynamic, Settings
+from sgc.infer.compiled import CompiledELBO, Settings
 from sgc.native import watch
 from sgc.native.watch import Condition
 from sgc.run.untraced import untraced
@@ -56,7 +56,9 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
     :param rng: ``"torch"`` (default) draws the random numbers that Pyro would draw, on every backend; ``"fast"``
         leaves the choice to Inductor.
     :param dynamic: what becomes of a program that cannot be captured, because its structure depends on a sample,
-        say: ``"error"`` (default) raises, ``"eager"`` runs it by eager Pyro and warns once.
+        say: ``"error"`` (default) raises, ``"eager"`` runs it by eager Pyro and warns once. ``"speculate"`` assumes
+        that a branch on a sample goes as in the call that is captured, checks that at each call, and lets eager Pyro
+        make the calls where it does not; it implies ``rng="torch"``, and raises for all else.
     :param validate: whether the compiled program checks parameters and values as Pyro's validation does: ``None``
         (default) as Pyro's switch says, ``True`` and ``False`` whatever it says.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
@@ -190,8 +192,9 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             vectorize_particles=self.vectorize_particles,
             max_plate_nesting=nesting,
             backend="eager" if self.backend is None else self.backend,
-            rng=self.rng,
+            rng="torch" if self.dynamic == "speculate" else self.rng,
             validate=self.validate,
+            speculate=self.dynamic == "speculate",
         )
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
 

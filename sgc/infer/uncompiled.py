@@ -76,7 +76,7 @@ class PyroSteps:
     def eagerly(self, call: Call) -> Tensor:
         return torch.tensor(self._step(*call.args, **call.kwargs))
 
-    def judged(self, step: Step, trial: Trial | None) -> None:
+    def judged(self, step: Step, trial: Trial | None, failure: Exception | None = None) -> None:
         return None
 
     def nan_error(self, step: str, call: Call) -> NanLossError:

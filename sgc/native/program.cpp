@@ -124,11 +124,24 @@ void run_kernel(const Kernel& kernel, void* const* operands, int threads) {
     kernel.function(operands, 0, 0, true);
 }
 
+// Ends a run of many calls: behind one whose first result is NaN, or before one that raises, unless it is the first.
+struct Halt {
+    PyObject* note_state;  // gives the random state
+    int64_t done = 0;      // how many calls have been made
+    Ref before{nullptr};   // the random state before the last one of them, or before the one that has raised
+};
+
+bool is_nan(char type, const void* place) {
+    const double value = type == 'd' ? *static_cast<const double*>(place) : *static_cast<const float*>(place);
+    return value != value;
+}
+
 // Calls the program so many times, each time followed by the kernels. What the call brings is a list of capsules, whose
 // handles are taken over. Each result that is wanted has a place: that of call t goes to place + t * size. Without
 // places the results of the last call are returned as numbers. With the lock of Python held, of which the program itself
 // lets go.
-PyObject* run(const Inputs& inputs, PyObject* brought, int64_t times, const std::vector<char*>& places) {
+PyObject* run(const Inputs& inputs, PyObject* brought, int64_t times, const std::vector<char*>& places,
+              Halt* halt = nullptr) {
     const Plan& plan = *inputs.plan;
     std::vector<Handle> handles(inputs.handles), given(plan.takes.size()), results(plan.results);
     std::vector<void*> bytes(handles.size()), found(results.size()), operands;
@@ -140,6 +153,10 @@ PyObject* run(const Inputs& inputs, PyObject* brought, int64_t times, const std:
     plan.set_gradients(false);
     try {
         for (int64_t time = 0; time < times; ++time) {
+            if (halt) {
+                halt->before.take(PyObject_CallNoArgs(halt->note_state));
+                if (PyErr_Occurred()) break;
+            }
             for (size_t i = 0; i < given.size(); ++i) plan.copy(handles[plan.takes[i]], &given[i]);
             plan.program(given.data(), results.data());
             // An operator that is called through Python has raised: the program has returned, with nothing.
@@ -159,12 +176,17 @@ PyObject* run(const Inputs& inputs, PyObject* brought, int64_t times, const std:
                 for (int64_t place : kernel.operands) operands.push_back(place < 0 ? found[-1 - place] : bytes[place]);
                 run_kernel(kernel, operands.data(), plan.threads);
             }
+            const bool halts = halt && is_nan(plan.gives[0], found[0]);
             for (Handle result : results) plan.release(result);
+            if (halt) ++halt->done;
+            if (halts) break;
         }
     } catch (const std::exception& error) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
     }
     plan.set_gradients(with_gradients);
+    // The call that has raised will do so again when it is the first one.
+    if (halt && halt->done && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception)) PyErr_Clear();
     for (int64_t i : inputs.brought) plan.release(handles[i]);
     if (PyErr_Occurred()) Py_CLEAR(returned);
     return returned;
@@ -177,6 +199,18 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     std::vector<char*> places;
     for (Py_ssize_t i = 3; i < count; ++i) places.push_back(static_cast<char*>(PyLong_AsVoidPtr(args[i])));
     return run(*inputs, args[1], PyLong_AsLongLong(args[2]), places);
+}
+
+// call_until(inputs, brought, times, note_state, *addresses): see run and Halt; how many calls were made, and a state.
+PyObject* call_until(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    auto inputs = held<const Inputs>(args[0]);
+    if (!inputs) return nullptr;
+    std::vector<char*> places;
+    for (Py_ssize_t i = 4; i < count; ++i) places.push_back(static_cast<char*>(PyLong_AsVoidPtr(args[i])));
+    Halt halt{args[3]};
+    Ref none(run(*inputs, args[1], PyLong_AsLongLong(args[2]), places, &halt));
+    if (!none) return nullptr;
+    return Py_BuildValue("(LO)", static_cast<long long>(halt.done), halt.before.get());
 }
 
 // One call, with what it brings among these tensors; what it gives, as numbers. However it ends, the tensors that it

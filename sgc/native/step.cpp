@@ -88,6 +88,7 @@ PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS, nullptr},
     {"bind", bind, METH_VARARGS, nullptr},
     {"call", method(call), METH_FASTCALL, nullptr},
+    {"call_until", method(call_until), METH_FASTCALL, nullptr},
     {"once", method(once), METH_FASTCALL, nullptr},
     {"take", method(take), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};

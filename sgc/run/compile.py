@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from sgc.config import Backend, Options, Rng
+from sgc.errors import ArgumentError
 from sgc.graph.graph import StochasticGraph
 from sgc.run.loss import LossModule
 
@@ -22,6 +23,7 @@ def compile(
     rng: Rng = "fast",
     cache_size: int = 16,
     validate: bool | None = None,
+    dynamic: Literal["error", "speculate"] = "error",
 ) -> LossModule:
     """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
 
@@ -43,10 +45,25 @@ def compile(
     :param validate: whether the compiled program checks, at every call, the parameters of distributions and the values
         that they score, as Pyro's validation does; a call that fails raises Pyro's own error and changes nothing.
         ``None`` follows Pyro's switch (``pyro.enable_validation``), ``True`` and ``False`` do not.
+    :param dynamic: what becomes of a branch on a sample: ``"error"`` raises; ``"speculate"`` assumes that it goes as in
+        the call that is captured, checks that at each call, and lets eager Pyro make a call where it does not, with the
+        same random numbers. It implies ``rng="torch"``.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """
-    options = Options(num_particles, vectorize_particles, max_plate_nesting, backend, rng, cache_size, validate)
+    if dynamic not in ("error", "speculate"):
+        raise ArgumentError(f"dynamic must be 'error' or 'speculate', not {dynamic!r}")
+    speculate = dynamic == "speculate"
+    options = Options(
+        num_particles,
+        vectorize_particles,
+        max_plate_nesting,
+        backend,
+        "torch" if speculate else rng,
+        cache_size,
+        validate,
+        speculate,
+    )
     return LossModule(model, guide, options)
 
 

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyro.util
@@ -21,6 +22,7 @@ from sgc.errors import RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.native import watch
 from sgc.native.watch import Condition
+from sgc.run.assumptions import speculate
 from sgc.run.compiler import specialize
 from sgc.run.gradients import Compiled, Loss
 from sgc.run.guards import Call
@@ -95,8 +97,12 @@ class LossModule(Showing):
             owned = wanted if compiled.owned is compiled.gradient_of else [tensors[i] for i in compiled.owned]
             if compiled.trained != list(map(id, owned)):
                 self._note_trained(found, compiled, owned)
+            run = partial(Loss.apply, compiled, tensors, trial, *wanted)
+            if trial is not None and found.tally is not None:
+                compiled.calls += 1
+                return speculate(self, trial, run)
             try:
-                loss: Tensor = Loss.apply(compiled, tensors, trial, *wanted)
+                loss: Tensor = run()
             except RuntimeError:
                 self._explain(trial)
                 raise
@@ -240,9 +246,8 @@ class LossModule(Showing):
         return rehearsal
 
     def _specialize(self, call: Call, rehearsal: Rehearsal) -> Specialization:
-        model, guide = self._program
         try:
-            made = specialize(model, guide, call, self.options, rehearsal, self._specializations)
+            made = specialize(*self._program, call, self.options, rehearsal, self._specializations)
         except BaseException:
             rehearsal.empty_again()
             raise
@@ -250,9 +255,13 @@ class LossModule(Showing):
         self._is_initialized = True
         del self._specializations[: -self.options.cache_size]
         self._show_tensors(made)
-        missed = made.tensors.miss(call)
-        assert missed is None, missed
+        assert (missed := made.tensors.miss(call)) is None, missed
         return made
+
+    def _capture_again(self, call: Call) -> Specialization:
+        """Capture anew for a call, with the branches on samples that it takes from the present random state on."""
+        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+            return self._specialize(call, self._rehearse(call))
 
     def _note_miss(self, reason: str) -> None:
         self._misses.append(reason)

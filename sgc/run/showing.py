@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -179,6 +179,14 @@ class Showing(nn.Module):
             elif isinstance(owner, FixedOwner) and tensor.requires_grad and tensor.is_leaf:
                 self.closed_over.put(name, tensor, owner)
         self.baselines.show(made.baselines)
+
+    def _show_asked(self, names: Iterable[str]) -> None:
+        """Show the parameters of these names that are not shown yet: those of a branch that was not captured."""
+        shown = inside([self])
+        for name in names:
+            tensor = self._store.get(name)
+            if tensor is not None and id(tensor) not in shown:
+                self._show(self.param_store, name, tensor, StoreOwner(name, self._store))
 
     def _show_present(self) -> None:
         """Show the tensors that stand under their names in the param store now: it may have been loaded."""

@@ -38,6 +38,7 @@ from sgc.run.guards import Call, Guard, TensorGuard
 from sgc.run.leftovers import taken_from
 from sgc.run.particles import Repeated, particles
 from sgc.run.sources import forget_with, known_sources
+from sgc.run.tally import Tally
 from sgc.run.turns import capturing
 
 
@@ -62,6 +63,8 @@ class Specialization:
     store: Store
     holds: Callable[[Call], bool] = field(init=False)
     """Whether every guard holds for a call; the call's ``tensors`` are its inputs then."""
+    tally: Tally | None = field(init=False)
+    """Counts calls, if branches on samples are assumed to go one way."""
     _differentiated: Differentiated | None = None
     _steps: list[Report] = field(default_factory=list)
     _compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
@@ -69,6 +72,7 @@ class Specialization:
 
     def __post_init__(self) -> None:
         self.holds = watch.watch(self.groups(), native=False)
+        self.tally = Tally() if any(check.assumed for check in self.checks) else None
 
     def groups(self) -> list[Group]:
         """The guards, each as its conditions and whom to ask where these are not true."""
@@ -90,6 +94,7 @@ class Specialization:
         """Every guard in words."""
         for guard in self.guards:
             yield from guard.describe()
+        yield from (f"assumed: {check}" for check in self.checks if check.assumed)
 
     @cached_property
     def baselines(self) -> Averages:

@@ -48,6 +48,7 @@ class Trial:
     :param before: the random state before it.
     :param same_numbers: whether it draws the random numbers that Pyro draws.
     :param valid: whether the checks hold; known after the call, unless that has failed.
+    :param params: the names of Pyro's parameters that the program has asked for.
     """
 
     call: Call
@@ -55,6 +56,7 @@ class Trial:
     before: RandomState
     same_numbers: bool
     valid: Tensor | bool | None = None
+    params: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, call: Call, found: Specialization, backend: Backend, before: RandomState | None = None) -> Trial | None:

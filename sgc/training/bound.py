@@ -41,6 +41,7 @@ class Step:
         From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
         not valid, whose loss is given as NaN.
         """
+        self._count(steps)
         if steps == 1:
             return self.bound(self.tensors, 1)[0]
         parts: list[Tensor] = []
@@ -51,13 +52,43 @@ class Step:
             taken += len(losses)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
+    def until_halted(self, steps: int) -> tuple[Tensor, RandomState]:
+        """Take up to so many steps on a CPU, up to one that halts, or up to the one before one that raises.
+
+        :return: their losses, of shape ``[taken]``, and the random state before the last one of them. That is the
+            present state where fewer steps were taken, and none has halted.
+        :raises Exception: what the first step raises.
+        """
+        note_state = torch.default_generator.get_state
+        try:
+            several = self.bound.until_halted(self.tensors, steps, note_state) if steps > 1 else None
+        except Exception:
+            self._count(1)
+            raise
+        if several is None:
+            before = RandomState(note_state(), self.halted.device, None)
+            return torch.tensor([self.once()], dtype=self.bound.dtype, device="cpu"), before
+        (losses, *valid), state = several
+        before = RandomState(state, self.halted.device, None)
+        self._count(len(losses))
+        if losses[-1].isnan():
+            self.valid = bool(valid[0][-1]) if valid else None
+        elif len(losses) < steps:
+            before.restore()
+        return losses, before
+
     def once(self) -> float:
         """Take one step; its loss. If that is NaN, the step has halted."""
         return self.loss_of(self.results())
 
     def results(self) -> Sequence[Any]:
         """Take one step; what it returns, as numbers."""
+        self._count(1)
         return self.bound.once(self.tensors)
+
+    def _count(self, steps: int) -> None:
+        if self.specialization.tally is not None:
+            self.specialization.tally.calls += steps
 
     def loss_of(self, results: Sequence[Any]) -> float:
         """The loss among these; ``valid`` is noted."""
@@ -126,7 +157,8 @@ class Bound:
         self._watch = watch.asking(watched)
         assert self._call is not None
         note_state = torch.default_generator.get_state if self.specialization.checks else None
-        self.take = self._call.taking(watched, Call, LEAVES, note_state, token) or never
+        take = self._call.taking(watched, Call, LEAVES, note_state, token) or never
+        self.take = take if self.specialization.tally is None else self.specialization.tally.counting(take)
 
     def bind(self, tensors: list[Tensor]) -> None:
         """Take the tensors of a call."""

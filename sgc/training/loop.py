@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -21,7 +22,7 @@ from sgc.capturing.randomness import (
 from sgc.errors import NanLossError
 from sgc.run.guards import Call
 from sgc.run.late import LateNumber
-from sgc.run.validity import Trial
+from sgc.run.validity import RandomState, Trial
 from sgc.training.bound import Step
 from sgc.training.interrupts import postponed_interrupt
 from sgc.training.minibatches import Minibatches
@@ -70,8 +71,8 @@ class Steps(Protocol):
         """Take a step in Python; the loss, a 0-d tensor."""
         ...
 
-    def judged(self, step: Step, trial: Trial | None) -> Tensor | None:
-        """Pyro's error for a step that halted because it was not valid; None if it was because of a NaN."""
+    def judged(self, step: Step, trial: Trial | None, failure: Exception | None = None) -> Tensor | None:
+        """Pyro's error for a step that was not valid, or has raised ``failure``; None if its loss was NaN."""
         ...
 
     def nan_error(self, step: str, call: Call) -> NanLossError:
@@ -173,6 +174,10 @@ class Loop:
             self._note(self._in_python(call))
             return
         device = step.halted.device
+        if step.specialization.tally is not None and device.type == "cpu":
+            self._settle()
+            self._speculate(call, step, steps if step.specialization.reads_inputs_only else 1)
+            return
         if steps == 1 and device.type == "cpu":
             self._settle()
             before = device_random_state(device)
@@ -201,6 +206,24 @@ class Loop:
         elif len(group.sent) == _GROUP:
             group.halted = LateNumber(step.halted)
             self._settle(1)
+
+    def _speculate(self, call: Call, step: Step, steps: int) -> None:
+        """Take up to so many steps that assume which way branches on samples go, up to one that Pyro takes."""
+        before, failure = RandomState.now(step.halted.device), None
+        try:
+            losses, before = step.until_halted(steps)
+        except Exception as error:  # on the captured branch, which may be the wrong one
+            losses, failure = torch.tensor([math.nan]), error
+        if not losses[-1].isnan():
+            self._note(losses)
+            return
+        if len(losses) > 1:
+            self._note(losses[:-1])
+        resumed = self.steps.judged(step, step.trial(call, before), failure)
+        if resumed is None:
+            before.restore()
+            raise nan_loss_error(self._which(self._count + 1), step.specialization, step.inputs)
+        self._note(resumed.reshape(1))
 
     def _in_python(self, call: Call) -> Tensor:
         """The loss of a step in Python, of shape ``[1]``.

@@ -8,6 +8,7 @@ from torch import Tensor
 from sgc.capturing.randomness import random_state, restore_random_state
 from sgc.errors import NanLossError
 from sgc.graph.nodes import CostNode
+from sgc.run.branches import first_failed
 from sgc.run.specialization import Specialization
 
 _ATTEMPTS = 20
@@ -22,13 +23,22 @@ def nan_loss_error(step: str, found: Specialization, tensors: list[Tensor]) -> N
     costs = list(found.graph.of_type(CostNode))
     guilty: list[CostNode] = []
     state = random_state()
+    other = first_failed(found, tensors) if found.tally is not None else None
+    restore_random_state(state)
+    problem = f"the loss of {step} is NaN; parameters and optimizer are as they were before it"
+    if other is not None:
+        return NanLossError(
+            f"{problem}. Eager Pyro has computed it, because a branch on a sample goes another way than assumed",
+            site=other.site,
+            source=other.source,
+            remedy="look at what that branch does to parameters and values",
+        )
     for _ in range(_ATTEMPTS):
         values = found.values(tensors)
         guilty = [cost for cost in costs if not torch.isfinite(values[cost.fx]).all()]
         if guilty:
             break
     restore_random_state(state)
-    problem = f"the loss of {step} is NaN; parameters and optimizer are as they were before it"
     if not guilty:
         return NanLossError(
             f"{problem}. In {_ATTEMPTS} more runs with the same parameters all costs were finite, so that it is the "

@@ -149,7 +149,8 @@ class TorchOptimizing(Optimizing):
         if isinstance(optimizer, torch.optim.LBFGS):
             search(optimizer, closure)
         elif not math.isnan(closure().detach()):
-            optimizer.step()
+            # Another branch of the program may have had other parameters.
+            (optimizer if found is None else self.optimizer).step()
         optimizer.zero_grad()
         return losses[-1] if math.isnan(losses[-1]) else losses[0]
 
@@ -243,15 +244,16 @@ class PyroOptimizing(Optimizing):
             pyro.optim.optim._load_state_dict(made, state)
 
     def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
-        if found is None:
-            with poutine.trace(param_only=True) as seen:
-                value = _differentiated(loss)
-            parameters = _once(site["value"].unconstrained() for site in seen.trace.nodes.values())  # type: ignore[union-attr]
-        else:
+        if found is not None:
             parameters = _of_store(found)
             refuse_subsampled(member.optimizer for member in self.members(found, parameters))
             for parameter in parameters:
                 parameter.grad = None
+        if found is None or found.tally is not None:  # another branch of the program may have other parameters
+            with poutine.trace(param_only=True) as seen:
+                value = _differentiated(loss)
+            parameters = _once(site["value"].unconstrained() for site in seen.trace.nodes.values())  # type: ignore[union-attr]
+        else:
             value = _differentiated(loss)
         if not math.isnan(value.detach()):
             self._optimizer(parameters)

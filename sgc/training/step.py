@@ -20,6 +20,7 @@ from sgc.emit.stepping import BuiltStep
 from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.native import watch
 from sgc.native.watch import Condition
+from sgc.run.assumptions import instead
 from sgc.run.guards import Call
 from sgc.run.loss import LossModule
 from sgc.run.specialization import Specialization
@@ -101,7 +102,7 @@ class Stepper:
             before = step.random_state()
             try:
                 outcome = step.results()
-            except RuntimeError as error:
+            except Exception as error:
                 outcome = error
             return self._concluded(step, call, outcome, before)
 
@@ -114,17 +115,16 @@ class Stepper:
     def _concluded(
         self, step: Step, call: Call, outcome: Sequence[Any] | BaseException, before: RandomState | None
     ) -> float:
-        loss_module = self.loss_module()
-        if isinstance(outcome, BaseException):
-            if isinstance(outcome, RuntimeError):
-                loss_module._explain(step.trial(call, before))
+        may_explain = RuntimeError if step.specialization.tally is None else Exception
+        failure = outcome if isinstance(outcome, may_explain) else None
+        if isinstance(outcome, BaseException) and failure is None:
             raise outcome
-        loss = step.loss_of(outcome)
+        loss = step.loss_of(outcome) if not isinstance(outcome, BaseException) else math.nan
         if loss != loss:  # NaN: it has halted
-            resumed = self.judged(step, step.trial(call, before))
+            resumed = self.judged(step, step.trial(call, before), failure)
             if resumed is not None:
                 return resumed.item()
-            loss_module._warn_if_nan(torch.tensor(loss))
+            self.loss_module()._warn_if_nan(torch.tensor(loss))
         return loss
 
     def ready(self, call: Call) -> Step | None:
@@ -217,15 +217,22 @@ class Stepper:
         else:
             loss_module.tell_of_replaced()
 
-    def judged(self, step: Step, trial: Trial | None) -> Tensor | None:
+    def judged(self, step: Step, trial: Trial | None, failure: Exception | None = None) -> Tensor | None:
         """What follows from a step that has halted: Pyro's error if it was not valid, None if its loss is NaN.
 
         Where Pyro finds nothing wrong, the step is taken in Python, from the random state before it, and its loss
-        returned.
+        returned; so it is where a branch on a sample has gone another way than assumed.
 
+        :param failure: what the step has raised instead; it is raised again, unless such a branch explains it.
         :raises ValueError: Pyro's own; the random state is the one before the step then.
         """
         step.halted.zero_()
+        if trial is not None and trial.found.tally is not None and (failure is not None or not step.valid):
+            loss = self._by_pyro(trial, failure)
+            return None if math.isnan(loss) else loss
+        if failure is not None:
+            self.loss_module()._explain(trial)
+            raise failure
         if trial is None or step.valid:
             return None
         trial.valid = step.valid
@@ -237,6 +244,18 @@ class Stepper:
         )
         trial.before.restore()
         return self.eagerly(trial.call)
+
+    def _by_pyro(self, trial: Trial, failure: Exception | None) -> Tensor:
+        """Take in Python a step for which an assumption of the compiled one is false; its loss is eager Pyro's."""
+        loss_module, found = self.loss_module(), trial.found
+        kept = [(t, t.detach().clone()) for t in found.written(trial.call.tensors + found.averages())]
+        with torch.enable_grad():
+            loss = self.optimizing.step_eagerly(found, lambda: instead(loss_module, trial, failure))
+        if math.isnan(loss):
+            with torch.no_grad():
+                for tensor, before in kept:
+                    tensor.copy_(before)
+        return loss
 
     def nan_error(self, step: str, call: Call) -> NanLossError:
         """The error for a step in Python whose loss was NaN.

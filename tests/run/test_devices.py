@@ -208,6 +208,35 @@ def test_validity_is_looked_at_one_call_late() -> None:
             module(data())
 
 
+def test_a_branch_that_goes_another_way_than_assumed_is_looked_at_at_once() -> None:
+    on = device()
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4, device=on)))
+        loc = pyro.param("loc", lambda: torch.tensor(0.5, device=on))
+        if z:
+            loc = -2 * loc
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.tensor(0.3, device=on))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(pyro.param("p", lambda: torch.tensor(0.3, device=on))))
+
+    outcomes = []
+    for svi_of, elbo in (
+        (pyro.infer.SVI, pyro.infer.TraceGraph_ELBO()),
+        (sgc.SVI, sgc.infer.TraceGraph_ELBO(backend="eager", dynamic="speculate")),
+    ):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        svi = svi_of(model, guide, pyro.optim.Adam({"lr": 0.02}), elbo)
+        losses = [svi.step() for _ in range(20)]
+        outcomes.append((losses, pyro.param("loc").item(), random_state()))
+    assert outcomes[0][:2] == outcomes[1][:2]
+    assert same_random_state(outcomes[0][2], outcomes[1][2])
+    tallies = [made.tally for made in svi.loss_module.specializations]  # type: ignore[attr-defined]
+    assert 2 < sum(tally.failures.total() for tally in tallies) < 18
+
+
 DRAWS = {
     "bernoulli": lambda p: dist.Bernoulli(p),
     "multinomial": lambda p: dist.Categorical(p.expand(2)),
