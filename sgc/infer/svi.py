@@ -22,10 +22,11 @@ from sgc.native.watch import Condition
 from sgc.run.guards import Call
 from sgc.run.untraced import untraced
 from sgc.training import checkpoint
-from sgc.training.loop import Loop, RunResult, Steps
+from sgc.training.loop import Loop, Steps
 from sgc.training.minibatches import Minibatches
 from sgc.training.optimizers import Factory, optimizing
 from sgc.training.refused_optimizers import refuse_all_but_pyros
+from sgc.training.result import RunResult
 from sgc.training.step import Stepper
 
 

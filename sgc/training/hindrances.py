@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.run.specialization import Specialization
 from sgc.training.members import Member
 
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """Attributes of a parameter that hold what a user runs with its gradient."""
+
+UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, GuardOnDataDependentSymNode)
+"""What an optimizer raises whose update cannot be traced."""
 
 
 def hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
@@ -49,3 +53,10 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
         for t in (one, other)
     )
     return start <= other_end and other_start <= end
+
+
+def reason_of(error: BaseException) -> str:
+    """Why an update cannot be traced, in a line."""
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return "its Python branches on numbers that change from step to step"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -28,6 +28,7 @@ from sgc.training.interrupts import postponed_interrupt
 from sgc.training.minibatches import Minibatches
 from sgc.training.nan import nan_loss_error
 from sgc.training.progress import progress
+from sgc.training.result import RunResult
 
 _STRETCH = 0.1
 """Seconds that a stretch of steps takes, about: as long as the report of the progress and a NaN may wait."""
@@ -37,23 +38,6 @@ _LONGEST = 1000
 
 _GROUP = 16
 """How many minibatches a GPU is sent before it is asked whether one has halted; one such group more may be ahead."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run of training gives.
-
-    ``losses`` is a float tensor on the CPU, of one loss (minus the ELBO, in nats) for each step. ``seconds`` is how
-    long the run took, captures and compilations included.
-    """
-
-    losses: Tensor
-    seconds: float
-
-    def __str__(self) -> str:
-        count = len(self.losses)
-        last = f", the mean loss of the last {min(count, 100)}: {self.losses[-100:].mean():.4f}" if count else ""
-        return f"{count} steps in {self.seconds:.1f} s{last}"
 
 
 class Steps(Protocol):

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.capturing.source import warn
 from sgc.config import Backend
@@ -27,14 +26,11 @@ from sgc.run.specialization import Specialization
 from sgc.run.turns import Token
 from sgc.run.validity import RandomState, Trial
 from sgc.training.bound import Bound, Step
-from sgc.training.hindrances import HOOKS, hindrance, unheld
+from sgc.training.hindrances import HOOKS, UNTRACEABLE, hindrance, reason_of, unheld
 from sgc.training.members import Member, obstacle
 from sgc.training.nan import nan_loss_error
 from sgc.training.optimizers import Optimizing
 from sgc.training.update import OwnSchedule, Uninitialised, Update
-
-_UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, GuardOnDataDependentSymNode)
-
 
 _MOVING = frozenset({"lr"})
 """Hyperparameters that are inputs of a compiled step from the start; others become so when they change."""
@@ -304,7 +300,7 @@ class Stepper:
                 schedule.keep_as_tensors(members)
             except Uninitialised:
                 return None
-            except _UNTRACEABLE as error:
+            except UNTRACEABLE as error:
                 if isinstance(error, SgcError):
                     raise
                 if self._moving > _MOVING:
@@ -313,7 +309,7 @@ class Stepper:
                     continue
                 self._failed.append((found, update.signature))
                 kinds = {type(member.optimizer).__qualname__ for member in members}
-                self._say_outside(f"{', '.join(sorted(kinds))} cannot be traced ({_reason(error)})")
+                self._say_outside(f"{', '.join(sorted(kinds))} cannot be traced ({reason_of(error)})")
                 return None
         for member in members:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
@@ -327,7 +323,7 @@ class Stepper:
                 return made.built
         try:
             built = found.build_step(tensors, update.state, update)
-        except _UNTRACEABLE as error:
+        except UNTRACEABLE as error:
             if isinstance(error, SgcError) or not update.has_capturable:
                 raise
             built = found.build_step(tensors, update.state, partial(update, capturable=True))
@@ -343,9 +339,3 @@ class Stepper:
         if why not in self._outside:
             self._outside.add(why)
             warn(f"the optimizer runs outside of the compiled step: {why}", StandInWarning)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, GuardOnDataDependentSymNode):
-        return "its Python branches on numbers that change from step to step"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
