@@ -1,0 +1,202 @@
+"""A few random programs of fixed seeds against eager Pyro, and tests of what makes, compares and shrinks them."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
+
+from sgc.emit import surrogate
+from sgc.graph.nodes import BaselineNode, DownstreamCostNode
+from tests.fuzz.__main__ import main
+from tests.fuzz.compare import Verdict, compare
+from tests.fuzz.families import FAMILIES, FLOWS, Family
+from tests.fuzz.grammar import Generator, generate
+from tests.fuzz.shrink import SIMPLE, shrunk
+from tests.fuzz.tree import Expression, Program, imports
+
+pytestmark = pytest.mark.cpu  # sources make their tensors where the default device is, seeds are the CPU's
+
+FINE = ("agrees", "Pyro refuses", "not finite")
+
+
+@pytest.mark.parametrize("seed", range(36))
+def test_eager_backend(seed: int) -> None:
+    verdict = compare(generate(seed), "eager")
+    assert verdict.outcome in FINE, f"{verdict}\n{generate(seed).source()}"
+
+
+@pytest.mark.parametrize("seed", range(100, 112))
+def test_rewritten_graphs(seed: int) -> None:
+    """What Inductor is given to compile, operator by operator."""
+    verdict = compare(generate(seed), "rewritten")
+    assert verdict.outcome in FINE, f"{verdict}\n{generate(seed).source()}"
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize(("backend", "seed"), [("inductor", 200), ("inductor", 201), ("torchscript", 202)])
+def test_compiled(backend: str, seed: int) -> None:
+    verdict = compare(generate(seed), backend)
+    assert verdict.outcome in FINE, f"{verdict}\n{generate(seed).source()}"
+
+
+# -- the comparison finds faults, and the shrinking shows them
+
+
+def first_failure(seeds: range) -> tuple[Program, Verdict]:
+    for seed in seeds:
+        verdict = compare(generate(seed), "eager")
+        if verdict.outcome == "fails":
+            return generate(seed), verdict
+    raise AssertionError("no program fails")
+
+
+def small_failure(seeds: range) -> str:
+    """The source of the shrunk first failure."""
+    program, verdict = first_failure(seeds)
+
+    def fails(candidate: Program) -> bool:
+        now = compare(candidate, "eager")
+        return (now.outcome, now.kind) == (verdict.outcome, verdict.kind)
+
+    return shrunk(program, fails, 60.0).source()
+
+
+def test_a_cost_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score function that is multiplied by one of its downstream costs only."""
+    right = surrogate._Builder._downstream
+
+    def wrong(self: Any, node: DownstreamCostNode) -> Any:
+        return right(self, replace(node, terms=node.terms[:1]))
+
+    monkeypatch.setattr(surrogate._Builder, "_downstream", wrong)
+    source = small_failure(range(300, 360))
+    assert "pyro.plate" in source  # with no plate there is one term
+    assert len(source.splitlines()) <= 16, source
+
+
+def test_an_average_with_another_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = surrogate._Builder._baseline
+
+    def wrong(self: Any, node: BaselineNode) -> Any:
+        return right(self, replace(node, beta=0.5 * node.beta))
+
+    monkeypatch.setattr(surrogate._Builder, "_baseline", wrong)
+    source = small_failure(range(300, 360))
+    assert "use_decaying_avg_baseline" in source
+    assert len(source.splitlines()) <= 12, source
+
+
+def test_a_raw_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("internal")
+
+    monkeypatch.setattr(surrogate._Builder, "_downstream", broken)
+    _, verdict = first_failure(range(300, 330))
+    assert verdict.kind == "raises KeyError"
+
+
+def test_the_smallest_program_is_found() -> None:
+    program = next(generate(seed) for seed in range(1000) if "dist.Gumbel" in generate(seed).source())
+    small = shrunk(program, lambda candidate: "dist.Gumbel" in candidate.source())
+    assert len([line for line in small.source().splitlines() if "dist." in line]) == 1 + 1  # the import, and the site
+    assert small.size() < program.size()
+    exec(small.source(), {})
+
+
+def test_what_pyro_refuses_is_no_failure() -> None:
+    program = generate(0)
+    broken = replace(program, wrappers=(replace(program.model[0], header="undefined", parts=(), body=()),))
+    assert compare(broken, "eager") == Verdict("Pyro refuses", "NameError", "name 'undefined' is not defined")
+
+
+def test_nothing_is_left_behind() -> None:
+    double = next(program for program in map(generate, range(100)) if program.double)
+    compare(double, "eager")
+    assert torch.get_default_dtype() is torch.float32
+    assert not pyro.get_param_store()
+    assert f"<program {double.seed}>" not in linecache.cache
+
+
+def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    arguments = "fuzz --programs 2 --from 7 --seed 3 --output".split()
+    monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path)])
+    monkeypatch.setattr(surrogate._Builder, "_total", lambda *_: 1 / 0)
+    main()
+    said = capsys.readouterr().out
+    assert "to 9: 2 fails" in said
+    sources = sorted(path.name for path in tmp_path.iterdir())
+    assert sources == [f"eager_{n}_raises_ZeroDivisionError.py" for n in (3000007, 3000008)]
+
+
+# -- the grammar
+
+
+def test_programs_follow_from_their_seed() -> None:
+    assert generate(5) == generate(5)
+    assert len({generate(seed).source() for seed in range(50)}) == 50
+
+
+def test_the_grammar_reaches_everything() -> None:
+    features: set[str] = set()
+    text = []
+    for seed in range(2500):
+        generator = Generator(seed)
+        program = generator.program()
+        features |= generator.writer.features
+        text += [part.template for s in program.statements() for top in s.parts for part in top.walk()]
+    templates = set(text)
+    assert not [f.key for f in FAMILIES if not any(f.template in t or pair(f) == t for t in templates)]
+    assert features >= {
+        *("plate", "sequential plate", "subsampled plate", "param event_dim", "markov"),
+        *("poutine.scale", "poutine.mask", "masked distribution", "blocked", "partly"),
+        *("baseline average", "baseline network", "baseline value", "auxiliary"),
+        *("factor", "guide factor", "deterministic", "where", "table", "network", "batch norm"),
+        *("local written", "local changed", "local plain"),
+    }
+
+
+def pair(family: Family) -> str:
+    parts = tuple(Expression(kind, SIMPLE[kind]) for kind in family.kinds)
+    return family.of(parts, vector=True).template if family.can_be_vector else family.template
+
+
+PROVENANCE = frozenset({"z"})
+
+
+def distribution(family: Family, tainted: int | None) -> Any:
+    """The family at simple parameters in a batch of three, one of them with a provenance."""
+    made = str(family.of(tuple(Expression(kind, f"v{i}") for i, kind in enumerate(family.kinds)), vector=False))
+    names: dict[str, Any] = {}
+    torch.manual_seed(3)
+    exec("\n".join([*imports(made + " T torch"), *(code for name, code in FLOWS.items() if name in made)]), names)
+    for i, kind in enumerate(family.kinds):
+        value = eval(SIMPLE[kind], names)
+        value = value.expand(3) + 0.0 if kind in ("real", "positive", "unit") else value
+        names[f"v{i}"] = track_provenance(value, PROVENANCE) if i == tainted else value
+    return eval(made, names)
+
+
+UNTRIED = ("dist.Delta", "dist.MixtureSameFamily", "dist.TransformedDistribution")
+"""A log density beside a value; parameters of several shapes; a planar flow scores its own samples only."""
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.kinds and not f.loses], ids=lambda f: f.key)
+def test_samplers_keep_provenance(family: Family) -> None:
+    """Those that are not marked as losing it: else a difference would be eager Pyro's fault."""
+    if family.template.startswith(UNTRIED) or not set("mg") & set(family.places):
+        pytest.skip("no sampler to try")
+    for i in range(len(family.kinds)):
+        torch.manual_seed(1)
+        plain = distribution(family, None)()
+        torch.manual_seed(1)
+        drawn = distribution(family, i)()
+        assert get_provenance(drawn) == PROVENANCE
+        assert torch.equal(detach_provenance(drawn), plain)
+        if not family.loses_scored:
+            assert get_provenance(distribution(family, i).log_prob(plain)) == PROVENANCE
