@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import time
 from collections import Counter
@@ -38,16 +39,19 @@ def main() -> None:
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     begun = time.monotonic()
+    gc.freeze()  # what is imported stays: only what programs leave is looked through after each
     for number in range(options.start, options.start + options.programs):
         program = generate(options.seed * SEEDS_APART + number)
         verdict = compare(program, options.backend)
         counts[verdict.outcome] += 1
         if verdict.outcome == "sgc refuses":
             counts[f"sgc refuses: {verdict.kind}"] += 1
+            if not options.refusals:
+                print(f"{number}: {verdict.outcome}, {verdict.kind}: {first_line(verdict)}", flush=True)
         if verdict.outcome == "fails" or (options.refusals and verdict.outcome == "sgc refuses"):
             where = report(program, verdict, options.backend, options.output, options.shrink_seconds)
             print(f"{number}: {verdict.outcome}, {verdict.kind}: {first_line(verdict)}\n    {where}", flush=True)
-        if (number + 1) % 50 == 0:
+        if (number + 1) % 20 == 0:
             print(f"to {number + 1}: {summary(counts, begun)}", flush=True)
     print(f"to {options.start + options.programs}: {summary(counts, begun)}")
 

@@ -26,9 +26,13 @@ SIMPLE = {
     "simplex2": "torch.ones(2) / 2",
     "simplex3": "torch.ones(3) / 3",
     "option": "",
+    "observation": "",
     "auxiliary": "",
 }
 """The simplest expression of a kind."""
+
+AVERAGE = ", infer={'baseline': {\"use_decaying_avg_baseline\": True}}"
+"""The simplest baseline."""
 
 
 def simplest(kind: str) -> Expression | None:
@@ -135,6 +139,8 @@ def _simpler_expressions(program: Program) -> Iterator[Program]:
     found = {e: None for s in program.statements() for part in s.parts for e in part.walk()}
     for old in sorted(found, key=lambda e: -sum(1 for _ in e.walk())):
         options = [simplest(old.kind), *(part for part in old.parts if part.kind == old.kind)]
+        if old.kind == "option" and "baseline" in old.template:
+            options.append(Expression("option", AVERAGE))
         for new in options:
             if new is not None and new != old:
                 yield _changed(program, lambda e, old=old, new=new: new if e == old else e)  # type: ignore[misc]

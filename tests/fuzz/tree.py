@@ -140,13 +140,14 @@ class Program:
         for statement in (*self.model, *self.guide, *self.wrappers):
             yield from statement.walk()
 
-    def size(self) -> int:
-        """How long it is, for the shrinking: every statement, expression and option counts."""
+    def size(self) -> tuple[int, int]:
+        """How long it is, for the shrinking: every statement, expression and option counts, then every letter."""
         expressions = sum(1 for s in self.statements() for part in s.parts for _ in part.walk())
         statements = sum(1 for _ in self.statements())
         extras = len(self.options) + bool(self.optimizer) + self.double + len(self.wrappers)
         extras += sum(d.place not in ("positional", "global") for d in self.data)
-        return 3 * statements + expressions + 2 * extras + sum(size for _, size, _ in self.sizes)
+        count = 3 * statements + expressions + 2 * extras + sum(size for _, size, _ in self.sizes)
+        return count, len(self.source())
 
 
 def filled(template: str, parts: tuple[Expression, ...]) -> str:
