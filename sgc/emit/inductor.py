@@ -30,6 +30,7 @@ from sgc.emit.optimize.purity import is_view
 from sgc.emit.ordering import draw_as_torch, draws_in_order, number_draws
 from sgc.emit.own_memory import STACKS, own_memory
 from sgc.emit.pieces import pieces_kept
+from sgc.emit.single_indices import index_by_vectors
 from sgc.emit.singular import failures_are_nan
 from sgc.emit.strides import quick_strides
 from sgc.emit.wrapper import lean_wrapper
@@ -64,6 +65,7 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
     module = own_memory(module)
     failures_are_nan(module, validates=False)
     texts_for_cpp(module)
+    index_by_vectors(module)
     refuse_negative_indices(module)
     multiply_apart(module)
     type_numbers(module)
