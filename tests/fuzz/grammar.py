@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from tests.fuzz.families import FLOWS
@@ -36,7 +37,7 @@ class Generator(Sites):
             options += [("vectorize_particles", True), ("max_plate_nesting", NESTING)]
         elif self.chance(0.1):
             options.append(("max_plate_nesting", self.nesting + 1))
-        self.whole_program_handlers()
+        self.whole_program_handlers(sides)
         model, guide = self.registered(sides.model_statements), self.registered(sides.guide_statements)
         return Program(
             self.seed,
@@ -251,14 +252,58 @@ class Generator(Sites):
             support = "boolean" if scored else "real"
             setattr(sides, side, scope.with_variable(Variable(variable, support, False, scope.plates, True)))
 
-    def whole_program_handlers(self) -> None:
+    def whole_program_handlers(self, sides: Sides) -> None:
         """Handlers around model or guide."""
+        around = []
         if self.chance(0.05):
-            self.wrappers.append(Statement("model = poutine.scale(model, 0.5)"))
+            around.append(Statement("model = poutine.scale(model, 0.5)"))
         if self.chance(0.05):
-            self.wrappers.append(Statement("guide = poutine.scale(guide, 0.5)"))
+            around.append(Statement("guide = poutine.scale(guide, 0.5)"))
         if self.chance(0.03):
-            self.wrappers.append(Statement("model = poutine.mask(model, mask=torch.tensor(True))"))
+            around.append(Statement("model = poutine.mask(model, mask=torch.tensor(True))"))
+        if self.chance(0.05):
+            around += self.lifted(sides)
+        real = [s for s in sides.model_statements if s.binds.startswith("z") and "distribution real" in kinds(s)]
+        if real and self.chance(0.1):
+            site = self.random.choice(real)
+            data = f"{{{site.name}: torch.tensor(0.5)}}"
+            around.append(Statement(f"model = poutine.do(model, data={data})", name=site.name))
+            self.writer.features.add("do")
+        elif real and self.chance(0.15):
+            around += self.decentred(self.random.choice(real), sides)
+        self.wrappers += around
+
+    def lifted(self, sides: Sides) -> list[Statement]:
+        """A parameter of the model that becomes a latent site."""
+        outside = [s for s in sides.model_statements if not s.body]
+        text = "\n".join(line for s in outside for line in s.lines(functional=False))
+        names = re.findall(r'pyro\.param\("(m\d+)", torch\.tensor\([-\d.]+\)\)', text)
+        if not names or self.vectorised:
+            return []
+        name = self.random.choice(names)
+        made = self.distribution(self.choose("real", "g", sides.guide), sides.guide, False, sampled=True)
+        sides.guide_statements.append(Statement(f'pyro.sample("{name}", $0)', (made,), name=f'"{name}"'))
+        self.writer.features.add("lift")
+        prior = f'{{"{name}": dist.Normal(0.0, 1.0)}}'
+        return [Statement(f"model = poutine.lift(model, prior={prior})", name=f'"{name}"')]
+
+    def decentred(self, site: Statement, sides: Sides) -> list[Statement]:
+        """A reparameterised site; the guide has the auxiliary one."""
+        if "dist.Normal(" not in site.parts[0].template or "mask" in site.parts[0].template:
+            return []
+        for i, own in enumerate(sides.guide_statements):
+            if own.name == site.name and own.binds:
+                auxiliary = site.name[:-1] + '_decentered"'
+                sides.guide_statements[i] = replace(own, header=own.header.replace(site.name, auxiliary))
+                self.writer.features.add("reparam")
+                centred = self.random.choice(["", "0.5"])
+                config = f"{{{site.name}: LocScaleReparam({centred})}}"
+                return [Statement(f"model = poutine.reparam(model, config={config})", name=site.name)]
+        return []
+
+
+def kinds(statement: Statement) -> list[str]:
+    return [part.kind for part in statement.parts]
 
 
 def generate(seed: int) -> Program:

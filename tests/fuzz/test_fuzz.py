@@ -168,7 +168,7 @@ def test_the_grammar_reaches_everything() -> None:
         *("poutine.scale", "poutine.mask", "masked distribution", "blocked", "partly"),
         *("baseline average", "baseline network", "baseline value", "auxiliary"),
         *("factor", "guide factor", "deterministic", "where", "table", "network", "batch norm"),
-        *("local written", "local changed", "local plain"),
+        *("local written", "local changed", "local plain", "do", "lift", "reparam"),
     }
 
 
