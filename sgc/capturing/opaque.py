@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro.distributions import Rejector
+from pyro.distributions import MaskedDistribution, Rejector
 from torch import Tensor
 from torch.autograd import Function
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 
 from sgc.capturing import tracer
 from sgc.capturing.threads import here
@@ -215,13 +215,20 @@ class OpaqueFunction(Function):
 
 def opaque_sample(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Record the draw ``fn(*args, **kwargs)`` of a distribution as one node and return its (fake) value."""
-    shape = tuple(fn.shape(*args, **kwargs))
+    shape, drawn = tuple(fn.shape(*args, **kwargs)), _drawn_from(fn)
     if fn.has_rsample:
-        return _differentiable(OpaqueCall((fn.rsample, args, kwargs), shape, _dtype(fn)))
-    call = OpaqueCall((fn.sample, args, kwargs), shape, _dtype(fn))
+        return _differentiable(OpaqueCall((drawn.rsample, args, kwargs), shape, _dtype(drawn)))
+    call = OpaqueCall((drawn.sample, args, kwargs), shape, _dtype(drawn))
     value = torch.ops.sgc.opaque([t.detach() for t in call.tensors], call.number, list(shape), call.dtype)
     tracer.node_of(value).meta["sgc_keeps"] = call
     return value
+
+
+def _drawn_from(fn: Any) -> Any:
+    """The distribution that draws: a sample does not depend on the mask that its density has."""
+    while isinstance(fn, (MaskedDistribution, Independent)):
+        fn = fn.base_dist
+    return fn
 
 
 @contextmanager
