@@ -19,12 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sgc.graph.effects import written_positions
 
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default  # its operand was made by Python just now
-_UNSAID: dict[Any, tuple[tuple[int, str], ...]] = {
-    # Running averages, in operators that are older than such schemas.
-    torch.ops.aten.native_batch_norm.default: ((3, "running_mean"), (4, "running_var")),
-    torch.ops.aten.cudnn_batch_norm.default: ((3, "running_mean"), (4, "running_var")),
-    torch.ops.aten.miopen_batch_norm.default: ((3, "running_mean"), (4, "running_var")),
-}
 
 
 class Written:
@@ -120,7 +114,7 @@ def _effects(func: Callable[..., Any]) -> tuple[tuple[tuple[int, str], ...], boo
     if schema is None or torch.Tag.inplace_view in getattr(func, "tags", ()):
         return (), False
     is_fresh = func is _LIFT_FRESH or all(result.alias_info is None for result in schema.returns)
-    return _UNSAID.get(func) or written_positions(func), is_fresh
+    return written_positions(func), is_fresh
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:

@@ -37,6 +37,8 @@ def written_arguments(node: fx.Node) -> list[fx.Node]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return []
     written: list[fx.Node] = []
+    if node.target in _UNSAID and not node.args[_TRAINING]:
+        return written
     for position, name in written_positions(node.target):
         value = node.args[position] if position < len(node.args) else node.kwargs.get(name)
         written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, fx.Node)]
@@ -46,11 +48,25 @@ def written_arguments(node: fx.Node) -> list[fx.Node]:
 @cache
 def written_positions(target: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
     """Which arguments an operator writes into, by position and name."""
+    if target in _UNSAID:
+        return (3, "running_mean"), (4, "running_var")
     return tuple(
         (position, argument.name)
         for position, argument in enumerate(target._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+
+
+_UNSAID = {
+    torch.ops.aten.batch_norm.default,
+    torch.ops.aten.instance_norm.default,
+    torch.ops.aten._batch_norm_impl_index.default,
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten.cudnn_batch_norm.default,
+    torch.ops.aten.miopen_batch_norm.default,
+}
+"""Operators whose schemas do not say that they write: into running averages, where they are told to train."""
+_TRAINING = 5
 
 
 def is_effect(node: fx.Node) -> bool:

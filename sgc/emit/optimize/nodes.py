@@ -18,7 +18,6 @@ from sgc.graph.effects import written_arguments
 _LITERAL = "_sgc_literal"
 IS_LITERAL = "sgc_literal"
 """What says in the ``meta`` of an input whether a literal is passed for it."""
-_BATCH_NORM = torch.ops.aten.native_batch_norm.default
 
 
 # -- literals
@@ -157,9 +156,7 @@ def _fake_mode(graph: fx.Graph) -> Any:
 
 
 def writes(node: fx.Node) -> list[fx.Node]:
-    """The argument nodes that a node writes into, also where torch's schema does not say so."""
-    if node.target is _BATCH_NORM and len(node.args) > 5 and node.args[5]:
-        return [stats for stats in node.args[3:5] if isinstance(stats, fx.Node)]
+    """The argument nodes that a node writes into."""
     return written_arguments(node) if node.op == "call_function" else []
 
 
