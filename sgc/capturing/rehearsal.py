@@ -96,21 +96,23 @@ def rehearse(
     before = set(_parameter_ids(callables))
     elbo = _elbo_of_a_run(options)
     reads = ExternalReads()
-    with (
-        ModuleWatch() as watch,
-        preserved_state() as empty,
-        poutine.trace(param_only=True) as asked,
-        validated(options),
-        refusals(),
-        Refusing(),
-        Transcript() as transcript,
-    ):
-        try:
-            with undone_writes() as written, reads.noted(profiled=True):
-                failure = _run(elbo, model, guide, args, kwargs, transcript)
-        except BaseException:
-            restore_random_state(start)
-            raise
+    try:
+        # Outermost, so that it comes last: what it puts back was there before the program wrote anything.
+        with (
+            undone_writes() as written,
+            ModuleWatch() as watch,
+            preserved_state() as empty,
+            poutine.trace(param_only=True) as asked,
+            validated(options),
+            refusals(),
+            Refusing(),
+            Transcript() as transcript,
+            reads.noted(profiled=True),
+        ):
+            failure = _run(elbo, model, guide, args, kwargs, transcript)
+    except BaseException:
+        restore_random_state(start)
+        raise
     roots = watch.roots(callables)
     _check_not_scripted([*callables, *roots])
     end = random_state()
@@ -186,8 +188,8 @@ def _run_again(
     earlier: ExternalReads,
 ) -> Transcript:
     with (
-        preserved_state(modules),
         undone_writes(),
+        preserved_state(modules),
         warnings.catch_warnings(),
         validated(options),
         refusals(),
@@ -220,7 +222,7 @@ def run_validated(
     max_plate_nesting: float,
 ) -> None:
     """Run Pyro once, with every particle, for the errors of its validation; tensors and averages are put back."""
-    with preserved_state(), undone_writes(), warnings.catch_warnings(), validated(options):
+    with undone_writes(), preserved_state(), warnings.catch_warnings(), validated(options):
         warnings.simplefilter("ignore")
         failure = _run(pyro_elbo(options, max_plate_nesting), model, guide, args, kwargs)
     if isinstance(failure, ValueError):

@@ -86,3 +86,27 @@ def test_averages_of_single_instances() -> None:
         return x
 
     torch.testing.assert_close(outcome(make, call, "eager"), outcome(make, call, "Pyro"))
+
+
+def test_a_buffer_that_is_written_before_its_module_runs_is_put_back() -> None:
+    """What the eager run before the capture has written is undone in full, not from where the module was entered."""
+    norm = nn.BatchNorm1d(2, affine=False, momentum=None)  # type: ignore[arg-type]
+    norm.running_mean.add_(2.0)  # type: ignore[union-attr]
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+
+    def model(x: Tensor) -> None:
+        with torch.no_grad():
+            norm.running_mean.mul_(0.5)  # type: ignore[union-attr]
+        norm(x)
+        pyro.sample("x", dist.Normal(norm.running_mean.clone(), 1.0).to_event(1), obs=x[0])  # type: ignore[union-attr]
+
+    def guide(x: Tensor) -> None:
+        pyro.param("unused", torch.tensor(0.0))
+
+    data = torch.tensor([[1.0, 2.0], [3.0, 5.0], [0.5, -1.0]])
+    module = sgc.compile(model, guide, backend="eager").initialize(data)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+    ours = [module(data).item() for _ in range(3)]
+    norm.load_state_dict(before)
+    theirs = [pyro.infer.TraceGraph_ELBO().loss(model, guide, data) for _ in range(3)]
+    assert ours == pytest.approx(theirs)
