@@ -62,12 +62,13 @@ def capture_program(
     """
     states: list[dict[str, Any]] = []
     for attempt in range(_ATTEMPTS):
+        alone = threading.active_count() == 1
         captured, before, after = _attempt(model, guide, args, kwargs, options, rehearsal, records, attempt > 0)
         error = drawn_between(before, after)
         if error is None or (attempt and torchs_on_cpu_alone_moved(before, after)):
             return captured
         states.append(after)
-        if threading.active_count() == 1:
+        if alone and threading.active_count() == 1:
             raise error
     assert error is not None
     if all(same_random_state(states[0], state) for state in states):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -33,12 +34,20 @@ def trace(function: Callable[..., Any], inputs: list[Tensor], *, pre_dispatch: b
     graph holds what autograd did. Real tensors that the function merely closes over become ``get_attr``
     nodes holding those very tensors.
     """
-    return make_fx(
-        function,
-        tracing_mode="fake",
-        pre_dispatch=pre_dispatch,
-        _allow_non_fake_inputs=True,
-    )(*inputs)
+    before, _THREAD["tracing"] = _THREAD["tracing"], get_ident()
+    try:
+        return make_fx(
+            function,
+            tracing_mode="fake",
+            pre_dispatch=pre_dispatch,
+            _allow_non_fake_inputs=True,
+        )(*inputs)
+    finally:
+        _THREAD["tracing"] = before
+
+
+_THREAD: dict[str, int | None] = {"tracing": None}
+"""Torch has one mode for all threads that traces above autograd, though it records what one of them does."""
 
 
 def current_tracer() -> PythonKeyTracer:
@@ -52,8 +61,8 @@ def current_tracer() -> PythonKeyTracer:
 
 
 def is_capturing() -> bool:
-    """Whether what is computed now is recorded."""
-    return get_proxy_mode() is not None
+    """Whether what this thread computes now is recorded."""
+    return _THREAD["tracing"] == get_ident() and get_proxy_mode() is not None
 
 
 def is_fake(tensor: Tensor) -> bool:

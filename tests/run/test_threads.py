@@ -173,6 +173,48 @@ def test_other_threads_use_torch_while_one_captures() -> None:
     assert statistics > 0
 
 
+class Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+def _dirichlet(x: Tensor) -> Tensor:
+    return torch.distributions.Dirichlet(x.expand(2)).rsample()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda x: Tripled.apply(x), _dirichlet, lambda x: torch.normal(x, 1.0) + x],
+    ids=["a function of its own", "one of torch's", "a draw"],
+)
+def test_what_another_thread_computes_in_the_midst_of_a_capture_is_not_recorded(use: Callable[[Tensor], Any]) -> None:
+    begun, used = threading.Event(), threading.Event()
+    model, guide = program(0)
+
+    def waiting(x: Tensor) -> None:
+        model(x)
+        if x.__class__ is not Tensor:  # as in a capture
+            begun.set()
+            assert used.wait(60)
+
+    def use_meanwhile() -> None:
+        assert begun.wait(60)
+        try:
+            use(torch.tensor(2.0, requires_grad=True)).sum().backward()
+        finally:
+            used.set()
+
+    module = sgc.compile(waiting, guide, backend="eager")
+    at_once([lambda: module.initialize(X), use_meanwhile])
+    alone = sgc.compile(model, guide, backend="eager").initialize(X)
+    assert module.code == alone.code
+
+
 @pytest.mark.parametrize(
     "draw",
     [lambda: torch.manual_seed(1), lambda: torch.default_generator.manual_seed(1), random.random],
