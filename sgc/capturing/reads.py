@@ -36,13 +36,15 @@ from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
 
 _TEXTS = ("__format__", "__repr__")
-_READS = frozenset(
+READS = frozenset(
     (
         *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__contains__", "__array__"),
         *_TEXTS,
         *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"),
     )
 )
+"""Functions that give values of a tensor to Python."""
+
 UNKNOWN = (
     GuardOnDataDependentSymNode,
     PendingUnbackedSymbolNotFound,
@@ -138,7 +140,7 @@ class Reads(TorchFunctionMode):
         condition = condition_of(func, args, kwargs)
         if condition is not None and self.check is not None:
             self.check(condition, f"what {name} is given")
-        if name in _READS and not _concrete_call(args, kwargs):
+        if name in READS and not _concrete_call(args, kwargs):
             return self._read(func, args, kwargs)
         if name == "__get__" and getattr(func, "__self__", None) is Tensor.data:
             return args[0].detach()

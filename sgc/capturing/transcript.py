@@ -23,14 +23,15 @@ from torch.distributions import Distribution, Transform
 from torch.overrides import TorchFunctionMode
 
 from sgc.capturing import tracer
+from sgc.capturing.reads import READS
 from sgc.capturing.source import belongs_to_user, is_of_sgc, is_parameter_store, is_tracing
 from sgc.errors import CaptureError, SourceLine
 
 _MEASURED = (int, float, complex)
 _PLAIN = (bool, *_MEASURED, str, bytes)
 _GETTERS = frozenset(("__get__", "__set__"))
-_READS = frozenset(("__bool__", "__int__", "__float__", "__index__", "__format__", "__repr__", "__hash__", "item"))
-"""What Python does with a tensor that a capture may have in the place of a number."""
+_IN_PYTHON = READS | {"__hash__"}
+"""What Python does with a tensor that a capture may have in the place of a number, or does by other functions."""
 
 _REFLECTED = {"gt": "lt", "ge": "le"}
 _COMPARISONS = frozenset(("lt", "le", "__eq__", "ne"))
@@ -97,7 +98,13 @@ class Transcript(TorchFunctionMode):
         if frame is None:
             return func(*args, **(kwargs or {}))
         code = frame.f_code
-        key = code.co_filename, code.co_name, frame.f_lineno, _REFLECTED.get(name, name), direct and name not in _READS
+        key = (
+            code.co_filename,
+            code.co_name,
+            frame.f_lineno,
+            _REFLECTED.get(name, name),
+            direct and name not in _IN_PYTHON,
+        )
         values = list(self._values((args, kwargs))) if name != "__deepcopy__" else []  # which is given identities
         source = SourceLine(code.co_filename, frame.f_lineno, code.co_name)
         self._events.setdefault(key, []).append(_Event(values, source))

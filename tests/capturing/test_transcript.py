@@ -206,6 +206,7 @@ SAME: list[tuple[str, Callable[[], Any]]] = [
     ("next of its own iterator", lambda: next(iter([0.5, 0.7]))),
     ("next of a generator expression", lambda: next(i * 0.5 for i in itertools.count(1))),
     ("the first parameter", lambda: next(torch.nn.Linear(1, 1, device="meta").parameters()).shape[0] * 0.5),
+    ("sizes read as a list", lambda: torch.full((torch.tensor([2, 3]) + 1).tolist(), 0.5).sum()),
     ("NaN", lambda: torch.nan_to_num(torch.tensor(float("nan")), 0.5)),
     ("a counter times zero", functools.partial(lambda counter: counter() * 0, Counter())),
 ]
