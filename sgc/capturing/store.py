@@ -17,7 +17,14 @@ from torch import Tensor
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
 
-_PARTS = ("_params", "_param_to_name", "_constraints")
+PARTS = ("_params", "_param_to_name", "_constraints")
+"""What Pyro's class keeps."""
+
+_PYROS_OWN = ParamStoreDict()
+"""Holds what is Pyro's while its store holds what is another's."""
+
+_LENT_TO: list[ParamStoreDict] = [_PYROS_OWN]
+"""Whose parts stand in Pyro's store, the latest last."""
 
 
 class Store:
@@ -30,19 +37,24 @@ class Store:
     """
 
     def __init__(self, own: ParamStoreDict | None = None) -> None:
-        self._own = own
+        self._own = _PYROS_OWN if own is None else own
         # One object for all names, so that the dictionary is fetched once for all of them.
-        self._tensors = watch.attribute(self.held, "_params")
+        self._tensors = watch.attribute(self.watched, "_params")
 
     @property
     def held(self) -> ParamStoreDict:
-        """The store itself, of Pyro's class."""
-        return pyro.get_param_store() if self._own is None else self._own
+        """The store itself, of Pyro's class: what it holds now, wherever that stands."""
+        return pyro.get_param_store() if self._own is _LENT_TO[-1] else self._own
+
+    @property
+    def watched(self) -> ParamStoreDict:
+        """What conditions ask, which are made once: the store itself where nothing is lent."""
+        return pyro.get_param_store() if self.is_pyros else self._own
 
     @property
     def is_pyros(self) -> bool:
-        """Whether ``pyro.param`` reads it at any time."""
-        return self._own is None
+        """Whether it is the one that ``pyro.param`` reads where nothing is lent."""
+        return self._own is _PYROS_OWN
 
     def get(self, name: str) -> Tensor | None:
         """The unconstrained tensor of a name."""
@@ -51,6 +63,10 @@ class Store:
     def read(self, name: str) -> Read:
         """Where :meth:`get` finds it."""
         return watch.entry_of(self._tensors, name)
+
+    def in_place(self) -> list[Condition]:
+        """That what is read by :meth:`read` is what this store holds: Pyro's holds nothing else meanwhile."""
+        return [watch.is_same(watch.item(_LENT_TO, -1), _PYROS_OWN)] if self.is_pyros else []
 
     def conditions(self, names: Iterable[str]) -> list[Condition]:
         """That it holds under these names what it holds now."""
@@ -94,31 +110,39 @@ class Store:
 
     def copied(self, memo: dict[int, Any]) -> Store:
         """One with copies of all tensors; one copy for each ``memo`` of ``copy.deepcopy``."""
-        held = self.held
-        if id(held) not in memo:
-            made = Store(memo.setdefault(id(held), ParamStoreDict()))
+        held, own = self.held, self._own
+        if id(own) not in memo:
+            made = Store(memo.setdefault(id(own), ParamStoreDict()))
             for name, tensor in held._params.items():
                 copied = copy.deepcopy(tensor, memo)
                 vars(copied).pop("unconstrained", None)  # it refers to the original
                 made.put(name, copied, held._constraints[name])
-        return Store(memo[id(held)])
+        return Store(memo[id(own)])
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Inside, Pyro's store holds what this one does."""
-        if self._own is None:
+        """Inside, Pyro's store holds what this one does; to be entered in a turn (:mod:`sgc.run.turns`)."""
+        before = _LENT_TO[-1]
+        if before is self._own:
             yield
             return
-        theirs = pyro.get_param_store()
-        kept = {part: getattr(theirs, part) for part in _PARTS}
-        for part in _PARTS:
-            setattr(theirs, part, getattr(self._own, part))
+        _exchange(before, self._own)
+        _LENT_TO.append(self._own)
         try:
             yield
         finally:
-            for part in _PARTS:
-                setattr(self._own, part, getattr(theirs, part))  # the program may have cleared it
-                setattr(theirs, part, kept[part])
+            _LENT_TO.pop()
+            _exchange(self._own, before)
+            if before is _PYROS_OWN:
+                before.clear()  # what Pyro's store lets go of later is kept by nobody
+
+
+def _exchange(one: ParamStoreDict, other: ParamStoreDict) -> None:
+    """Take from Pyro's store what is the one's, and put there what is the other's."""
+    theirs = pyro.get_param_store()
+    for part in PARTS:
+        setattr(one, part, getattr(theirs, part))  # the program may have cleared it
+        setattr(theirs, part, getattr(other, part))
 
 
 PYROS = Store()
@@ -126,7 +150,7 @@ PYROS = Store()
 
 def store_of(state: Mapping[str, tuple[Tensor, constraints.Constraint]]) -> Store:
     """Where the tensors of a pickle go: into Pyro's store, unless that has others under one of the names."""
-    params = pyro.get_param_store()._params
+    params = PYROS.held._params
     free = all(params.get(name, tensor) is tensor for name, (tensor, _) in state.items())
     store = PYROS if free else Store(ParamStoreDict())
     for name, (tensor, constraint) in state.items():

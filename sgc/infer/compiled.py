@@ -61,7 +61,7 @@ class CompiledELBO(LossModule):
             except SgcError as error:
                 if not self._goes_on_after(error):
                     raise
-        with TURN, self.param_store_scope():
+        with self.param_store_scope():
             return self._eager(args, kwargs)
 
     def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:

@@ -185,9 +185,11 @@ class TensorGuard(Guard):
     def conditions(self) -> list[Condition]:
         if any(self._expected[i] is None for i in self._fetched):
             return [watch.NEVER]
-        constraints, found = watch.attribute(self._store.held, "_constraints"), []
+        constraints, found = watch.attribute(self._store.watched, "_constraints"), []
         if self._store.is_pyros:
             found.append(watch.is_same(watch.result(pyro.get_param_store), pyro.get_param_store()))
+        if self._in_store:
+            found += self._store.in_place()
         for name, constraint in zip(self._in_store, self._constraints, strict=True):
             found.append(watch.is_same(watch.entry_of(constraints, name), constraint))
         gives = [self._fetched.index(i) if p is None else -1 - p for i, p in enumerate(self._positions)]

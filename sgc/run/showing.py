@@ -18,6 +18,7 @@ from sgc.run import copies
 from sgc.run.average_tree import AverageTree
 from sgc.run.specialization import Specialization
 from sgc.run.tensors import TensorTree, inside, network_name
+from sgc.run.turns import TURN
 
 
 class Showing(nn.Module):
@@ -78,9 +79,10 @@ class Showing(nn.Module):
     def param_store_scope(self) -> Iterator[None]:
         """Inside, ``pyro.param`` gives the parameters of this loss module, and so does ``Predictive``.
 
-        It makes a difference for a copy only, whose parameters are not in Pyro's store.
+        It makes a difference for a copy only, whose parameters are not in Pyro's store. Calls of other loss modules go
+        on finding their own. Other threads wait with theirs until its end.
         """
-        with self._store.lent():
+        with TURN, self._store.lent():
             yield
 
     # -- what torch's modules do with their tensors

@@ -9,19 +9,21 @@ from typing import Any
 import pyro
 
 from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capturing.store import PARTS
 
 
 @contextmanager
 def undone_on_error() -> Iterator[None]:
     """An error leaves the param store and the random state as they were."""
     state, store = random_state(), pyro.get_param_store()
-    parts: tuple[dict[Any, Any], ...] = (store._params, store._param_to_name, store._constraints)
-    before = [dict(part) for part in parts]
+    parts: dict[str, dict[Any, Any]] = {name: getattr(store, name) for name in PARTS}
+    before = [dict(part) for part in parts.values()]
     try:
         yield
     except BaseException:
-        for part, entries in zip(parts, before, strict=True):
+        for (name, part), entries in zip(parts.items(), before, strict=True):
             part.clear()
             part.update(entries)
+            setattr(store, name, part)  # clear_param_store() makes other dictionaries
         restore_random_state(state)
         raise

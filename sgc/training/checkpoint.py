@@ -25,12 +25,13 @@ def state_dict(stepper: Stepper) -> dict[str, Any]:
     if not loss_module.specializations:
         raise SgcError("there is no state to save yet", remedy="take a step first")
     loss_module._refresh()
-    return {
-        "loss_module": {name: _copied(value) for name, value in loss_module.state_dict().items()},
-        "optimizer": copy.deepcopy(stepper.optimizing.state_dict()),
-        "started": stepper.started,
-        "random": random_state(),
-    }
+    with loss_module.param_store_scope():  # Pyro's optimizers find the names of their parameters there
+        return {
+            "loss_module": {name: _copied(value) for name, value in loss_module.state_dict().items()},
+            "optimizer": copy.deepcopy(stepper.optimizing.state_dict()),
+            "started": stepper.started,
+            "random": random_state(),
+        }
 
 
 def load_state_dict(stepper: Stepper, state: dict[str, Any]) -> None:
@@ -51,8 +52,9 @@ def load_state_dict(stepper: Stepper, state: dict[str, Any]) -> None:
     loss_module._refresh()
     _check_tensors(loss_module, state["loss_module"])
     _check_random_state(state["random"])
-    stepper.optimizing.load_state_dict(copy.deepcopy(state["optimizer"]))
-    loss_module.load_state_dict(state["loss_module"])
+    with loss_module.param_store_scope():
+        stepper.optimizing.load_state_dict(copy.deepcopy(state["optimizer"]))
+        loss_module.load_state_dict(state["loss_module"])
     stepper.started = state["started"]
     restore_random_state(state["random"])
 

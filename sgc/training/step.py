@@ -245,7 +245,7 @@ class Stepper:
         """Take in Python a step for which an assumption of the compiled one is false; its loss is eager Pyro's."""
         loss_module, found = self.loss_module(), trial.found
         kept = [(t, t.detach().clone()) for t in found.written(trial.call.tensors + found.averages())]
-        with torch.enable_grad():
+        with torch.enable_grad(), loss_module.param_store_scope():
             loss = self.optimizing.step_eagerly(found, lambda: instead(loss_module, trial, failure))
         if math.isnan(loss):
             with torch.no_grad():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -354,6 +356,62 @@ def test_an_svi_has_its_own_parameters(copied: Callable[[Any], Any], make: Calla
     else:
         assert theirs[0] == losses[0]
     assert pyro.get_param_store()._params["q"] is svi.loss_module.param_store.q
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: pyro.optim.Adam({"lr": 0.1}), lambda: torch.optim.Adam], ids=["Pyro", "torch"]
+)
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_an_svi_goes_on_from_a_checkpoint_of_its_own(copied: Callable[[Any], Any], make: Callable[[], Any]) -> None:
+    svi = sgc.SVI(store_model, store_guide, make(), sgc.infer.TraceGraph_ELBO(backend="eager"))
+    svi.run(3, X)
+    other = copied(svi)
+    other.run(2, X)
+    kept, state = tensors(svi.loss_module), other.state_dict()
+    assert ("states" not in state["optimizer"]) or state["optimizer"]["states"].keys() == {"q"}
+    losses = other.run(4, X).losses
+    final = tensors(other.loss_module)
+    other.run(2, X)
+    other.load_state_dict(state)
+    assert torch.equal(other.run(4, X).losses, losses)
+    assert same(tensors(other.loss_module), final)
+    assert same(tensors(svi.loss_module), kept)
+    svi.load_state_dict(state)
+    assert torch.equal(svi.run(4, X).losses, losses)
+
+
+def test_after_the_scope_of_a_copy_nothing_keeps_what_pyros_store_lets_go_of() -> None:
+    module = in_store()
+    with copy.deepcopy(module).param_store_scope():
+        pass
+    kept = weakref.ref(pyro.get_param_store()._params["q"])
+    del module
+    pyro.clear_param_store()
+    gc.collect()
+    assert kept() is None
+
+
+def test_in_the_scope_of_a_copy_others_keep_their_parameters() -> None:
+    module = in_store()
+    one, other = copy.deepcopy(module), copy.deepcopy(module)
+    train(one, 2)
+    train(other, 4)
+    modules = (module, one, other)
+    losses, kept = [loss_of(each) for each in modules], [each.param_store.q.item() for each in modules]
+    with one.param_store_scope():
+        assert [loss_of(each) for each in modules] == losses
+        fresh = sgc.compile(store_model, store_guide, backend="eager", num_particles=2).initialize(X)
+        with other.param_store_scope(), module.param_store_scope():
+            assert torch.equal(pyro.param("q").unconstrained(), module.param_store.q)  # type: ignore[attr-defined]
+            assert [loss_of(each) for each in modules] == losses
+        assert torch.equal(pyro.param("q").unconstrained(), one.param_store.q)  # type: ignore[attr-defined]
+        train(module, 1)
+        pyro.clear_param_store()
+    assert fresh.param_store.q is module.param_store.q
+    assert module.param_store.q.item() != kept[0]
+    assert other.param_store.q.item() == kept[2]
+    assert one.initialize(X).param_store.q.sigmoid().item() == pytest.approx(0.3)  # it was cleared
+    assert pyro.get_param_store()._params["q"] is module.param_store.q
 
 
 def test_module_hooks_and_modes_are_copied() -> None:

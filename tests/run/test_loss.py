@@ -429,3 +429,22 @@ def test_an_index_out_of_bounds_is_pyros_error() -> None:
     module(torch.tensor([1, 2]))
     with pytest.raises(RuntimeError, match="^index 7 is out of bounds"):
         module(torch.tensor([1, 7]))
+
+
+def test_a_program_that_clears_the_store_and_fails_leaves_it_as_it_was() -> None:
+    kept = pyro.param("kept", torch.tensor(5.0)).unconstrained()  # type: ignore[attr-defined]
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.clear_param_store()
+        raise ZeroDivisionError
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(ZeroDivisionError):
+        sgc.compile(model, guide, backend="eager")()
+    store = pyro.get_param_store()
+    assert store._params == {"kept": kept}
+    assert store.param_name(kept) == "kept"
+    assert store._constraints.keys() == {"kept"}
