@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.ops.provenance import detach_provenance
 from pyro.poutine import runtime
 from torch import Tensor, nn
 
@@ -22,8 +23,9 @@ from sgc.capturing.rehearsal import BASELINE_PREFIX, pyro_elbo, validated
 from sgc.capturing.source import warn
 from sgc.capturing.writes import undone_writes
 from sgc.errors import SgcError, StandInWarning
+from sgc.run.averages import put_in_store
 from sgc.run.branches import first_failed
-from sgc.run.eager import eager_loss, lent
+from sgc.run.eager import eager_loss, lent, present_averages
 from sgc.run.handlers import unobserved
 from sgc.run.tally import Tally
 from sgc.run.turns import capturing
@@ -68,24 +70,28 @@ def instead(loss_module: LossModule, trial: Trial, failure: Exception | None = N
     """
     trial.before.restore()
     failed, tally = first_failed(trial.found, trial.call.tensors), trial.found.tally
+    trial.before.restore()
     if failed is None and failure is not None:
-        trial.before.restore()
         loss_module._explain(trial)
         raise failure
-    if failed is not None and tally is not None:
-        tally.note(failed)
-        if tally.is_unusual:
-            _capture_again(loss_module, trial, tally)
-    with capturing(), loss_module.param_store_scope():
-        loss = run_pyro(trial, *loss_module._program, loss_module._modules_of())
+    with undone_on_error():  # a warning may be made an error
+        if failed is not None and tally is not None:
+            tally.note(failed)
+            if tally.is_unusual:
+                _capture_again(loss_module, trial, tally)
+        with capturing(), loss_module.param_store_scope():
+            loss = run_pyro(trial, *loss_module._program, loss_module._modules_of())
     loss_module._show_asked(trial.params)
+    loss_module.baselines.show_names(trial.averages)
     _tell(loss_module, trial.params)
     return loss
 
 
 def _capture_again(loss_module: LossModule, trial: Trial, tally: Tally) -> None:
-    """Capture the branches that a call takes, for the calls from now on; the present ones remain if that cannot be."""
-    trial.before.restore()
+    """Capture the branches that a call takes, for the calls from now on; the present ones remain if that cannot be.
+
+    The random state is the one before that call.
+    """
     try:
         again = loss_module._capture_again(trial.call)
     except SgcError as error:
@@ -114,12 +120,14 @@ def run_pyro(
 ) -> Tensor:
     """Eager Pyro's loss for a call, from the random state before it, with the gradient of its surrogate.
 
-    The averages of baselines are written in place, as a compiled program does.
+    The averages of baselines are written in place, as a compiled program does; those of sites on other branches are put
+    into the param store.
 
     :raises Exception: Pyro's own; nothing has changed then.
     """
     found, call, options = trial.found, trial.call, trial.found.options
     averages = {BASELINE_PREFIX + node.site: t for node, t in zip(found.baselines.nodes, found.averages(), strict=True)}
+    others = {name: t for name, t in present_averages().items() if name not in averages}
     trial.before.restore()
     elbo = pyro_elbo(options, found.max_plate_nesting)
     with (
@@ -129,16 +137,23 @@ def run_pyro(
         _bound_again(modules),
         validated(options, at_least=False),
         warnings.catch_warnings(),
-        lent(averages) as after,
+        lent(others | averages) as after,
         poutine.trace(param_only=True) as asked,
     ):
         warnings.simplefilter("ignore")  # the rehearsal has given them
+        before = present_averages()
         loss = eager_loss(elbo, model, guide, call.args, call.kwargs)
     trial.params = tuple(asked.trace.nodes)
     if torch.is_grad_enabled():
         with torch.no_grad():
             for name, average in averages.items():
-                average.copy_(after[name])
+                average.copy_(after.pop(name))
+        if not loss.isnan():
+            # Those of branches that were not captured: Pyro puts another tensor there.
+            changed = {name: t for name, t in after.items() if t is not before.get(name)}
+            for name, average in changed.items():
+                put_in_store(found.store, name, detach_provenance(average))
+            trial.averages = tuple(changed)
     return loss
 
 

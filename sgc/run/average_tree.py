@@ -39,6 +39,14 @@ class AverageTree(TensorTree):
         for name, average in zip(averages.names(), averages.tensors(), strict=True):
             self._show(name.removeprefix(BASELINE_PREFIX), average)
 
+    def show_names(self, names: Iterable[str]) -> None:
+        """Show the averages of these names in the store: those of a branch that was not captured."""
+        for name in names:
+            average, site = self._store.get(name), name.removeprefix(BASELINE_PREFIX)
+            if average is not None:
+                self.sites.add(site)
+                self._show(site, average)
+
     def unknown(self, values: Mapping[str, Tensor]) -> list[str]:
         """Those among saved averages that belong to no baseline of the program."""
         known = self._by_site(values)

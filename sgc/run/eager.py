@@ -27,14 +27,19 @@ def eager_loss(
 
     Without gradients the averages of baselines stay as they are, as in Pyro's ``loss``.
     """
-    present = {name: t for name, t in pyro.get_param_store()._params.items() if name.startswith(BASELINE_PREFIX)}
-    with located(), poutine.block(hide_fn=_is_average), nullcontext() if torch.is_grad_enabled() else lent(present):
+    with_gradient = torch.is_grad_enabled()
+    with located(), poutine.block(hide_fn=_is_average), nullcontext() if with_gradient else lent(present_averages()):
         value, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
     loss = -torch.as_tensor(value).detach()
     if isinstance(surrogate, Tensor) and surrogate.requires_grad:
         result: Tensor = _Value.apply(surrogate, loss)
         return result
     return loss
+
+
+def present_averages() -> dict[str, Tensor]:
+    """The averages of baselines that Pyro's store holds."""
+    return {name: t for name, t in pyro.get_param_store()._params.items() if name.startswith(BASELINE_PREFIX)}
 
 
 @contextmanager

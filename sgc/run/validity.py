@@ -49,6 +49,7 @@ class Trial:
     :param same_numbers: whether it draws the random numbers that Pyro draws.
     :param valid: whether the checks hold; known after the call, unless that has failed.
     :param params: the names of Pyro's parameters that the program has asked for.
+    :param averages: the names of the averages that Pyro has written and the compiled program does not have.
     """
 
     call: Call
@@ -57,6 +58,7 @@ class Trial:
     same_numbers: bool
     valid: Tensor | bool | None = None
     params: tuple[str, ...] = ()
+    averages: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, call: Call, found: Specialization, backend: Backend, before: RandomState | None = None) -> Trial | None:

@@ -397,6 +397,18 @@ def test_a_branch_that_goes_either_way_is_said_to() -> None:
     assert "torch.where" in texts[0]
 
 
+def test_a_warning_that_is_made_an_error_changes_nothing() -> None:
+    pyro.set_rng_seed(1)
+    compiled = sgc.compile(deciding(DECISIONS["if"]), guide, backend="eager", dynamic="speculate").initialize(X)
+    with warnings.catch_warnings(), pytest.raises(StandInWarning, match="calls took another branch"):
+        warnings.simplefilter("error", StandInWarning)
+        for _ in range(60):
+            before, state = torch.get_rng_state(), {k: v.clone() for k, v in compiled.state_dict().items()}
+            compiled(X)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in compiled.state_dict().items())
+
+
 def test_the_numbers_are_always_those_of_torch() -> None:
     assert sgc.compile(deciding(DECISIONS["if"]), guide, rng="fast", dynamic="speculate").options.rng == "torch"
     elbo = sgc.infer.TraceGraph_ELBO(backend="inductor", rng="fast", dynamic="speculate")

@@ -14,6 +14,7 @@ import pyro.optim
 import pytest
 import torch
 from pyro.distributions import constraints
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 import sgc
@@ -80,6 +81,44 @@ def compare(ours: Any, theirs: Any) -> None:
     for name, value in theirs[1].items():
         torch.testing.assert_close(ours[1][name], value, rtol=1e-4, atol=1e-5)
     assert torch.equal(ours[2], theirs[2])
+
+
+def rarely(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    if z > 1.0:
+        z = z + pyro.sample("shift", dist.Bernoulli(0.4))
+    pyro.sample("x", dist.Normal(z, 1.0).expand([2]).to_event(1), obs=x)
+
+
+def rarely_guide(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+    if z > 1.0:
+        q = pyro.param("q", torch.tensor(0.3), constraint=constraints.unit_interval)
+        pyro.sample("shift", dist.Bernoulli(q), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+
+@pytest.mark.parametrize("take", [by_steps, by_runs])
+def test_the_average_of_a_branch_that_was_not_captured_goes_on(take: Taking) -> None:
+    def run(svi_of: type[pyro.infer.SVI], elbo: Any, take: Taking) -> tuple[Any, Any]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        svi = svi_of(rarely, rarely_guide, pyro.optim.Adam({"lr": 0.05}), elbo)
+        losses = take(svi)
+        store = {name: detach_provenance(t).detach() for name, t in pyro.get_param_store()._params.items()}
+        return (losses, {name: t.clone() for name, t in store.items()}, torch.get_rng_state()), svi
+
+    theirs, _ = run(pyro.infer.SVI, pyro.infer.TraceGraph_ELBO(), by_steps)
+    ours, svi = run(sgc.SVI, sgc.infer.TraceGraph_ELBO(backend="eager", dynamic="speculate"), take)
+    compare(ours, theirs)
+    (made,) = svi.loss_module.specializations
+    assert made.tally.failures.total() > 3
+    assert not made.baselines.nodes
+    state, before = svi.state_dict(), svi.loss_module.baselines.shift.clone()
+    losses = svi.run(STEPS, X).losses
+    assert svi.loss_module.baselines.shift != before
+    svi.load_state_dict(state)
+    assert svi.loss_module.baselines.shift == before
+    assert torch.equal(svi.run(STEPS, X).losses, losses)
 
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
