@@ -15,7 +15,7 @@ from typing import Any
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 
-from sgc.capturing.source import belongs_to_user, current_line, is_pyros, line_of, parsed
+from sgc.capturing.source import belongs_to_user, current_line, is_of_pyro, line_of, parsed
 from sgc.errors import SgcError, SourceLine
 
 
@@ -79,7 +79,7 @@ def _named_in(step: TracebackType) -> str | None:
 
 def _site(frame: FrameType) -> str | None:
     """The site or plate that a function of Pyro's works for."""
-    if not is_pyros(frame):
+    if not is_of_pyro(frame):
         return None
     given = frame.f_locals
     for name in ("msg", "initial_msg", "site", "node"):

@@ -195,7 +195,7 @@ def is_pyro() -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(_PYRO)
 
 
-def is_pyros(frame: FrameType) -> bool:
+def is_of_pyro(frame: FrameType) -> bool:
     """Whether a frame is Pyro's own."""
     return frame.f_code.co_filename.startswith(_PYRO)
 
