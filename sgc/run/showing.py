@@ -185,6 +185,7 @@ class Showing(nn.Module):
     def _show_asked(self, names: Iterable[str]) -> None:
         """Show the parameters of these names that are not shown yet: those of a branch that was not captured."""
         shown = inside([self])
+        self._names.update(dict.fromkeys(names))
         for name in names:
             tensor = self._store.get(name)
             if tensor is not None and id(tensor) not in shown:

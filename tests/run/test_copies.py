@@ -324,6 +324,36 @@ def test_another_process_loads_what_was_trained(tmp_path: Path) -> None:
     assert parameters == 1
 
 
+def branching(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(z, 1.0).expand(x.shape).to_event(1), obs=x)
+    if z:
+        pyro.sample("shift", dist.Bernoulli(0.5))
+
+
+def branching_guide(x: Tensor) -> None:
+    if pyro.sample("z", dist.Bernoulli(0.1)):
+        q = pyro.param("q", torch.tensor(0.3), constraint=constraints.unit_interval)
+        pyro.sample("shift", dist.Bernoulli(q), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+def test_what_only_a_branch_has_that_was_not_captured_is_copied(copied: Callable[[Any], Any]) -> None:
+    pyro.set_rng_seed(0)
+    module = sgc.compile(branching, branching_guide, backend="eager", dynamic="speculate").initialize(X)
+    assert not dict(module.named_parameters())
+    while not dict(module.named_parameters()):
+        module(X)
+    with torch.no_grad():
+        module.param_store.q.fill_(2.0)
+    kept = tensors(module)
+    assert kept["baselines.shift"] != 0.0
+    other = copied(module)
+    assert same(tensors(other), kept)
+    with other.param_store_scope():
+        assert pyro.param("q").item() == pytest.approx(torch.tensor(2.0).sigmoid().item())
+
+
 def test_state_dicts_of_copies() -> None:
     module = in_store()
     train(module)
