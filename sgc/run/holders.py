@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from sgc.run.notes import MISSING
-from sgc.run.reachable import INSIDE, UNWRITTEN, Step, Visit, entry, in_slots
+from sgc.run.reachable import BUILTIN, INSIDE, UNWRITTEN, Step, Visit, entry, in_slots
 
 
 class Holder(ABC):
@@ -241,7 +241,7 @@ def holders(visit: Visit) -> Iterator[Holder]:
             break
     else:
         yield _Opaque(visit)
-    if not isinstance(value, type) and any(True for _ in in_slots(value)):
+    if not isinstance(value, type) and type(value) not in BUILTIN and any(True for _ in in_slots(value)):
         yield _Slots(visit)
 
 

@@ -25,6 +25,9 @@ from sgc.run.libraries import is_installed, is_machinery, is_of_a_library, names
 from sgc.run.notes import PLAIN
 
 _ENDS = frozenset((*PLAIN, type(...), type(NotImplemented), range, np.dtype, torch.Generator, torch.layout))
+BUILTIN = frozenset((dict, list, tuple, set, frozenset))
+"""Containers that have no attributes. A data set may be a million of them."""
+
 _NO_PARTS = (types.ModuleType, types.CodeType, types.FrameType, types.TracebackType, torch.UntypedStorage)
 _TOOLS = (
     *("sgc.", "torch.fx.", "torch._", "unittest.", "_pytest.", "IPython."),
@@ -117,6 +120,8 @@ def is_end(value: Any) -> bool:
     kind = type(value)
     if kind in _ENDS:
         return True
+    if kind in BUILTIN:
+        return False
     if isinstance(value, Tensor):
         return not (kind in (Tensor, nn.Parameter) and vars(value))
     if isinstance(value, _NO_PARTS):
@@ -129,22 +134,24 @@ def is_end(value: Any) -> bool:
 def parts(visit: Visit) -> Iterator[tuple[Step, Any]]:
     """What an object holds, and as what. Some parts may be ends."""
     value, kind = visit.value, visit.step.kind
-    own = getattr(value, "__dict__", None) if not isinstance(value, type) else None
-    if type(own) is dict:
-        yield Step("attributes"), own
-    if not isinstance(value, type):
+    if not isinstance(value, type) and type(value) not in BUILTIN:
+        own = getattr(value, "__dict__", None)
+        if type(own) is dict:
+            yield Step("attributes"), own
         yield from ((Step("attribute", name), part) for name, part in in_slots(value))
         yield Step("class"), type(value)
     if isinstance(value, dict):
         if kind == "globals":
             return  # of these only what the code names
         for key, part in dict.items(value):
-            yield entry(visit, key), part
+            if type(part) not in _ENDS:
+                yield entry(visit, key), part
             if type(key) not in _ENDS:
                 yield Step("key"), key
     elif isinstance(value, (list, tuple, deque)):
         for position, part in enumerate(value):
-            yield Step("item", position), part
+            if type(part) not in _ENDS:
+                yield Step("item", position), part
     elif isinstance(value, (set, frozenset)):
         for part in value:
             yield INSIDE, part
