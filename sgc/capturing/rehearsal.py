@@ -265,11 +265,9 @@ def _run(
 
 
 def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:
-    for tensor in pyro.get_param_store()._params.values():
-        yield id(tensor)
+    yield from map(id, pyro.get_param_store()._params.values())
     for module in modules:
-        for tensor in module.parameters():
-            yield id(tensor)
+        yield from map(id, module.parameters())
 
 
 @contextmanager
