@@ -41,7 +41,7 @@ _FROM_OUTSIDE = "read it outside of model and guide and pass what it gives as an
 
 
 class ExternalReads:
-    """Around a run of a program: notes what it asks of the world.
+    """Around a run of a program: notes what it asks of the world, and the user's ``codes`` that ran.
 
     :param earlier: of an earlier run of the same program, whose iterators must not be met again.
     """
@@ -49,7 +49,7 @@ class ExternalReads:
     def __init__(self, earlier: ExternalReads | None = None) -> None:
         self.variables: dict[str, None] = {}
         self.contexts: dict[int, contextvars.ContextVar[Any]] = {}
-        self._codes: set[CodeType] = set()
+        self.codes: set[CodeType] = set()
         self._earlier = earlier
         self._iterators: dict[int, Any] = {}
         self._files: list[tuple[Any, SourceLine | None]] = []
@@ -60,10 +60,6 @@ class ExternalReads:
         """Raise the error for what the program must not ask of the world, which its own code may have caught."""
         if self._refused is not None:
             raise self._refused
-
-    def names(self) -> frozenset[str]:
-        """The names of attributes and globals in the user's code that ran."""
-        return frozenset().union(*(code.co_names for code in self._codes))
 
     @contextmanager
     def noted(self, *, profiled: bool) -> Iterator[None]:
@@ -128,7 +124,7 @@ class ExternalReads:
             elif frame.f_code is _TIMED and is_asked_by_program(frame.f_back):
                 self._refuse("makes a uuid", _FROM_OUTSIDE)
             elif belongs_to_user(frame):
-                self._codes.add(frame.f_code)
+                self.codes.add(frame.f_code)
         elif event == "c_call":
             if called is os.urandom and is_asked_by_program(frame):
                 self._refuse("asks for random bytes of the system (os.urandom, uuid, secrets)", _FROM_OUTSIDE)

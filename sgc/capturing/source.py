@@ -51,7 +51,12 @@ def _is_users(file: str) -> bool:
 
 def is_installed(frame: FrameType) -> bool:
     """Whether the code is of an installed package."""
-    return f"{os.sep}site-packages{os.sep}" in frame.f_code.co_filename
+    return is_installed_code(frame.f_code)
+
+
+def is_installed_code(code: CodeType) -> bool:
+    """Whether code is of an installed package."""
+    return f"{os.sep}site-packages{os.sep}" in code.co_filename
 
 
 def is_asked_by_program(frame: FrameType | None) -> bool:

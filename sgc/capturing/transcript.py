@@ -208,11 +208,11 @@ class Transcript(TorchFunctionMode):
                 return _error(earlier[0].source)
         if not self.named_by_samples:
             for sites, others in ((self.sites, other.sites), (other.sites, self.sites)):
-                for name in sites.keys() - others.keys():
+                for name in (name for name in sites if name not in others):
                     return _error(sites[name].source, site=name)
-        for name in self.sites.keys() & other.sites.keys():
+        for name in (name for name in self.sites if name in other.sites):
             site, earlier_values = self.sites[name], other.sites[name].values
-            for part in site.values.keys() & earlier_values.keys():
+            for part in (part for part in site.values if part in earlier_values):
                 if not _is_same(site.values[part], earlier_values[part]):
                     return _error(site.source, site.values[part], earlier_values[part], site=name)
         return None

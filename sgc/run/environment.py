@@ -30,6 +30,7 @@ from sgc.capturing.external_reads import ExternalReads
 from sgc.capturing.randomness import state_of
 from sgc.native import watch
 from sgc.native.watch import Condition, Read
+from sgc.run.attributes_read import AttributesRead, slots_of
 from sgc.run.hooks import GLOBAL_HOOKS, HOOKS
 from sgc.run.iterators import progress
 from sgc.run.kept import BAGS, MATHEMATICAL, attributes, is_cache, is_of_a_run
@@ -56,7 +57,8 @@ class Environment:
     """
 
     def __init__(self, *roots: Any, reads: ExternalReads) -> None:
-        self._named = reads.names()
+        self._read = AttributesRead(reads.codes)
+        self._named = self._read.names
         # The modes of modules that run are the mode guard's; of others only a look at them matters.
         self._of_modules = _OF_MODULES - ({"training"} & self._named)
         self._seen: dict[int, Any] = {}
@@ -199,15 +201,20 @@ class Environment:
             self._note(held, name, held[name], f"{type(value).__name__}.", depth)
 
     def _visit_object(self, value: Any, label: str, depth: int) -> None:
-        slots = () if is_installed(type(value)) else _slots(type(value))
+        slots = () if is_installed(type(value)) else slots_of(type(value))
         if not slots and not hasattr(value, "__dict__"):
             self._visit(type(value), label, depth)
             return
         for name, part in list(getattr(value, "__dict__", {}).items()):
-            if not (isinstance(value, Messenger) and is_of_a_run(part)) and not is_cache(value, name):
+            if (
+                self._read.includes(type(value), name)
+                and not (isinstance(value, Messenger) and is_of_a_run(part))
+                and not is_cache(value, name)
+            ):
                 self._note(vars(value), name, part, f"{type(value).__name__}.", depth)
         for name in slots:
-            self._note(value, name, getattr(value, name, MISSING), f"{type(value).__name__}.", depth)
+            if self._read.includes(type(value), name):
+                self._note(value, name, getattr(value, name, MISSING), f"{type(value).__name__}.", depth)
         self._note_defaults(value, f"{type(value).__name__}.", depth)
         self._visit(type(value), label, depth)
 
@@ -217,7 +224,12 @@ class Environment:
         for base in type(value).__mro__:
             if not is_installed(base):
                 for name, part in vars(base).items():
-                    if name not in own and not name.startswith("__") and not inspect.isdatadescriptor(part):
+                    if (
+                        name not in own
+                        and not name.startswith("__")
+                        and not inspect.isdatadescriptor(part)
+                        and self._read.includes(type(value), name)
+                    ):
                         self._note(own, name, MISSING, label, depth)
 
     def _visit_class(self, cls: type, depth: int) -> None:
@@ -225,7 +237,9 @@ class Environment:
             if not is_installed(base):
                 self._seen[id(base)] = base
                 for name, part in list(vars(base).items()):
-                    if isinstance(part, types.FunctionType) or not (name.startswith("__") or name == "_abc_impl"):
+                    if self._read.includes(cls, name) and (
+                        isinstance(part, types.FunctionType) or not (name.startswith("__") or name == "_abc_impl")
+                    ):
                         self._note(vars(base), name, part, f"{base.__qualname__}.", depth)
 
     def _visit_module(self, module: nn.Module, label: str, depth: int) -> None:
@@ -240,6 +254,8 @@ class Environment:
             if library and name.startswith("_") and name != "_pyro_samples":
                 continue
             if (library or isinstance(module, AutoGuide)) and is_of_a_run(part):
+                continue
+            if not (library or self._read.includes(type(module), name)):
                 continue
             self._note(vars(module), name, part, label, depth)
         if not library:
@@ -305,17 +321,6 @@ def _is_same(holder: Any, key: Any, value: Any) -> Condition:
         if type(holder) is dict
         else watch.is_same(watch.result(read, holder, key), value)
     )
-
-
-def _slots(cls: type) -> list[str]:
-    """The attributes that a class written in Python keeps outside of a dictionary."""
-    return [
-        name
-        for base in cls.__mro__
-        if "__slots__" in vars(base)
-        for name, part in vars(base).items()
-        if isinstance(part, types.MemberDescriptorType)
-    ]
 
 
 @functools.lru_cache(maxsize=4096)
