@@ -174,13 +174,13 @@ def unwrapped(value: Any) -> Any:
     return value
 
 
-def last_node() -> fx.Node:
-    """The newest node of the graph under construction."""
-    return next(iter(reversed(current_tracer().graph.nodes)))
+def last_node() -> fx.Node | None:
+    """The newest node of the graph under construction, None where it has none yet."""
+    return next(iter(reversed(current_tracer().graph.nodes)), None)
 
 
-def erase_after(node: fx.Node) -> None:
-    """Take back every node recorded after ``node``."""
+def erase_after(node: fx.Node | None) -> None:
+    """Take back every node recorded after ``node``; all where it is None."""
     graph = current_tracer().graph
     for later in reversed(list(graph.nodes)):
         if later is node:

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import transforms
 from torch import Tensor, nn
 
 import sgc
@@ -318,3 +319,32 @@ def test_what_is_shown_reads_nothing(capsys: pytest.CaptureFixture[str]) -> None
     printed = capsys.readouterr().out
     assert "Normal(loc: " in printed and "FakeTensor" not in printed and "size=" not in printed
     assert "tensor(..., size=(), dtype=torch.float32)" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        dist.TransformedDistribution(dist.Normal(torch.zeros(3), 1.0).to_event(1), [transforms.planar(3)]),
+        dist.TransformedDistribution(
+            dist.Normal(torch.zeros(3), 1.0).to_event(1), [transforms.Permute(torch.arange(3))]
+        ),
+        dist.VonMises(torch.zeros(3), 1.0).to_event(1),
+        dist.Normal(torch.zeros(3), 1.0).mask(torch.tensor([True, False, True])).to_event(1),
+    ],
+    ids=["planar", "permutation", "von Mises", "masked"],
+)
+def test_a_kept_distribution_may_be_the_first_thing_that_a_program_draws(kept: dist.TorchDistribution) -> None:
+    """Of a program without arguments nothing is recorded before it."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.VonMises(torch.zeros(3), 2.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=torch.zeros(3))
+
+    def guide() -> None:
+        pyro.sample("z", kept)
+
+    module = sgc.compile(model, guide, backend="eager")
+    pyro.set_rng_seed(2)
+    ours = module().item()
+    pyro.set_rng_seed(2)
+    assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(model, guide), rel=1e-6)
