@@ -15,6 +15,7 @@ import os
 import sys
 import sysconfig
 import types
+import weakref
 from array import array
 from collections import deque
 from collections.abc import Hashable, Iterator
@@ -151,10 +152,10 @@ class Environment:
             self._iterators.append((label or f"a {type(value).__name__}", generator, place))
         if isinstance(value, type):
             self._visit_class(value, depth)
-        elif isinstance(value, (staticmethod, classmethod)):
-            self._visit(value.__func__, label, depth)
-        elif isinstance(value, property):
-            self._visit(value.fget, label, depth)
+        elif isinstance(value, (staticmethod, classmethod, property)):
+            self._visit(value.fget if isinstance(value, property) else value.__func__, label, depth)
+        elif isinstance(value, weakref.ref):
+            self._visit(value(), label, depth)
         elif isinstance(value, types.MethodType):
             self._visit(value.__func__, label, depth)
             self._visit(value.__self__, label, depth)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,6 +147,11 @@ class ReadLater:
         return self.later()
 
 
+@functools.cache
+def reference_of(holder: Any) -> Any:
+    return weakref.ref(holder)
+
+
 def case(holder: Any, read: Callable[[Any], Any], name: str = "level") -> Any:
     return pytest.param(holder, read, name, id=f"{type(holder).__name__}-{read.__qualname__.rpartition('.')[2]}")
 
@@ -161,6 +168,7 @@ def case(holder: Any, read: Callable[[Any], Any], name: str = "level") -> Any:
         case(Slotted(), lambda holder: holder.level),
         case(OfALibrary(), OfALibrary.scale, "beta"),
         case(ReadLater(), ReadLater.scale),
+        case(Holder(), lambda holder: reference_of(holder)().level),
     ],
 )
 def test_what_the_model_reads_is_guarded_however_it_is_read(holder: Any, read: Callable[[Any], Any], name: str) -> None:
