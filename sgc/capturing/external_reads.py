@@ -127,7 +127,11 @@ class ExternalReads:
                 self.codes.add(frame.f_code)
         elif event == "c_call":
             if called is os.urandom and is_asked_by_program(frame):
-                self._refuse("asks for random bytes of the system (os.urandom, uuid, secrets)", _FROM_OUTSIDE)
+                self._refuse(
+                    "asks for random bytes of the system (os.urandom, uuid, secrets, a numpy generator that is made "
+                    "without a seed, numpy.random.RandomState with one too)",
+                    _FROM_OUTSIDE,
+                )
             elif belongs_to_user(frame) and not is_installed(frame):
                 if called in _CLOCKS:
                     self._refuse(f"reads a clock (time.{called.__name__})", _FROM_OUTSIDE)

@@ -8,6 +8,7 @@ import datetime
 import functools
 import itertools
 import os
+import random
 import secrets
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -62,12 +64,20 @@ CLOCKS: list[Callable[[], Any]] = [
     lambda: uuid.uuid4().version,
     lambda: len(os.urandom(3)),
     lambda: len(secrets.token_bytes(3)),
+    lambda: secrets.randbits(3) * 0,
+    lambda: random.SystemRandom().getrandbits(3) * 0,
+    lambda: random.SystemRandom().random() * 0,
 ]
 
 
 @pytest.mark.parametrize("read", CLOCKS, ids=map(str, range(len(CLOCKS))))
 def test_clocks_and_the_systems_random_bytes_are_refused_whatever_they_give(read: Callable[[], Any]) -> None:
     assert read.__code__.co_firstlineno == refused(read).source.line  # type: ignore[union-attr]
+
+
+def test_numpys_generators_that_ask_the_system_for_a_seed_are_named() -> None:
+    for make in (np.random.RandomState, np.random.default_rng):
+        assert "without a seed, numpy.random.RandomState" in str(refused(lambda make=make: make().random()))
 
 
 def test_a_clock_is_refused_under_a_profiler_that_goes_on() -> None:
