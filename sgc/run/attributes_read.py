@@ -20,8 +20,12 @@ from torch import nn
 from sgc.capturing.source import is_installed_code
 from sgc.run.libraries import is_installed, names_in
 
-_COMPUTED = frozenset(("getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple", "fields", "eval", "exec"))
-_WHOLE = frozenset(("copy", "deepcopy", "dumps", "format", "format_map"))
+_COMPUTED = frozenset(
+    (
+        *("getattr", "getattr_static", "getmembers", "vars", "__dict__", "__getattribute__", "attrgetter"),
+        *("asdict", "astuple", "fields", "eval", "exec", "copy", "deepcopy", "dumps", "format", "format_map"),
+    )
+)
 """Functions that read attributes without a name in the code that calls them."""
 
 _MAKING = frozenset(("__init__", "__new__", "__post_init__", "__init_subclass__", "__setstate__"))
@@ -98,6 +102,6 @@ def _functions(part: Any) -> Iterator[types.FunctionType]:
 @functools.lru_cache(maxsize=4096)
 def _is_computed(code: types.CodeType) -> bool:
     """Whether attributes may be read by names that are not in the code."""
-    if not names_in(code).isdisjoint(_COMPUTED | _WHOLE):
+    if not names_in(code).isdisjoint(_COMPUTED):
         return True
     return any(i.opname == "MATCH_CLASS" for i in dis.get_instructions(code))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
 import operator
 import weakref
 from collections import defaultdict
@@ -164,6 +166,8 @@ def case(holder: Any, read: Callable[[Any], Any], name: str = "level") -> Any:
         case(Holder(), Holder.matched),
         case(Holder(), lambda holder: holder.scale),
         case(Holder(), lambda holder: holder["level"]),
+        case(Holder(), lambda holder: dict(inspect.getmembers(holder))["level"]),
+        case(Holder(), lambda holder: copy.copy(holder).level),
         case(Options(), Options.scale),
         case(Slotted(), lambda holder: holder.level),
         case(OfALibrary(), OfALibrary.scale, "beta"),
