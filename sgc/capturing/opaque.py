@@ -130,11 +130,16 @@ def _substitute(
     return value
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """A copy that lies in memory as the (fake) results below do, by which what follows is compiled: row by row."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
 @torch.library.custom_op("sgc::opaque", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _opaque(tensors: list[Tensor], number: int, shape: list[int], dtype: torch.dtype) -> Tensor:
     """Make an opaque call; no gradient."""
     with torch.no_grad():
-        return _CALLS[number](tensors).clone()
+        return _own(_CALLS[number](tensors))
 
 
 @_opaque.register_fake
@@ -148,13 +153,15 @@ def _opaque_taped(tensors: list[Tensor], number: int, shape: list[int], dtype: t
     # A custom operator runs below autograd; the call's own graph is built above it.
     above = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     with above, torch.enable_grad():
-        leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+        # The memory of an argument is the program's. What Inductor lays out for this call alone (a copy, of an expanded
+        # tensor say) it gives to other values afterwards; the graph keeps what it needs for the gradient until then.
+        leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
         value = _CALLS[number](leaves)
     token = next(_TOKENS)
     _TAPES[token] = (value, leaves)
     while len(_TAPES) > 256:
         _TAPES.popitem(last=False)
-    return value.detach().clone(), torch.tensor(token, device="cpu")
+    return _own(value), torch.tensor(token, device="cpu")
 
 
 @_opaque_taped.register_fake
@@ -180,7 +187,7 @@ def _opaque_vjp(gradient: Tensor, token: Tensor, tensors: list[Tensor]) -> list[
     result = []
     for leaf in leaves:
         part = next(found) if found is not None and leaf.requires_grad else None
-        result.append(torch.zeros_like(leaf) if part is None else part.contiguous().clone())
+        result.append(_own(torch.zeros_like(leaf) if part is None else part))
     return result
 
 
