@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
-from torch import Tensor
+from torch import Tensor, fx
 from torch.distributions import Distribution, Transform
 from torch.overrides import TorchFunctionMode
 
@@ -41,10 +41,11 @@ _NESTED = (list, tuple, set, frozenset)
 
 @dataclass
 class _Event:
-    """A call of a torch function: the values that it was given, in order."""
+    """A call of a torch function: the values that it was given, in order, and the newest node of a capture after it."""
 
     values: list[Any]
     source: SourceLine
+    node: fx.Node | None = None
 
 
 _Key = tuple[str, str, int, str, bool]
@@ -86,6 +87,7 @@ class Transcript(TorchFunctionMode):
     named_by_samples: bool = False
     _events: dict[_Key, list[_Event]] = field(default_factory=dict)
     _made: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
+    _opaque: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -107,8 +109,11 @@ class Transcript(TorchFunctionMode):
         )
         values = list(self._values((args, kwargs))) if name != "__deepcopy__" else []  # which is given identities
         source = SourceLine(code.co_filename, frame.f_lineno, code.co_name)
-        self._events.setdefault(key, []).append(_Event(values, source))
+        event = _Event(values, source)
+        self._events.setdefault(key, []).append(event)
         result = func(*args, **(kwargs or {}))
+        if tracer.is_capturing():
+            event.node = tracer.last_node()
         for part in result if type(result) in (list, tuple) else (result,):
             if isinstance(part, Tensor) and not tracer.is_fake(part):
                 self._made[id(part)] = weakref.ref(part)
@@ -128,6 +133,7 @@ class Transcript(TorchFunctionMode):
             others in each run.
         """
         self.named_by_samples = named_by_samples
+        self._opaque = {key[:2] for key, events in self._events.items() if any(map(_is_taken_back, events))}
         for kind, trace in zip(("model", "guide"), traces, strict=True):
             for name, site in trace.nodes.items():
                 if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
@@ -188,6 +194,8 @@ class Transcript(TorchFunctionMode):
     def difference(self, other: Transcript) -> CaptureError | None:
         """What this run handed over that an eager one did not, as an error with the user's line; None if nothing."""
         for key, events in self._events.items():
+            if key[:2] in self._opaque:
+                continue
             earlier = other._events.get(key, [])
             *_, name, direct = key
             if len(events) == len(earlier):
@@ -204,7 +212,7 @@ class Transcript(TorchFunctionMode):
                     for value in new:
                         return _error(one.source, value)
         for key, earlier in other._events.items():
-            if key[-1] and key not in self._events and self._runs(key):
+            if key[-1] and key not in self._events and key[:2] not in self._opaque and self._runs(key):
                 return _error(earlier[0].source)
         if not self.named_by_samples:
             for sites, others in ((self.sites, other.sites), (other.sites, self.sites)):
@@ -225,6 +233,11 @@ class Transcript(TorchFunctionMode):
     def _runs(self, key: _Key) -> bool:
         """Whether the function of a line has called torch at all in this run."""
         return any(other[:2] == key[:2] for other in self._events)
+
+
+def _is_taken_back(event: _Event) -> bool:
+    """Whether a call was of a function that could not be traced, and so became one opaque node."""
+    return event.node is not None and tracer.is_erased(event.node)
 
 
 class _Traced:

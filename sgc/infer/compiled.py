@@ -75,7 +75,7 @@ class CompiledELBO(LossModule):
                     latest.use_backend("inductor", with_gradient=with_gradient)
             if runtime.am_i_wrapped() and latest.tally is None:
                 # SVI finds the parameters to optimise by a trace of its own, also those that took the place of others.
-                self.forget_replaced()
+                self._forget_replaced()
                 with torch.no_grad(), self.param_store_scope():
                     for name in latest.params:
                         pyro.param(name)

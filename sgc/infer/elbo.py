@@ -166,7 +166,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
                 self._warn_of_many()
         return made
 
-    def adopt(self, loss_module: CompiledELBO) -> None:
+    def _adopt(self, loss_module: CompiledELBO) -> None:
         """Take over what runs for a model and guide, made by another ELBO with the same settings."""
         if not any(known is loss_module for known in self._compiled):
             self._compiled.append(loss_module)

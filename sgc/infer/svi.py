@@ -105,7 +105,7 @@ class SVI(pyro.infer.SVI):
         loss_module = state.pop("loss_module", None)
         self.__dict__.update(state)
         if self._elbo is not None:
-            self._elbo.adopt(loss_module)
+            self._elbo._adopt(loss_module)
         self.optim = self._optim
 
     @property

@@ -109,7 +109,7 @@ def _capture_again(loss_module: LossModule, trial: Trial, tally: Tally) -> None:
 def _tell(loss_module: LossModule, names: Sequence[str]) -> None:
     """Show outer handlers the parameters that a call has asked for: the optimizer of ``SVI`` moves these."""
     if runtime.am_i_wrapped():
-        loss_module.forget_replaced()  # SVI finds those that took the place of others
+        loss_module._forget_replaced()  # SVI finds those that took the place of others
         with torch.no_grad(), loss_module.param_store_scope():
             for name in names:
                 pyro.param(name)

@@ -81,7 +81,7 @@ class LossModule(Showing):
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         loss = self._evaluate(Call(args, kwargs))
         if self._replaced:
-            self.tell_of_replaced()
+            self._tell_of_replaced()
         return loss
 
     def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:

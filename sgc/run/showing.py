@@ -204,12 +204,12 @@ class Showing(nn.Module):
         if before is not None and before is not tensor and tree is not self.baselines:
             self._replaced.append((name, weakref.ref(before)))
 
-    def forget_replaced(self) -> None:
+    def _forget_replaced(self) -> None:
         """Nobody need be told of parameters that were replaced."""
         if self._replaced:
             self._replaced = []
 
-    def tell_of_replaced(self) -> None:
+    def _tell_of_replaced(self) -> None:
         """Warn of parameters that were replaced while someone keeps the tensors that they were: an optimizer."""
         replaced, self._replaced = self._replaced, []
         names = dict.fromkeys(name for name, before in replaced if self._store.is_held_elsewhere(before))

@@ -209,9 +209,9 @@ class Stepper:
     def _heed_replaced(self, loss_module: LossModule) -> None:
         """Parameters that took the place of others are trained if the optimizer is given new ones; else it is told."""
         if self.optimizing.takes_new:
-            loss_module.forget_replaced()
+            loss_module._forget_replaced()
         else:
-            loss_module.tell_of_replaced()
+            loss_module._tell_of_replaced()
 
     def judged(self, step: Step, trial: Trial | None, failure: Exception | None = None) -> Tensor | None:
         """What follows from a step that has halted: Pyro's error if it was not valid, None if its loss is NaN.

@@ -222,3 +222,33 @@ def test_what_is_the_same_in_each_run_is_compiled(read: Callable[[], Any]) -> No
     pyro.set_rng_seed(1)
     assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(model, guide), rel=1e-6)
     assert len(module.specializations) == 1
+
+
+class Choosy(dist.TorchDistribution):  # type: ignore[misc]
+    """Branches on values in its density, which so becomes one opaque node."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = dist.constraints.real
+
+    def __init__(self, loc: Tensor) -> None:
+        self.loc = loc
+        super().__init__(loc.shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.normal(self.loc.expand(self.shape(sample_shape)), 1.0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        density: Tensor = -((value - self.loc) ** 2)
+        if (value > 100).any():
+            return density * 0.5
+        shifted = density - 1.0
+        return shifted * 2.0 if (value < 1).all() else shifted
+
+
+def test_a_density_that_branches_on_values_is_no_difference() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", Choosy(z * 1.0), obs=DATA)
+
+    module = sgc.compile(model, guide, backend="eager").initialize()
+    assert module.verify().ok

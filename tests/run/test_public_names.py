@@ -31,6 +31,7 @@ def test_a_loss_module_shows_what_its_docstring_and_its_docstrings_say(made_by: 
     shown = own_names(module, nn.Module())
     assert shown == {
         *("initialize", "verify", "graph", "module", "code", "specializations", "guards", "profile", "options"),
+        "param_store_scope",
         *("networks", "param_store", "closed_over", "baselines"),
     }
     for name in shown:
