@@ -86,7 +86,7 @@ def test_a_cost_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         return right(self, replace(node, terms=node.terms[:1]))
 
     monkeypatch.setattr(surrogate._Builder, "_downstream", wrong)
-    source = small_failure(short("pyro.plate", 782))
+    source = small_failure(short("pyro.plate", 1714))
     assert "pyro.plate" in source  # with no plate there is one term
     assert len(source.splitlines()) <= 15, source
 
@@ -108,7 +108,7 @@ def test_a_raw_exception(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError("internal")
 
     monkeypatch.setattr(surrogate._Builder, "_downstream", broken)
-    _, verdict = first_failure(short("pyro.plate", 782))
+    _, verdict = first_failure(short("pyro.plate", 1714))
     assert verdict.kind == "raises KeyError"
 
 
