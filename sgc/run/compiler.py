@@ -13,9 +13,8 @@ from sgc.capturing.rehearsal import Rehearsal, refuse_changing
 from sgc.capturing.source import warn
 from sgc.config import Options
 from sgc.emit.surrogate import emit_surrogate
-from sgc.errors import BaselineWarning, SideEffectWarning
+from sgc.errors import SideEffectWarning
 from sgc.graph.build import build_graph
-from sgc.passes.baselines import idle_baselines
 from sgc.passes.pipeline import run_passes
 from sgc.run.guards import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.run.handlers import HandlerGuard
@@ -63,8 +62,6 @@ def specialize(
     graph = run_passes(build_graph(program))
     if rehearsal.failure is not None:
         raise rehearsal.failure
-    for site, reason in idle_baselines(graph):
-        warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
     emitted = emit_surrogate(graph, *particles(options)[:2])
     tensors = TensorGuard(program.inputs, captured.owners)
     guards: tuple[Guard, ...] = (

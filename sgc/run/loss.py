@@ -18,10 +18,11 @@ from sgc.capturing.rehearsal import Rehearsal, rehearse
 from sgc.capturing.source import warn
 from sgc.capturing.store import Store
 from sgc.config import Backend, Options
-from sgc.errors import RespecializationWarning, SgcError
+from sgc.errors import BaselineWarning, RespecializationWarning, SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.native import watch
 from sgc.native.watch import Condition
+from sgc.passes.baselines import idle_baselines
 from sgc.run.assumptions import speculate
 from sgc.run.compiler import specialize
 from sgc.run.gradients import Compiled, Loss
@@ -248,6 +249,7 @@ class LossModule(Showing):
     def _specialize(self, call: Call, rehearsal: Rehearsal) -> Specialization:
         try:
             made = specialize(*self._program, call, self.options, rehearsal, self._specializations)
+            self._tell_of_idle_baselines(made)
         except BaseException:
             rehearsal.empty_again()
             raise
@@ -257,6 +259,10 @@ class LossModule(Showing):
         self._show_tensors(made)
         assert (missed := made.tensors.miss(call)) is None, missed
         return made
+
+    def _tell_of_idle_baselines(self, made: Specialization) -> None:
+        for site, reason in idle_baselines(made.graph):
+            warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
 
     def _capture_again(self, call: Call) -> Specialization:
         """Capture anew for a call, with the branches on samples that it takes from the present random state on."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import sgc
+import sgc.infer
 from sgc.errors import BaselineError, BaselineWarning
 
 X = torch.tensor([0.4, -1.2, 0.9])
@@ -197,3 +198,18 @@ def test_a_network_that_only_a_capture_cannot_run_is_no_wrong_option() -> None:
 
     with pytest.raises(sgc.errors.CaptureError, match="ran once, but cannot be captured"):
         sgc.compile(model, guide_with({"nn_baseline": network, "nn_baseline_input": X}), backend="eager")(X)
+
+
+def test_the_classes_under_pyros_names_ignore_it_as_pyro_does() -> None:
+    def model() -> None:
+        pyro.sample("h", dist.Normal(0.0, 1.0))
+
+    def guide() -> None:
+        options = {"use_decaying_avg_baseline": True}
+        pyro.sample("h", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), infer={"baseline": options})
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sgc.infer.TraceGraph_ELBO(backend="eager").loss(model, guide)
+    with pytest.warns(sgc.errors.BaselineWarning):
+        sgc.compile(model, guide, backend="eager")()

@@ -73,7 +73,6 @@ def test_each_trains_its_own(backend: str) -> None:
             svi.step(X)
         svi.run(20, X)
         svi.run([X] * 5, epochs=2)
-        assert svi.loss_module.verify(X)
         svi.evaluate_loss(X)
 
     at_once([lambda svi=svi: train(svi) for svi in svis])  # type: ignore[misc]
@@ -81,6 +80,7 @@ def test_each_trains_its_own(backend: str) -> None:
         (parameter,) = svi._stepper.optimizing.optimizer.state  # type: ignore[union-attr]
         assert svi._stepper.optimizing.optimizer.state[parameter]["step"] == 35  # type: ignore[union-attr]
         assert [name for name, _ in svi.loss_module.named_parameters()] == [f"param_store.q{number}"]
+        assert svi.loss_module.verify(X)  # compares under one seed, and threads share torch's random state
     assert make_svi(7, backend).loss_module.verify(X)  # the process is as it was
 
 
