@@ -82,7 +82,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    with mock.patch("sgc.emit.backends.compile_graph", nothing), mock.patch("sgc.emit.stepping.compile_graph", nothing):
+    with (
+        mock.patch("sgc.emit.backends.registry.compile_graph", nothing),
+        mock.patch("sgc.emit.inductor.compiled_step.compile_graph", nothing),
+    ):
         if options.profile:
             step = calls(options.profile)["svi.step"]
             with cProfile.Profile() as profiler:

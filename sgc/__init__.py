@@ -1,10 +1,10 @@
 """sgc, the stochastic graph compiler for Pyro."""
 
 from sgc import errors, infer
+from sgc.api import capture, compile
 from sgc.graph.graph import StochasticGraph
 from sgc.infer.svi import SVI
-from sgc.run.compile import capture, compile
-from sgc.run.loss import LossModule
+from sgc.runtime.loss_module import LossModule
 
 __all__ = ["SVI", "LossModule", "StochasticGraph", "capture", "compile", "errors", "infer"]
 __version__ = "0.1.0"

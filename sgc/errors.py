@@ -74,7 +74,7 @@ class GraphError(SgcError, ValueError):
 
 
 class ModuleError(SgcError, ValueError):
-    """An emitted fx module breaks a law of its own (see :mod:`sgc.emit.optimize.check`)."""
+    """An emitted fx module breaks a law of its own (see :mod:`sgc.emit.fx.module_laws`)."""
 
 
 class BackendError(SgcError, RuntimeError):

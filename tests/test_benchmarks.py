@@ -173,7 +173,7 @@ def test_the_overhead_is_measured_without_a_compiler(monkeypatch: pytest.MonkeyP
 
 def test_loss_and_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each system is called, from no gradients, as often as its turn lasts."""
-    monkeypatch.setattr("sgc.emit.backends.compile_graph", overhead.nothing)
+    monkeypatch.setattr("sgc.emit.backends.registry.compile_graph", overhead.nothing)
     found = loss.calls("beta_bernoulli")
     assert list(found) == [loss.PYRO, loss.JIT, loss.SGC]
     times = loss.microseconds(found, rounds=2, seconds=1e-3)

@@ -1,56 +1,94 @@
-"""Imports point one way: errors <- {config, native} <- graph <- {capturing, passes, emit} <- run <- ... <- sgc."""
+"""Imports point one way, between folders and within ``emit``; no two files have one name."""
 
 from __future__ import annotations
 
 import ast
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import sgc
 
 ROOT = Path(sgc.__file__).parent
-RANK = {
-    "errors": 0,
-    "config": 0.5,
-    "native": 0.5,
-    "graph": 1,
-    "capturing": 2,
-    "passes": 2,
-    "emit": 2,
-    "run": 3,
-    "training": 4,
-    "infer": 5,
-    "__init__": 6,
-}
+LAYERS = (
+    {"errors", "config", "native"},
+    {"graph"},
+    {"capture", "passes", "emit"},
+    {"guards"},
+    {"runtime"},
+    {"training", "api"},
+    {"infer"},
+    {"__init__"},
+)
+INDEPENDENT = {"capture", "passes", "emit"}
+WITHIN_EMIT = (
+    {"fx", "safe_operands"},
+    {"differentiate", "emitter", "rewrites", "rollback", "train_step"},
+    {"inductor"},
+    {"backends"},
+)
 
 
-def layer(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-
-def imported_layers(path: Path) -> set[str]:
-    found = set()
+def own_and_imported(path: Path, within: str) -> tuple[str, set[str]]:
+    """The part of a package that a file is in, and the parts of that package that it imports, itself among them."""
+    depth = len(within.split("."))
+    own = ".".join(("sgc", *path.relative_to(ROOT).with_suffix("").parts)).split(".")
+    parts = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
         for name in names:
-            if name.startswith("sgc."):
-                found.add(name.split(".")[1])
-            elif name == "sgc":
-                found.add("__init__")
-    return found
+            if name.startswith(f"{within}."):
+                part = name.split(".")[depth]
+                parts.add(part if part in known(within) else "__init__")
+            elif name == within:
+                parts.add("__init__")
+    return own[depth], parts
 
 
-def test_no_arrow_runs_back() -> None:
-    files = sorted(ROOT.rglob("*.py"))
-    assert len(files) > 20
-    backwards = []
-    for path in files:
-        own = layer(path)
-        for other in imported_layers(path):
-            if own != "__init__" and other != own and RANK[other] >= RANK[own]:
-                backwards.append(f"{path.relative_to(ROOT)} imports {other}")
-    assert not backwards
+def known(within: str) -> set[str]:
+    folder = ROOT.joinpath(*within.split(".")[1:])
+    return {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+
+
+def backwards(within: str, layers: tuple[set[str], ...]) -> list[str]:
+    rank = {part: position for position, layer in enumerate(layers) for part in layer}
+    assert known(within) - {"__init__"} == rank.keys() - {"__init__"}, "a part without a layer"
+    folder = ROOT.joinpath(*within.split(".")[1:])
+    against = []
+    for path in sorted(folder.rglob("*.py")):
+        own, imported = own_and_imported(path, within)
+        if own == "__init__":
+            continue
+        for other in imported - {own}:
+            if rank[other] > rank[own] or (rank[other] == rank[own] and own in INDEPENDENT):
+                against.append(f"{path.relative_to(ROOT)} imports {other}")
+    return against
+
+
+def test_no_import_runs_back() -> None:
+    assert len(list(ROOT.rglob("*.py"))) > 100
+    assert not backwards("sgc", LAYERS)
+
+
+def test_no_import_runs_back_within_emit() -> None:
+    assert not backwards("sgc.emit", WITHIN_EMIT)
+
+
+def test_no_two_files_have_one_name() -> None:
+    names = Counter(path.name for path in ROOT.rglob("*.py") if path.name != "__init__.py")
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_each_folder_says_what_belongs_there() -> None:
+    folders = {path.parent for path in ROOT.rglob("*.py")} - {ROOT}
+    silent = [
+        f for f in folders if "Here belong" not in (ast.get_docstring(ast.parse((f / "__init__.py").read_text())) or "")
+    ]
+    assert {f.name for f in silent} <= {"infer"}
 
 
 def test_files_stay_readable() -> None:

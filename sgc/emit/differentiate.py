@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sgc.emit.lazy import trace_fake
-from sgc.emit.optimize.nodes import attribute, mark_literal, results_of, value_of
-from sgc.emit.singular import failures_are_nan
+from sgc.emit.fx.lazy_modules import trace_fake
+from sgc.emit.fx.rewriting import attribute, mark_literal, results_of, value_of
+from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.graph.effects import drop_dead, storages, written_storages
 
 

@@ -13,15 +13,15 @@ from pyro.poutine import runtime
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from sgc.capturing.rehearsal import pyro_elbo
-from sgc.capturing.source import warn
+from sgc.capture.prototype import pyro_elbo
+from sgc.capture.source import warn
 from sgc.config import Backend, Dynamic, Options
 from sgc.errors import BackendError, CaptureError, DataDependenceError, SgcError, StandInWarning
-from sgc.run.eager import eager_loss
-from sgc.run.guards import Call
-from sgc.run.loss import LossModule
-from sgc.run.specialization import Specialization
-from sgc.run.turns import TURN
+from sgc.guards.base import Call
+from sgc.runtime.eager_loss import eager_loss
+from sgc.runtime.loss_module import LossModule
+from sgc.runtime.specialization import Specialization
+from sgc.runtime.turns import TURN
 
 PATIENCE = 1000
 """How many eager calls of one specialization precede its compilation by Inductor, in the tiered mode."""

@@ -11,13 +11,13 @@ import torch
 from pyro.infer.util import torch_backward, torch_item
 from torch import Tensor
 
-from sgc.capturing.source import warn
+from sgc.capture.source import warn
 from sgc.config import Backend, Dynamic, Options, Rng
 from sgc.errors import ArgumentError, RespecializationWarning
 from sgc.infer.compiled import CompiledELBO, Settings
-from sgc.native import watch
-from sgc.native.watch import Condition
-from sgc.run.untraced import untraced
+from sgc.native import conditions
+from sgc.native.conditions import Condition
+from sgc.runtime.dynamo import untraced
 
 _KEPT = 8
 """How many pairs of model and guide one ELBO keeps compiled."""
@@ -173,8 +173,8 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
 
     def _conditions(self) -> list[Condition]:
         """Where these are true, :meth:`compiled` gives for the same model and guide what it gave last."""
-        kept = [watch.is_same(watch.entry(vars(self), name), getattr(self, name)) for name in _SETTINGS]
-        return [*kept, watch.is_same(watch.item(self._compiled, -1), self._compiled[-1])]
+        kept = [conditions.is_same(conditions.entry(vars(self), name), getattr(self, name)) for name in _SETTINGS]
+        return [*kept, conditions.is_same(conditions.item(self._compiled, -1), self._compiled[-1])]
 
     def _settings(self) -> Settings:
         """What the attributes say now: a user may change them between two calls."""

@@ -14,20 +14,20 @@ from torch.compiler import is_dynamo_compiling
 from torch.optim import Optimizer
 
 from sgc.errors import ArgumentError, SgcError
+from sgc.guards.base import Call
 from sgc.infer.compiled import CompiledELBO
 from sgc.infer.elbo import TraceGraph_ELBO
 from sgc.infer.uncompiled import PyroSteps, compiled_elbo, shown
-from sgc.native import watch
-from sgc.native.watch import Condition
-from sgc.run.guards import Call
-from sgc.run.untraced import untraced
+from sgc.native import conditions
+from sgc.native.conditions import Condition
+from sgc.runtime.dynamo import untraced
 from sgc.training import checkpoint
 from sgc.training.loop import Loop, Steps
 from sgc.training.minibatches import Minibatches
-from sgc.training.optimizers import Factory, optimizing
-from sgc.training.refused_optimizers import refuse_all_but_pyros
+from sgc.training.optimizers.adapters import Factory, optimizing
+from sgc.training.optimizers.refused import refuse_all_but_pyros
 from sgc.training.result import RunResult
-from sgc.training.step import Stepper
+from sgc.training.stepper import Stepper
 
 
 class SVI(pyro.infer.SVI):
@@ -90,7 +90,10 @@ class SVI(pyro.infer.SVI):
     def _conditions(self) -> list[Condition]:
         """Where these are true, the compiled loss is still the same."""
         assert self._elbo is not None
-        own = [watch.is_same(watch.entry(vars(self), name), vars(self)[name]) for name in ("model", "guide", "_elbo")]
+        own = [
+            conditions.is_same(conditions.entry(vars(self), name), vars(self)[name])
+            for name in ("model", "guide", "_elbo")
+        ]
         return [*own, *self._elbo._conditions()]
 
     def __getstate__(self) -> dict[str, Any]:

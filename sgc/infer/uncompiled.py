@@ -10,12 +10,12 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-from sgc.capturing.source import warn
+from sgc.capture.source import warn
 from sgc.errors import ArgumentError, NanLossError, StandInWarning
+from sgc.guards.base import Call
 from sgc.infer.elbo import TraceGraph_ELBO
-from sgc.run.guards import Call
-from sgc.run.validity import Trial
-from sgc.training.bound import Step
+from sgc.runtime.validity import Trial
+from sgc.training.bound_step import Step
 
 _OF_A_STEP = ("loss_and_grads", "differentiable_loss")
 

@@ -1,6 +1,8 @@
-"""What is compiled by the C++ compiler; first of all, a directory for it.
+"""What the C++ compiler makes: the library that every step passes through, and what all compilations need.
 
-Torch makes the directory of Inductor's cache when that is imported, and cannot be imported if it cannot make it.
+Here belongs what is C++ of our own, with the Python that says the same, and the care for the compiler, its cache and
+its errors. It makes a directory when it is imported: torch makes that of Inductor's cache when
+it is imported, and cannot be imported if it cannot make it.
 """
 
 from sgc.native.directory import make_directory

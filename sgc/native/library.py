@@ -14,12 +14,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sgc.native.cache import compiled
-from sgc.native.failures import has_compiler
+from sgc.native.compiler_errors import has_compiler
+from sgc.native.inductor_cache import compiled
 from sgc.native.processor import trusted_processor
 
 _HEADERS = ("Python.h", "cstdint", "cstring", "exception", "memory", "stdexcept", "string", "utility", "vector")
-_SOURCES = ("objects.cpp", "reads.cpp", "watch.cpp", "program.cpp", "step.cpp")
+_SOURCES = ("objects.cpp", "reads.cpp", "conditions.cpp", "program.cpp", "step.cpp")
 _lock = threading.Lock()
 
 

@@ -1,4 +1,4 @@
-// How a value is read that a condition is about: see watch.py, which numbers the kinds.
+// How a value is read that a condition is about: see conditions.py, which numbers the kinds.
 
 namespace {
 

@@ -14,7 +14,7 @@ from torch import fx
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import ScorePartNode
 from sgc.graph.program import HidingMask, Program, SiteKind
-from sgc.passes.entries import EntryFlow
+from sgc.passes.entry_flow import EntryFlow
 
 
 def mask_scores(graph: StochasticGraph) -> None:

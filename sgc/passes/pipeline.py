@@ -10,7 +10,7 @@ from sgc.passes.baselines import add_baselines
 from sgc.passes.downstream import plan_downstream_costs
 from sgc.passes.estimators import choose_estimators
 from sgc.passes.masked_scores import mask_scores
-from sgc.passes.surrogate import add_surrogate_terms
+from sgc.passes.surrogate_terms import add_surrogate_terms
 
 PASSES: tuple[Callable[[StochasticGraph], None], ...] = (
     choose_estimators,  # pathwise, partially pathwise or score function, for each latent site

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capturing.randomness import random_state, restore_random_state
+from sgc.capture.state.random_state import random_state, restore_random_state
 from sgc.errors import SgcError
-from sgc.run.loss import LossModule
-from sgc.training.step import Stepper
+from sgc.runtime.loss_module import LossModule
+from sgc.training.stepper import Stepper
 
 _ENTRIES = ("loss_module", "optimizer", "started", "random")
 _AVERAGES = "baselines."

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from sgc.run.specialization import Specialization
-from sgc.training.members import Member
+from sgc.runtime.specialization import Specialization
+from sgc.training.optimizers.members import Member
 
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """Attributes of a parameter that hold what a user runs with its gradient."""

@@ -13,20 +13,20 @@ from typing import Any, Protocol, SupportsFloat
 import torch
 from torch import Tensor
 
-from sgc.capturing.randomness import (
+from sgc.capture.state.random_state import (
     device_random_state,
     random_state,
     restore_random_state,
     set_device_random_state,
 )
 from sgc.errors import NanLossError
-from sgc.run.guards import Call
-from sgc.run.late import LateNumber
-from sgc.run.validity import RandomState, Trial
-from sgc.training.bound import Step
+from sgc.guards.base import Call
+from sgc.runtime.async_number import LateNumber
+from sgc.runtime.validity import RandomState, Trial
+from sgc.training.bound_step import Step
 from sgc.training.interrupts import postponed_interrupt
 from sgc.training.minibatches import Minibatches
-from sgc.training.nan import nan_loss_error
+from sgc.training.nan_loss import nan_loss_error
 from sgc.training.progress import progress
 from sgc.training.result import RunResult
 

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from sgc.run.guards import Call
+from sgc.guards.base import Call
 
 
 class Minibatches:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import sgc
 import sgc.infer
-from sgc.emit.replay import ReplayedCall, ReplayedStep
+from sgc.emit.inductor.cuda_graphs import ReplayedCall, ReplayedStep
 from sgc.errors import NanLossError, StandInWarning
 from tests.programs import local_switches, switches_on
 

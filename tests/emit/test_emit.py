@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import sgc
-from sgc.emit.backends import build
+from sgc.emit.backends.registry import build
 from sgc.emit.differentiate import differentiate, trace, without_gradient
-from sgc.emit.surrogate import emit_surrogate
+from sgc.emit.emitter import emit_surrogate
 from sgc.errors import BackendError
 from sgc.graph.effects import is_random
 from tests.programs import local_switches

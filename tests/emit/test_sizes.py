@@ -13,10 +13,10 @@ from torch import Tensor
 import sgc
 import sgc.infer
 from sgc.config import Backend
-from sgc.emit.backends import build
-from sgc.emit.optimize.pipeline import optimize
+from sgc.emit.backends.registry import build
+from sgc.emit.rewrites.optimize import optimize
 from sgc.errors import BackendError
-from tests.emit.optimize.graphs import traced
+from tests.emit.rewrites.graphs import traced
 
 
 def gradient(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], list[Tensor]]:

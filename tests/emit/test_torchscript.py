@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgc.emit.backends import build
-from tests.emit.optimize.graphs import results, traced
+from sgc.emit.backends.registry import build
+from tests.emit.rewrites.graphs import results, traced
 
 X = torch.linspace(-1, 1, 24).reshape(2, 3, 4)
 

@@ -274,8 +274,7 @@ def _finite(value: Any) -> bool:
 
 def differences(ours: Record, theirs: Record, relative: float, *, gradients: bool = True) -> Verdict:
     """The first difference between two records; without ``gradients`` what follows from them is left out."""
-    skipped = () if gradients else ("gradient", "step loss", "parameter")
-    names = [name for name in theirs.values if not name.startswith(skipped or ("\0",))]
+    names = [name for name in theirs.values if gradients or not _follows_from_gradients(name)]
     for name in names:
         if name not in ours.values:
             return Verdict("fails", f"no {name.split()[0]}", f"sgc has no {name}")
@@ -284,6 +283,10 @@ def differences(ours: Record, theirs: Record, relative: float, *, gradients: boo
             return Verdict("fails", f"wrong {name.split()[0]}", f"{name}: {_shown(mine)}, Pyro {_shown(yours)}")
     more = [name for name in ours.values if name not in theirs.values]
     return Verdict("fails", "more", f"sgc has {more[0]} besides") if more else Verdict("agrees")
+
+
+def _follows_from_gradients(name: str) -> bool:
+    return name.startswith(("gradient", "step loss")) or name.endswith(" trained")
 
 
 def equal(mine: Any, yours: Any, relative: float) -> bool:

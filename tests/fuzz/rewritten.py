@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.backends import Built
-from sgc.emit.optimize.pipeline import Report, optimize
-from sgc.emit.stepping import BuiltStep
-from sgc.run import specialization
+from sgc.emit.backends.registry import Built
+from sgc.emit.inductor.compiled_step import BuiltStep
+from sgc.emit.rewrites.optimize import Report, optimize
+from sgc.runtime import specialization
 
 
 def _prepared(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng) -> tuple[fx.GraphModule, Any, list[Tensor]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import sgc
 import sgc.infer
-from sgc.training.bound import never
-from sgc.training.step import Stepper
+from sgc.training.bound_step import never
+from sgc.training.stepper import Stepper
 
 pytestmark = pytest.mark.inductor
 

@@ -16,7 +16,7 @@ import torch
 import sgc.infer
 from sgc.errors import RespecializationWarning
 from sgc.infer import elbo as module_under_test
-from sgc.run import sources
+from sgc.runtime.generated_sources import known_sources
 
 
 def closure(shift: float) -> tuple[object, object]:
@@ -84,13 +84,13 @@ def test_steps_do_not_grow_the_heap() -> None:
 def test_generated_sources_go_with_their_program() -> None:
     elbo = sgc.infer.TraceGraph_ELBO()
     gc.collect()
-    before = sources.known_sources()
+    before = known_sources()
     elbo.loss_and_grads(*closure(1.0))
     elbo.loss(*closure(2.0))
-    new = sources.known_sources() - before
+    new = known_sources() - before
     assert len(new) >= 4
     linecache.checkcache()
     del elbo
     gc.collect()
-    assert not sources.known_sources() & new
+    assert not known_sources() & new
     assert not new & set(linecache.cache)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sgc.infer
-import sgc.run.specialization
+import sgc.runtime.specialization
 from sgc.errors import BackendError, StandInWarning
 from sgc.infer import compiled
 from tests.programs import local_switches
@@ -24,14 +24,14 @@ DATA = torch.tensor([0.3, -1.2, 0.8])
 def backends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The backends that were built, in order; none of them compiles anything."""
     built: list[str] = []
-    original = sgc.run.specialization.build
+    original = sgc.runtime.specialization.build
 
     def build(module: Any, tensors: Any, backend: str, rng: str) -> Any:
         built.append(backend)
         assert rng == "torch"
         return original(module, tensors, "eager", rng)
 
-    monkeypatch.setattr(sgc.run.specialization, "build", build)
+    monkeypatch.setattr(sgc.runtime.specialization, "build", build)
     monkeypatch.setattr(compiled, "PATIENCE", 3)
     return built
 
@@ -125,14 +125,14 @@ def test_a_backend_that_is_named_is_used_from_the_first_call_on(backends: list[s
 
 def test_without_a_compiler_it_stays_eager_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "PATIENCE", 2)
-    original = sgc.run.specialization.build
+    original = sgc.runtime.specialization.build
 
     def build(module: Any, tensors: Any, backend: Any, rng: Any) -> Any:
         if backend == "inductor":
             raise BackendError("Inductor needs a C++ compiler and found none", remedy="install one")
         return original(module, tensors, backend, rng)
 
-    monkeypatch.setattr(sgc.run.specialization, "build", build)
+    monkeypatch.setattr(sgc.runtime.specialization, "build", build)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ours = train(sgc.infer.TraceGraph_ELBO(), 8)

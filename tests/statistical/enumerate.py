@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import sgc
-from sgc.emit.surrogate import emit_surrogate
+from sgc.emit.emitter import emit_surrogate
 
 Supports = Mapping[str, list[Tensor]]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.optimize.pipeline import Report
-from sgc.emit.stepping import BuiltStep
-from sgc.run import specialization
+from sgc.emit.inductor.compiled_step import BuiltStep
+from sgc.emit.rewrites.optimize import Report
+from sgc.runtime import specialization
 
 
 @pytest.fixture

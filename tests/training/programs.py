@@ -84,7 +84,7 @@ def values() -> dict[str, Tensor]:
 
 def is_compiled(svi: sgc.SVI, data: Tensor = DATA) -> bool:
     """Whether the next step is one compiled call."""
-    from sgc.run.guards import Call
+    from sgc.guards.base import Call
 
     assert svi._stepper is not None
     return svi._stepper.ready(Call((data,), {})) is not None

@@ -11,7 +11,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from sgc.training.members import Held
+from sgc.training.optimizers.members import Held
 
 
 def make(count: int = 4) -> list[Optimizer]:

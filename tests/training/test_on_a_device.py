@@ -20,10 +20,10 @@ from torch import Tensor, fx
 import sgc
 import sgc.errors
 import sgc.infer
-from sgc.emit.backends import Built
-from sgc.emit.optimize.pipeline import Report, optimize
-from sgc.emit.stepping import BuiltStep
-from sgc.run import specialization
+from sgc.emit.backends.registry import Built
+from sgc.emit.inductor.compiled_step import BuiltStep
+from sgc.emit.rewrites.optimize import Report, optimize
+from sgc.runtime import specialization
 from tests.programs import switches_on
 from tests.second_device import device, unavailable
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sgc.errors import ArgumentError, StandInWarning
-from sgc.run import specialization
-from sgc.run.specialization import Specialization
+from sgc.runtime import specialization
+from sgc.runtime.specialization import Specialization
 from tests.training.programs import DATA, GAUSSIAN, ONE, SCALED, fresh, is_compiled, values
 
 STEPS = 6

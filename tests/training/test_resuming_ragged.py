@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import sgc
-from sgc.run.loss import LossModule
+from sgc.runtime.loss_module import LossModule
 from tests.training.programs import adam, fresh, make_svi, values
 
 DECAYING = {"baseline": {"use_decaying_avg_baseline": True, "baseline_beta": 0.7}}

@@ -18,7 +18,7 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 
 import sgc
-from sgc.emit.native import NativeCall
+from sgc.emit.inductor.cpp_entry import NativeCall
 from sgc.errors import NanLossError, StandInWarning
 
 X = torch.tensor([0.4, 1.3])

@@ -14,7 +14,7 @@ from torch import Tensor
 import sgc
 import sgc.infer
 from sgc.errors import InvalidValueError
-from sgc.run import validity
+from sgc.runtime import validity
 from tests.validation.programs import CASES, Branching, Case, Refuser, latent, observing, pyros_error, t
 
 SEED = 3

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 import sgc
 from sgc.errors import InvalidValueError, StandInWarning
-from sgc.run import validity
+from sgc.runtime import validity
 from tests.training.programs import adam, fresh, is_compiled, make_svi, values
 from tests.validation.programs import CASES, latent, t
 

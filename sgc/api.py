@@ -1,0 +1,80 @@
+"""The public entries: :func:`compile` and :func:`capture`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from sgc.config import Backend, Options, Rng
+from sgc.errors import ArgumentError
+from sgc.graph.graph import StochasticGraph
+from sgc.runtime.loss_module import LossModule
+
+
+def compile(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    num_particles: int = 1,
+    vectorize_particles: bool = False,
+    max_plate_nesting: float = math.inf,
+    backend: Backend = "inductor",
+    rng: Rng = "fast",
+    cache_size: int = 16,
+    validate: bool | None = None,
+    dynamic: Literal["error", "speculate"] = "error",
+) -> LossModule:
+    """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
+
+    The loss is that of Pyro's ``TraceGraph_ELBO`` (https://docs.pyro.ai, "SVI and loss"): its value is minus
+    the ELBO, its gradient that of the surrogate of Schulman et al. 2015 with Rao-Blackwellised downstream
+    costs and baselines.
+
+    :param model: any callable of Pyro statements, an ``nn.Module`` or ``PyroModule`` too.
+    :param guide: likewise, with the same arguments; an autoguide too.
+    :param num_particles: how many samples of the ELBO are averaged.
+    :param vectorize_particles: draw them in one vectorised run, in a plate of their own, instead of one
+        after another.
+    :param max_plate_nesting: the deepest nesting of vectorised plates; found by a run where needed.
+    :param backend: ``"inductor"`` compiles to C++ or Triton; ``"eager"`` runs the emitted graph as it is,
+        bit-equal to Pyro; ``"torchscript"`` makes TorchScript of it.
+    :param rng: ``"torch"`` lets Inductor draw the same random numbers as eager torch under one seed; ``"fast"``
+        may draw others of the same law.
+    :param cache_size: how many specializations are kept.
+    :param validate: whether the compiled program checks, at every call, the parameters of distributions and the values
+        that they score, as Pyro's validation does; a call that fails raises Pyro's own error and changes nothing.
+        ``None`` follows Pyro's switch (``pyro.enable_validation``), ``True`` and ``False`` do not.
+    :param dynamic: what becomes of a branch on a sample: ``"error"`` raises; ``"speculate"`` assumes that it goes as in
+        the call that is captured, checks that at each call, and lets eager Pyro make a call where it does not, with the
+        same random numbers. It implies ``rng="torch"``.
+    :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
+    :raises sgc.errors.BackendError: if the backend is unknown.
+    """
+    if dynamic not in ("error", "speculate"):
+        raise ArgumentError(f"dynamic must be 'error' or 'speculate', not {dynamic!r}")
+    speculate = dynamic == "speculate"
+    options = Options(
+        num_particles,
+        vectorize_particles,
+        max_plate_nesting,
+        backend,
+        "torch" if speculate else rng,
+        cache_size,
+        validate,
+        speculate,
+    )
+    return LossModule(model, guide, options)
+
+
+def capture(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> StochasticGraph:
+    """The stochastic computation graph of a model and guide called with these arguments; nothing is compiled.
+
+    :raises sgc.errors.SgcError: if the program cannot be captured.
+    """
+    return compile(model, guide, backend="eager").initialize(*args, **kwargs).graph

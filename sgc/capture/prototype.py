@@ -1,0 +1,350 @@
+"""The one eager run of Pyro that precedes a capture.
+
+It creates the parameters, runs Pyro's own validation with its own errors and warnings, finds the plate nesting
+and the modules that take part. Whatever else it changes (random state, tensors, baseline averages) is put back,
+also when it fails.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceGraph_ELBO
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from sgc.capture.error_notes import located
+from sgc.capture.python.refusals import Refusing, refusals
+from sgc.capture.source import current_line
+from sgc.capture.state.external_reads import ExternalReads
+from sgc.capture.state.owners import ModuleWatch, is_scripted
+from sgc.capture.state.param_store import PYROS, Store
+from sgc.capture.state.random_state import random_state, restore_random_state, same_random_state
+from sgc.capture.state.transcript import Transcript
+from sgc.capture.state.writes import Written, undone_writes
+from sgc.capture.threads import here, ignored
+from sgc.config import Options
+from sgc.errors import CaptureError
+
+BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the eager run found out.
+
+    ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
+    sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``params`` are the names that
+    the program asked Pyro's param store for, in its order; ``written`` is the memory that it writes into; ``filled``
+    are buffers that held None before it ran, by the identities of their modules and their names; ``store`` is where its
+    parameters are.
+    """
+
+    max_plate_nesting: float
+    modules: tuple[nn.Module, ...]
+    failure: Exception | None
+    params: tuple[str, ...]
+    written: Written
+    filled: dict[tuple[int, str], nn.Module]
+    store: Store
+    transcript: Transcript
+    reads: ExternalReads
+
+    def empty_again(self) -> None:
+        """What it has filled holds None again; for a call that fails later."""
+        _empty(self.filled)
+
+
+def pyro_elbo(
+    options: Options, max_plate_nesting: float | None = None, make: Callable[..., TraceGraph_ELBO] = TraceGraph_ELBO
+) -> TraceGraph_ELBO:
+    """Pyro's own loss for the same options."""
+    elbo = make(
+        num_particles=options.num_particles,
+        vectorize_particles=options.vectorize_particles,
+        max_plate_nesting=options.max_plate_nesting,
+    )
+    if max_plate_nesting is not None:
+        elbo.max_plate_nesting = max_plate_nesting
+    return elbo
+
+
+def rehearse(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    store: Store = PYROS,
+) -> Rehearsal:
+    """Run Pyro once as eager TraceGraph_ELBO would.
+
+    The random state is left as it was, unless parameters were created from random numbers: then it is left
+    as that creation left it, lest the first samples repeat the numbers of the initial parameters.
+
+    :param store: where its parameters are; it is lent to Pyro by now.
+    """
+    callables = [part for part in (model, guide) if isinstance(part, nn.Module)]
+    start = random_state()
+    before = set(_parameter_ids(callables))
+    elbo = _elbo_of_a_run(options)
+    reads = ExternalReads()
+    try:
+        # Outermost, so that it comes last: what it puts back was there before the program wrote anything.
+        with (
+            undone_writes() as written,
+            ModuleWatch() as watch,
+            preserved_state() as empty,
+            poutine.trace(param_only=True) as asked,
+            validated(options),
+            refusals(),
+            Refusing(),
+            Transcript() as transcript,
+            reads.noted(profiled=True),
+        ):
+            failure = _run(elbo, model, guide, args, kwargs, transcript)
+    except BaseException:
+        restore_random_state(start)
+        raise
+    roots = watch.roots(callables)
+    _check_not_scripted([*callables, *roots])
+    end = random_state()
+    created = set(_parameter_ids([*callables, *roots])) - before
+    restore_random_state(start)
+    if created and not same_random_state(start, end):
+        # Does the creation itself draw random numbers? A second run, now without creation, tells.
+        transcript = _run_again(elbo, model, guide, args, kwargs, options, roots, reads)
+        drew = not same_random_state(random_state(), end)
+        restore_random_state(end if drew else start)
+    params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
+    return Rehearsal(
+        elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty, store, transcript, reads
+    )
+
+
+def refuse_changing(
+    captured: Transcript,
+    rehearsal: Rehearsal,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    *,
+    keeps_state: bool,
+) -> bool:
+    """Refuse a program whose runs differ, for a compiled one would keep what it was in one of them.
+
+    What the first run of all has made and keeps, later ones find: where it differs from the captured one, this is
+    compared with a later one. Tensors that the capture has left in the program's objects were taken away again, so that
+    two later ones are compared as well where the program ``keeps_state``.
+
+    :returns: whether the program has run again.
+    :raises CaptureError: with the line and the two values.
+    """
+    if captured.difference(rehearsal.transcript) is None:
+        return False
+    elbo = _elbo_of_a_run(options, rehearsal.max_plate_nesting)
+    start = random_state()
+
+    def again() -> Transcript:
+        restore_random_state(start)
+        return _run_again(elbo, model, guide, args, kwargs, options, rehearsal.modules, rehearsal.reads)
+
+    try:
+        later = again()
+        difference = captured.difference(later)
+        if difference is None and keeps_state:
+            difference = again().difference(later)
+    finally:
+        restore_random_state(start)
+    if difference is not None:
+        raise difference
+    return True
+
+
+def _elbo_of_a_run(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
+    """Pyro's loss of one run of the program: all particles if they are vectorised, else one."""
+    elbo = pyro_elbo(options, max_plate_nesting)
+    elbo.num_particles = options.num_particles if options.vectorize_particles else 1
+    return elbo
+
+
+def _run_again(
+    elbo: TraceGraph_ELBO,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    modules: Sequence[nn.Module],
+    earlier: ExternalReads,
+) -> Transcript:
+    with (
+        undone_writes(),
+        preserved_state(modules),
+        warnings.catch_warnings(),
+        validated(options),
+        refusals(),
+        Refusing(),
+        Transcript() as transcript,
+        ExternalReads(earlier).noted(profiled=False),
+    ):
+        warnings.simplefilter("ignore")
+        _run(elbo, model, guide, args, kwargs, transcript)
+    return transcript
+
+
+def _check_not_scripted(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        for inner in module.modules():
+            if is_scripted(inner):
+                name = getattr(inner, "original_name", type(inner).__name__)
+                raise CaptureError(
+                    f"the module {name} is TorchScript, which a capture cannot look into",
+                    remedy="use the module that it was made from",
+                )
+
+
+def run_validated(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+    max_plate_nesting: float,
+) -> None:
+    """Run Pyro once, with every particle, for the errors of its validation; tensors and averages are put back."""
+    with undone_writes(), preserved_state(), warnings.catch_warnings(), validated(options):
+        warnings.simplefilter("ignore")
+        failure = _run(pyro_elbo(options, max_plate_nesting), model, guide, args, kwargs)
+    if isinstance(failure, ValueError):
+        raise failure
+
+
+@contextmanager
+def validated(options: Options, *, at_least: bool = True) -> Iterator[None]:
+    """Pyro's validation of distributions on, where the options ask for it whatever Pyro's switch says.
+
+    :param at_least: leave it on where the options do without, and the switch does not.
+    """
+    switch = Distribution._validate_args
+    wanted = switch if options.validate is None else options.validate
+    Distribution.set_default_validate_args(wanted or (at_least and switch))
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(switch)
+
+
+def _run(
+    elbo: TraceGraph_ELBO,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    transcript: Transcript | None = None,
+) -> Exception | None:
+    with located() as statements:
+        for traces in list(elbo._get_traces(model, guide, args, kwargs)):
+            if transcript is not None:
+                transcript.note_sites(traces)
+            try:
+                elbo._loss_and_surrogate_loss_particle(*traces)
+            except Exception as error:
+                statements.locate(error)
+                return error
+    return None
+
+
+def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:
+    yield from map(id, pyro.get_param_store()._params.values())
+    for module in modules:
+        yield from map(id, module.parameters())
+
+
+@contextmanager
+def preserved_state(
+    modules: Sequence[nn.Module] = (), *, averages: dict[str, Tensor] | None = None, watch: bool = True
+) -> Iterator[dict[tuple[int, str], nn.Module]]:
+    """Put back module buffers and baseline averages after a run.
+
+    It gives the buffers that are None when their modules run. These are put back if the run fails, and otherwise keep
+    what it has filled them with.
+
+    :param modules: modules whose buffers are put back.
+    :param averages: the baseline averages that the run starts from; none by default.
+    :param watch: put back the buffers of every other module that runs, too.
+    """
+    saved: dict[tuple[int, str], tuple[nn.Module, str, Tensor, Tensor]] = {}
+    empty: dict[tuple[int, str], nn.Module] = {}
+
+    def save(module: nn.Module, _inputs: object = None) -> None:
+        for name, buffer in module._buffers.items():
+            key = id(module), name
+            if buffer is None and key not in saved:
+                empty[key] = module
+            elif buffer is not None and key not in saved and key not in empty:
+                if nn.parameter.is_lazy(buffer):
+                    raise _lazy(module)
+                saved[key] = (module, name, buffer, buffer.detach().clone())
+
+    for module in modules:
+        for inner in module.modules():
+            save(inner)
+    handle = nn.modules.module.register_module_forward_pre_hook(here(save, ignored)) if watch else None
+    kept = take_averages()
+    put_averages(averages or {})
+    try:
+        yield empty
+    except BaseException:
+        _empty(empty)
+        raise
+    finally:
+        if handle is not None:
+            handle.remove()
+        with torch.no_grad():
+            for module, name, buffer, value in saved.values():
+                buffer.copy_(value)
+                module._buffers[name] = buffer
+        take_averages()
+        put_averages(kept)
+
+
+def _empty(buffers: dict[tuple[int, str], nn.Module]) -> None:
+    for (_, name), module in buffers.items():
+        module._buffers[name] = None
+
+
+def _lazy(module: nn.Module) -> CaptureError:
+    # A first run makes the buffers and writes into them, so that what they were is not known.
+    return CaptureError(
+        f"a {type(module).__name__} has buffers that are made in its first run",
+        source=current_line(),
+        remedy="run the module once on data of the right shape, in eval mode, before it is compiled",
+    )
+
+
+def take_averages() -> dict[str, Tensor]:
+    """The averages of baselines, which Pyro's store does not hold any more."""
+    store = pyro.get_param_store()
+    taken = {name: t for name, t in store._params.items() if name.startswith(BASELINE_PREFIX)}
+    for name in taken:
+        del store[name]
+    return taken
+
+
+def put_averages(averages: dict[str, Tensor]) -> None:
+    """Let Pyro's store hold averages of baselines."""
+    store = pyro.get_param_store()
+    for name, tensor in averages.items():
+        store._params[name] = tensor
+        store._param_to_name[tensor] = name
+        store._constraints[name] = torch.distributions.constraints.real

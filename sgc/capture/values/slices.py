@@ -1,0 +1,57 @@
+"""The part of a program under construction that computes one of its values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sgc.capture import tracer
+from sgc.capture.values.autocast import close
+from sgc.graph.effects import AUTOCAST, ancestors, dependencies, is_random
+
+
+def slice_of(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.GraphModule, tuple[fx.Node, ...]]:
+    """The part of an unfinished graph that computes ``node``, with its sources as placeholders."""
+    root = tracer.current_tracer().root
+    part = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    origins = [n for n in graph.nodes if n in needed and (n.op == "placeholder" or _is_external(n))]
+    for origin in origins:
+        copies[origin] = part.placeholder(origin.name)
+    for other in graph.nodes:
+        wanted = other in needed and other not in copies and other.target is not torch._C._set_grad_enabled
+        if wanted or other.target in AUTOCAST:
+            copies[other] = part.node_copy(other, lambda argument: copies[argument])
+    close(part)
+    part.output(copies[node])
+    return fx.GraphModule(root, part), tuple(origins)
+
+
+def is_literal(tensor: Tensor) -> bool:
+    """Whether a traced tensor follows from literals of the program alone, so that no guard is needed to know it."""
+    if not tracer.is_capturing():
+        return False
+    needed = ancestors([tracer.node_of(tensor)], dependencies(tracer.current_tracer().graph))
+    return not any(node.op == "placeholder" or _is_external(node) or is_random(node) for node in needed)
+
+
+def _is_external(node: fx.Node) -> bool:
+    """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
+    return (
+        node.op == "get_attr"
+        and not all(
+            user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
+            for user in node.users
+        )
+    ) or (node.op == "get_attr" and not node.users)
+
+
+def dims_consumed(part: Any) -> int:
+    """How many dims of a tensor a part of an index takes."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    if isinstance(part, Tensor) and part.dtype is torch.bool:
+        return part.dim()
+    return 1

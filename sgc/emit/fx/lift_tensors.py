@@ -1,0 +1,42 @@
+"""Modules that are given all their tensors, as a program called from C++ is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor, fx
+
+from sgc.emit.fx.lazy_modules import graph_module
+from sgc.emit.fx.rewriting import IS_LITERAL, attribute, literal
+
+
+def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
+    """A module that takes as its last inputs the tensors that it would look up, and of its other inputs what it uses.
+
+    :return: the module; the positions of its inputs among all, those tensors behind the others; those tensors.
+    """
+    graph, copies = fx.Graph(), {}
+    takes: list[int] = []
+    found: list[Tensor] = []
+    placeholders = module.graph.find_nodes(op="placeholder")
+    for position, node in enumerate(placeholders):
+        if node.users:
+            takes.append(position)
+            copies[node] = graph.node_copy(node)
+        else:
+            copies[node] = node  # nobody asks
+    for node in module.graph.find_nodes(op="get_attr"):
+        if isinstance(attribute(node), Tensor):
+            takes.append(len(placeholders) + len(found))
+            found.append(attribute(node))
+            copies[node] = graph.placeholder(f"attribute_{len(found)}")
+            copies[node].meta.update(node.meta, **{IS_LITERAL: literal(node) is not None})
+    graph.output(graph.graph_copy(module.graph, copies))
+    return graph_module(module, graph), takes, found
+
+
+def shares_storage(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
+    """Whether one of the tensors that are written shares its storage with another one: torch passes such on as one."""
+    count = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel())
+    return any(count[tensors[i].untyped_storage().data_ptr()] > 1 for i in written)

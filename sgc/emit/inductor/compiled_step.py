@@ -1,0 +1,170 @@
+"""A whole training step, compiled by Inductor, that is taken once or many times in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from sgc.config import Rng
+from sgc.emit.fx.lift_tensors import lift_tensors, shares_storage
+from sgc.emit.fx.rewriting import results_of, value_of
+from sgc.emit.inductor.compile_graph import Runner, compile_graph
+from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, Taking, library_of, native_program
+from sgc.emit.inductor.cuda_graphs import ReplayedStep, replayed_on
+from sgc.emit.rewrites.optimize import Report, optimize
+from sgc.emit.rewrites.outline import Outlined
+from sgc.emit.rollback import written_inputs
+
+
+@dataclass
+class BuiltStep:
+    """A step as it was rewritten, and what it was compiled to.
+
+    On the CPU the compiled program is called from C++ (:mod:`sgc.emit.inductor.cpp_entry`), which spares each step the
+    way through Python, and the update of most parameters is taken out of it (:mod:`sgc.emit.rewrites.outline`). On a
+    GPU it is replayed as a CUDA graph (:mod:`sgc.emit.inductor.cuda_graphs`). Elsewhere, and where what is written
+    shares memory, each step is a call of its own.
+
+    :param outlined: ``module`` in two parts.
+    """
+
+    module: fx.GraphModule
+    report: Report
+    examples: list[Tensor]
+    rng: Rng
+    outlined: Outlined | None = None
+    gpu: torch.device | None = None
+    """The GPU on which it is replayed, if it is."""
+    detour: bool = False
+    """Whether each step goes through Python because the compiled program was not recognised."""
+    _run: Runner | None = None
+    _native: NativeProgram | None = None
+    _attributes: list[Tensor] = field(default_factory=list)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether it can be called."""
+        return self._run is not None
+
+    def compile(self) -> None:
+        """Compile it.
+
+        :raises sgc.errors.BackendError: if Inductor cannot work on this machine; it can be asked for again.
+        """
+        examples = self.examples
+        native = all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, self.written)
+        if self.outlined is not None and not (native and self._compile(self.outlined.rest, examples, native=True)):
+            self.module = optimize(self.module, examples, rng=self.rng).module
+            self.outlined = None
+        if self.outlined is None:
+            self._compile(self.module, examples, native=native)
+        self.detour = native and self._native is None
+        self.examples = []  # they hold the memory of what may be long gone
+
+    def _compile(self, module: fx.GraphModule, examples: list[Tensor], *, native: bool) -> bool:
+        """Compile a module; whether it will be called from C++. One whose update is outlined cannot be called else."""
+        lifted, takes, attributes = lift_tensors(module)
+        everything = [*examples, *attributes]
+        outlined = self.outlined
+        functions = library_of(outlined.functions) if outlined is not None else None
+        run = compile_graph(lifted, [everything[i] for i in takes], self.rng, in_one_piece=native)
+        program = None
+        if native:
+            dtypes = [value_of(node).dtype for node in results_of(self.module)]
+            results = len(results_of(module))
+            kernels = outlined.kernels if outlined is not None else ()
+            program = native_program(run, takes, dtypes, results, kernels, functions)
+        if program is not None or outlined is None:
+            # From here on it counts as compiled: nothing may fail behind.
+            self._native, self._attributes = program, attributes
+            self._run = lambda *inputs: run(*(inputs[i] for i in takes))
+        return program is not None
+
+    @cached_property
+    def written(self) -> list[int]:
+        """The positions of the inputs that it writes."""
+        return sorted(written_inputs(self.module))
+
+    def bind(self, inputs: Sequence[Tensor | None]) -> BoundStep:
+        """The compiled step for these inputs; None stands for one that each call brings."""
+        assert self._run is not None
+        everything = [*inputs, *self._attributes]
+        call: NativeCall | ReplayedStep | None = None
+        if self._native is not None:
+            call = self._native.bind(everything, self.written)
+        elif self.gpu is not None and all(everything[i] is not None for i in self.written):
+            call = ReplayedStep(self._run, everything, self.written, self.gpu)
+        return BoundStep(self._run, everything, call, value_of(results_of(self.module)[0]).dtype)
+
+
+class BoundStep:
+    """A compiled step with its inputs, but for those that each call brings.
+
+    The tensors that it is given are its first inputs. ``dtype`` is that of the loss.
+    """
+
+    def __init__(
+        self, run: Runner, inputs: list[Tensor | None], call: NativeCall | ReplayedStep | None, dtype: torch.dtype
+    ) -> None:
+        self.dtype = dtype
+        self._run = run
+        self._inputs = inputs
+        self._call = call
+        self.once: Callable[[list[Tensor]], Sequence[Any]] = self._once if call is None else call.once
+        """Take one step; what it returns, as numbers, the loss first."""
+
+    def __call__(self, tensors: list[Tensor], steps: int) -> list[Tensor]:
+        """Take at least one step and at most so many.
+
+        :return: what they return, losses first, each result a tensor of shape ``[taken]``.
+        """
+        if self._call is not None:
+            return self._call(tensors, steps)
+        return [result.reshape(1).clone() for result in self._run(*self.inputs(tensors))]  # not the piece it lies in
+
+    def until_halted(
+        self, tensors: list[Tensor], steps: int, note_state: Callable[[], Tensor]
+    ) -> tuple[list[Tensor], Tensor] | None:
+        """Steps up to one that halts (see ``NativeCall.until_halted``); None if each is a call."""
+        if not isinstance(self._call, NativeCall) or self.dtype not in (torch.float32, torch.float64):
+            return None
+        return self._call.until_halted(tensors, steps, note_state)
+
+    def taking(
+        self,
+        watched: Any,
+        make_call: type,
+        plain: frozenset[type],
+        note_state: Callable[[], Any] | None,
+        token: list[object],
+    ) -> Taking | None:
+        """All of a step in C++, from its arguments on; None where that cannot be (:meth:`NativeCall.taking`)."""
+        if not isinstance(self._call, NativeCall):
+            return None
+        return self._call.taking(watched, make_call, plain, note_state, token)
+
+    def _once(self, tensors: list[Tensor]) -> Sequence[Any]:
+        return [result.item() for result in self(tensors, 1)]
+
+    def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """All inputs, with those that a call brings."""
+        found = [*tensors, *self._inputs[len(tensors) :]]
+        assert all(tensor is not None for tensor in found)
+        return cast(list[Tensor], found)
+
+
+def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()) -> BuiltStep:
+    """Rewrite the module of a step (:func:`sgc.emit.train_step.emit_step`); it is compiled when that is asked for.
+
+    :param updated: the positions of the inputs that the optimizer writes.
+    """
+    examples = [tensor.detach() for tensor in tensors]
+    on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
+    optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
+    gpu, report = replayed_on(optimized.module, examples, optimized.report)
+    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu)

@@ -1,0 +1,4 @@
+"""Defects of Inductor, one a file.
+
+Here belongs what would be deleted if torch mended one defect.
+"""

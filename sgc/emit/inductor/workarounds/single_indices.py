@@ -1,0 +1,37 @@
+"""0-d indices, which torch takes for those of one element, and Inductor does not.
+
+``torch.take(x, i)`` is ``x.reshape(-1)[i]`` to Inductor, and indexing with a 0-d tensor calls ``.item()``.
+``x.index_add(0, i, y)`` is a write into ``x[i]``, which lacks a dim of ``y``. With a vector of one element nothing
+is read and no dim is missing. (Of the other operators ``tests/emit/inductor/test_single_indices.py`` says that they are
+right.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from sgc.emit.fx.rewriting import call, replace, value_of
+
+_aten = torch.ops.aten
+
+_OF_ONE_DIM = {
+    _aten.index_select.default,
+    _aten.index_add.default,
+    _aten.index_copy.default,
+    _aten.index_fill.int_Scalar,
+    _aten.index_fill.int_Tensor,
+}
+"""Operators whose third argument is a vector of indices; the result has that dim for a 0-d one too."""
+
+
+def index_by_vectors(module: fx.GraphModule) -> None:
+    """Let 0-d indices be vectors of one element, in place."""
+    for node in module.graph.nodes:
+        if node.target in _OF_ONE_DIM and value_of(node.args[2]).dim() == 0:
+            node.update_arg(2, call(node, _aten.view.default, node.args[2], [1]))
+        elif node.target is _aten.take.default and value_of(node.args[1]).dim() == 0:
+            source, index = node.args
+            one = call(node, _aten.take.default, source, call(node, _aten.view.default, index, [1]))
+            replace(node, call(node, _aten.view.default, one, []))
+    module.recompile()

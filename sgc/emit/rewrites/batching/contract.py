@@ -1,0 +1,114 @@
+"""Turns a sum of matrix products, or of column sums, into one, which sums as it goes.
+
+The gradient of a weight that is used at many times is the sum of a product for each: of the output's gradients and the
+inputs of that time. It is one product of all of these, the times below one another; likewise a bias' gradient is one
+sum of all the output's gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from sgc.emit.rewrites.batching.operations import LARGEST, RESHAPES, call, tensor_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class _Contraction:
+    """``left.t() @ right``, or the sums of the columns of ``left``; the first transposed if that is said."""
+
+    left: fx.Node
+    right: fx.Node | None = None
+    transposed: bool = False
+
+    def is_worthwhile(self) -> bool:
+        """Whether what is put below others is small, or smaller than the results that need not be added then."""
+        matrices = self._matrices()
+        sizes = [matrix.numel() for matrix in matrices]
+        result = math.prod(matrix.shape[-1] for matrix in matrices)
+        return max(sizes) <= LARGEST or (self.right is not None and sum(sizes) <= 2 * result)
+
+    def kind(self) -> tuple[object, ...]:
+        return (self.transposed, *((matrix.shape, matrix.dtype) for matrix in self._matrices()))
+
+    def _matrices(self) -> list[Tensor]:
+        nodes = [self.left] if self.right is None else [self.left, self.right]
+        return [held for node in nodes if (held := tensor_of(node)) is not None]
+
+
+def contract(graph: fx.Graph, terms: Iterable[fx.Node], fewest: int) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Contractions that are the sums of ``fewest`` terms and more each, and the terms that are in none."""
+    groups, others = _groups(terms, fewest)
+    return [_join(graph, group) for group in groups], others
+
+
+def contracts(terms: Iterable[fx.Node], fewest: int) -> bool:
+    """Whether there are ``fewest`` terms and more that are one contraction."""
+    return bool(_groups(terms, fewest)[0])
+
+
+def _groups(terms: Iterable[fx.Node], fewest: int) -> tuple[list[list[_Contraction]], list[fx.Node]]:
+    alike: dict[object, dict[fx.Node, _Contraction]] = defaultdict(dict)
+    others = []
+    for term in terms:
+        found = _contraction(term)
+        if found is None:
+            others.append(term)
+        else:
+            alike[found.kind()][term] = found
+    for kind, group in list(alike.items()):
+        if len(group) < fewest:
+            others += alike.pop(kind)
+    return [list(group.values()) for group in alike.values()], others
+
+
+def _contraction(term: fx.Node) -> _Contraction | None:
+    """What a term is, if nothing else uses it or what it is made from, and if it is worth a place among others."""
+    node, transposed, dims = term, False, _dims(term)
+    while len(node.users) == 1:
+        if node.target is aten.mm.default and dims == 2:
+            left, right = node.args
+            assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+            rows = left.args[0] if left.target is aten.t.default else None
+            found = _Contraction(rows, right, transposed) if isinstance(rows, fx.Node) else None
+            return found if found is not None and found.is_worthwhile() else None
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            return None
+        if node.target is aten.sum.dim_IntList:
+            found = _Contraction(source)
+            of_columns = dims == 1 and _dims(source) == 2 and node.args[1] == [0] and not node.kwargs
+            return found if of_columns and found.is_worthwhile() else None
+        if node.target is aten.t.default and dims == 2:
+            transposed = not transposed
+        elif node.target not in RESHAPES or dims != 1:
+            return None
+        node = source
+    return None
+
+
+def _dims(node: fx.Node) -> int | None:
+    held = tensor_of(node)
+    return None if held is None else held.dim()
+
+
+def _join(graph: fx.Graph, group: list[_Contraction]) -> fx.Node:
+    left = _below_each_other(graph, [contraction.left for contraction in group])
+    right = [contraction.right for contraction in group if contraction.right is not None]
+    if not right:
+        return call(graph, aten.sum.dim_IntList, left, [0])
+    joined = call(graph, aten.mm.default, call(graph, aten.t.default, left), _below_each_other(graph, right))
+    return call(graph, aten.t.default, joined) if group[0].transposed else joined
+
+
+def _below_each_other(graph: fx.Graph, matrices: list[fx.Node]) -> fx.Node:
+    stack = call(graph, aten.stack.default, matrices)
+    count, rows, columns = stack.meta["val"].shape
+    return call(graph, aten.view.default, stack, [count * rows, columns])

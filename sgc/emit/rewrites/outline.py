@@ -1,0 +1,190 @@
+"""Takes the update of parameters and of the optimizer's state out of a training step, as loops in C++ of its own.
+
+An optimizer does the same arithmetic for each parameter, element by element. Inductor generates and compiles it for
+each, which takes longer than the whole rest of a step; here parameters that are updated alike share one function, and
+the compiled rest has neither the state of the optimizer among its inputs, nor its operators.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from sgc.emit.fx.rewriting import call, copy_of, is_final_copy, lineage, results_of, value_of
+from sgc.emit.rewrites.cpp_kernels import Operand, function, is_elementwise, literal_number
+from sgc.graph.effects import drop_dead
+
+GRADIENT = "sgc_gradient"
+"""Marks in ``meta`` the gradient of a parameter: the update begins after it."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One call of a function: on how many elements, and of which operands.
+
+    An operand is the position of an input of the step, or ``-1 - i`` for the result ``i`` of the rest.
+    """
+
+    function: int
+    size: int
+    operands: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outlined:
+    """A step in two parts.
+
+    :param rest: takes what the step takes, and gives what the step gives and then what the kernels need.
+    :param functions: their bodies, C++ (:func:`sgc.emit.rewrites.cpp_kernels.function`).
+    :param kernels: to be run after the rest, in any order: none reads what another writes.
+    """
+
+    rest: fx.GraphModule
+    functions: tuple[str, ...]
+    kernels: tuple[Kernel, ...]
+
+
+@dataclass
+class _Part:
+    """Inputs whose new values depend on one another's old ones, what computes these, and what is there before."""
+
+    updates: dict[fx.Node, fx.Node]  # the new value of each input
+    nodes: list[fx.Node]
+    leaves: list[fx.Node]
+
+    def layout(self) -> Tensor | None:
+        """A tensor of the shape that all have which are not single numbers; None if they are no kernel's.
+
+        Those that are inputs lie in memory in the order of their elements.
+        """
+        if not self.nodes:
+            return None  # the rest can write what it computes
+        values = [value_of(node) for node in (*self.leaves, *self.updates, *self.nodes)]
+        whole = next((value for value in values if value.dim()), values[0])
+        if any(value.dim() and value.shape != whole.shape for value in values):
+            return None
+        inputs = [value_of(node) for node in (*self.leaves, *self.updates) if node.op == "placeholder"]
+        return whole if all(value.is_contiguous() for value in inputs) else None
+
+
+def outline(step: fx.GraphModule, positions: Collection[int]) -> Outlined | None:
+    """Split a functional step; None if there is nothing to take out.
+
+    :param positions: of the inputs that may be written by the kernels. Each has memory of its own.
+    """
+    module = copy_of(step)
+    nodes = list(module.graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    wanted = {placeholders[i] for i in positions}
+    copies = {_argument(node, 0): node for node in nodes if is_final_copy(node)}
+    targets = [target for target in copies if target in wanted]
+    while targets:
+        parts = _parts(nodes, {target: copies[target] for target in targets})
+        fit = [part for part in parts if part.layout() is not None]
+        if len(fit) == len(parts):
+            return _split(module, placeholders, copies, parts)
+        targets = [target for part in fit for target in part.updates]
+    return None
+
+
+def _parts(nodes: list[fx.Node], copies: dict[fx.Node, fx.Node]) -> list[_Part]:
+    """The parts that consist of these copies, by the input that each writes, and of all that nothing else uses."""
+    moved = set(copies.values())
+    for node in reversed(nodes):
+        if node.users and GRADIENT not in node.meta and is_elementwise(node) and moved.issuperset(node.users):
+            moved.add(node)
+    order = {node: position for position, node in enumerate(nodes)}
+    values = {target: _argument(copy, 1) for target, copy in copies.items()}
+    slices = {target: _slice(value, moved) for target, value in values.items()}
+    group = {target: target for target in copies}
+
+    def root(target: fx.Node) -> fx.Node:
+        while group[target] is not target:
+            target = group[target]
+        return target
+
+    for target, (_, leaves) in slices.items():
+        for leaf in leaves:
+            if leaf in copies:
+                group[root(target)] = root(leaf)
+    members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+    for target in copies:
+        members[root(target)].append(target)
+    parts = []
+    for together in members.values():
+        inside = {node for target in together for node in slices[target][0]}
+        leaves = {leaf for target in together for leaf in slices[target][1]}
+        updates = {target: values[target] for target in together}
+        parts.append(_Part(updates, sorted(inside, key=order.__getitem__), sorted(leaves, key=order.__getitem__)))
+    return parts
+
+
+def _slice(value: fx.Node, moved: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """What moves of all that a value depends on, and what it depends on directly and stays."""
+    inside: set[fx.Node] = set()
+    leaves: set[fx.Node] = set()
+    ahead = [value]
+    while ahead:
+        node = ahead.pop()
+        if node in moved and node not in inside:
+            inside.add(node)
+            ahead += node.all_input_nodes
+        elif node not in moved and literal_number(node) is None:
+            leaves.add(node)
+    return inside, leaves
+
+
+def _split(
+    module: fx.GraphModule, placeholders: list[fx.Node], copies: dict[fx.Node, fx.Node], parts: list[_Part]
+) -> Outlined:
+    graph, results = module.graph, results_of(module)
+    out = {target for part in parts for target in part.updates}
+    position = {node: i for i, node in enumerate(placeholders) if node in out or node not in copies}
+    functions: dict[str, int] = {}
+    kernels = []
+    for part in parts:
+        whole = part.layout()
+        assert whole is not None
+        operands, places = [], []
+        for node in dict.fromkeys([*part.leaves, *part.updates]):
+            operands.append(Operand(node, value_of(node).dim() > 0, part.updates.get(node)))
+            if node not in position and node not in results:
+                results.append(node)
+            places.append(position[node] if node in position else -1 - results.index(node))
+        inside = {node for node in part.nodes if value_of(node).dim()}
+        number = functions.setdefault(function(part.nodes, operands, inside), len(functions))
+        kernels.append(Kernel(number, whole.numel() if whole.dim() else 0, tuple(places)))
+    for target in out:
+        graph.erase_node(copies[target])
+    graph.output_node().args = (results,)
+    drop_dead(graph)
+    graph.lint()
+    module.recompile()
+    return Outlined(module, tuple(functions), tuple(kernels))
+
+
+def settle(outlined: Outlined, own: int) -> Outlined:
+    """Let what the kernels read have memory of its own, in the order of its elements, whatever passes have made of it.
+
+    :param own: how many results of the rest are for others.
+    """
+    rest = copy_of(outlined.rest)
+    output, results = rest.graph.output_node(), results_of(rest)
+    end = next((node for node in rest.graph.nodes if is_final_copy(node)), output)
+    for position, node in enumerate(results[own:], own):
+        is_held = any(origin.op in ("placeholder", "get_attr") for origin in lineage(node))
+        if is_held or not value_of(node).is_contiguous():
+            results[position] = call(end, torch.ops.aten.clone.default, node, memory_format=torch.contiguous_format)
+    output.args = (results,)
+    rest.recompile()
+    return replace(outlined, rest=rest)
+
+
+def _argument(node: fx.Node, position: int) -> fx.Node:
+    argument = node.args[position]
+    assert isinstance(argument, fx.Node)
+    return argument

@@ -1,0 +1,54 @@
+"""Takes back, within a traced call, what it has written into its inputs: where it was not valid, say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from sgc.emit.differentiate import trace
+from sgc.emit.fx.rewriting import writes
+from sgc.graph.effects import storages
+
+
+class Writes:
+    """What is written into some inputs from now on.
+
+    :param hidden: the positions of those that are written into whatever their version says.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], hidden: set[int]) -> None:
+        self._inputs = inputs
+        self._hidden = hidden
+        self._versions = [tensor._version for tensor in inputs]
+        self._before = [tensor.clone() for tensor in inputs]
+
+    def undo_where(self, condition: Tensor) -> None:
+        """Put back what was there before, if a 0-d condition holds."""
+        for i, (tensor, old) in enumerate(zip(self._inputs, self._before, strict=True)):
+            if tensor._version != self._versions[i] or i in self._hidden:
+                tensor.copy_(torch.where(condition, old, tensor))
+
+
+def undone_if_invalid(module: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
+    """A module whose last result says whether the call was valid, and that writes nothing if it was not."""
+    written = written_inputs(module)
+    if not written:
+        return module
+
+    def step(*inputs: Tensor) -> list[Tensor]:
+        done = Writes(inputs, written)
+        results: list[Tensor] = module(*inputs)
+        with torch.no_grad():
+            done.undo_where(~results[-1])
+        return results
+
+    return trace(step, tensors)
+
+
+def written_inputs(module: fx.GraphModule) -> set[int]:
+    """The positions of the inputs that a module writes into; batch norm's statistics show no new version."""
+    touched = {storage for node in module.graph.nodes for argument in writes(node) for storage in storages(argument)}
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return {position for position, node in enumerate(placeholders) if storages(node) & touched}

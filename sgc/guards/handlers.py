@@ -1,0 +1,53 @@
+"""Pyro's effect handlers that stand around a call of a loss module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.poutine import runtime
+from pyro.poutine.trace_messenger import TraceMessenger
+
+from sgc.guards.base import Call, Guard
+from sgc.guards.identity import same
+from sgc.native import conditions
+from sgc.native.conditions import Condition
+
+
+def acting() -> list[Any]:
+    """The handlers that act on the program, outermost first; traces only observe."""
+    return [handler for handler in runtime._PYRO_STACK if not isinstance(handler, TraceMessenger)]
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Hide from outer traces what happens while a program is rehearsed and captured; other handlers act on it."""
+    stack = runtime._PYRO_STACK
+    kept = list(stack)
+    stack[:] = acting()
+    try:
+        yield
+    finally:
+        stack[:] = kept
+
+
+class HandlerGuard(Guard):
+    """The handlers around the call, by identity: a program captured under ``poutine.scale`` is scaled."""
+
+    def __init__(self) -> None:
+        self._handlers = acting()
+
+    def conditions(self) -> list[Condition]:
+        return [
+            conditions.NEVER
+            if self._handlers
+            else conditions.holds(conditions.attribute(runtime, "_PYRO_STACK"), list, ())
+        ]
+
+    def miss(self, call: Call) -> str | None:
+        return None if same(acting(), self._handlers) else "the effect handlers around the call changed"
+
+    def describe(self) -> Iterator[str]:
+        for handler in self._handlers:
+            yield f"inside {type(handler).__name__}"

@@ -1,0 +1,105 @@
+"""Modes of torch and of modules that a program may ask for in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.distributions import Distribution
+
+from sgc.guards.base import Call, Guard
+from sgc.native import conditions
+from sgc.native.conditions import Condition
+
+
+class ModeGuard(Guard):
+    """Modes of each module and of torch: training, the default dtype and device, autocast, validation if it counts."""
+
+    def __init__(self, modules: Sequence[nn.Module], *, follows_validation: bool) -> None:
+        self._validation = Distribution._validate_args
+        self._follows_validation = follows_validation
+        self._modules = [inner for module in modules for inner in module.modules()]
+        self._training = [module.training for module in self._modules]
+        self._dtype = torch.get_default_dtype()
+        self._device = _default_device()
+        self._autocast = _autocast()
+
+    def conditions(self) -> list[Condition]:
+        found = [
+            conditions.is_same(conditions.entry(vars(module), "training"), training)
+            for module, training in zip(self._modules, self._training, strict=True)
+        ]
+        found.append(conditions.is_same(conditions.result(torch.get_default_dtype), self._dtype))
+        found += _same_default_device() if _default_device() == self._device else [conditions.NEVER]
+        if self._follows_validation:
+            found.append(conditions.is_same(conditions.attribute(Distribution, "_validate_args"), self._validation))
+        if not self._autocast:
+            # One look for all devices takes half as long as one for each, and only the private function takes it.
+            return [*found, conditions.is_same(conditions.result(torch._C._is_any_autocast_enabled), False)]
+        for device in _AUTOCAST:
+            found.append(
+                conditions.is_same(conditions.result(torch.is_autocast_enabled, device), device in self._autocast)
+            )
+        for device, dtype in self._autocast.items():
+            found.append(conditions.is_same(conditions.result(torch.get_autocast_dtype, device), dtype))
+        return found
+
+    def miss(self, call: Call) -> str | None:
+        for module, training in zip(self._modules, self._training, strict=True):
+            if module.training is not training:
+                return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
+        if torch.get_default_dtype() is not self._dtype:
+            return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
+        if _default_device() != self._device:
+            return f"the default device was {self._device}, is {_default_device()}"
+        if Distribution._validate_args is not self._validation and self._follows_validation:
+            return f"Pyro's validation was {_switched(self._validation)}, is {_switched(not self._validation)}"
+        if _autocast() != self._autocast:
+            return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
+        return None
+
+    def describe(self) -> Iterator[str]:
+        yield f"default dtype {self._dtype}"
+        if self._follows_validation:
+            yield f"Pyro's validation {_switched(self._validation)}"
+        for module, training in zip(self._modules, self._training, strict=True):
+            yield f"{type(module).__name__} in {_mode(training)} mode"
+
+
+def _default_device() -> torch.device:
+    """The default device. To ask for it takes 6 us; torch sets it by a mode, so that mostly there is none."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else torch.device("cpu")
+
+
+def _same_default_device() -> list[Condition]:
+    """What is enough for the default device to be that of now: the same modes, and the same current device."""
+    modes = [torch._C._get_function_stack_at(position) for position in range(torch._C._len_torch_function_stack())]
+    found = [conditions.equals(conditions.result(torch._C._len_torch_function_stack), len(modes))]
+    for position, mode in enumerate(modes):
+        found.append(conditions.is_same(conditions.result(torch._C._get_function_stack_at, position), mode))
+    if modes and torch.accelerator.is_available():
+        # A default device without an index is the current one.
+        index = torch.accelerator.current_device_index()
+        found.append(conditions.equals(conditions.result(torch.accelerator.current_device_index), index))
+    return found
+
+
+_AUTOCAST = ("cpu", "cuda")
+
+
+def _autocast() -> dict[str, torch.dtype]:
+    """The devices on which autocast is on, and its dtype there."""
+    return {device: torch.get_autocast_dtype(device) for device in _AUTOCAST if torch.is_autocast_enabled(device)}
+
+
+def _shown_autocast(state: dict[str, torch.dtype]) -> str:
+    return ", ".join(f"{dtype} on {device}" for device, dtype in state.items()) or "off"
+
+
+def _switched(on: bool) -> str:
+    return "on" if on else "off"
+
+
+def _mode(training: bool) -> str:
+    return "train" if training else "eval"

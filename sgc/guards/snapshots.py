@@ -1,0 +1,267 @@
+"""What is noted of a Python value at a capture, and whether a later value can stand in its place.
+
+A capture burns Python values in. It holds for a value made anew as long as the program does the same with it: for
+numbers of one type and value, containers of such, and for ``functools.partial`` objects, bound methods and functions
+whose parts are the same. What has an identity of its own (a tensor, a module, any other object) must be the very
+same object.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from sgc.native import conditions
+from sgc.native.conditions import Condition, Read
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+"""Immutable values that are compared by value."""
+
+LONGEST = 1024
+"""Longer containers are compared by identity: copying a dataset at each capture would not be cheap."""
+
+
+class Note:
+    """The parts of a value, as they were; what has no parts is noted as it is. See :func:`note`.
+
+    ``same`` holds parts that no write can change: a value that still holds these very objects is what it was. So do
+    arrays, with equal type, shape and bytes, which may be among the parts of another value: ``arrays`` says which.
+    """
+
+    __slots__ = ("arrays", "kind", "parts", "same")
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.parts: list[Any] = []
+        self.same: list[Any] | None = None
+        self.arrays: list[int] = []
+
+
+class _Identity:
+    """A part that must be the same object, though it could be taken apart."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: object) -> None:
+        self.of = of
+
+
+def note(value: Any) -> Any:
+    """What to compare later values with, by :func:`difference`; no later write to ``value`` reaches it."""
+    return _note(value, {})
+
+
+def _note(value: Any, notes: dict[int, tuple[Any, Note]]) -> Any:
+    # ``notes`` keeps each value alive, so that no identity is used twice.
+    if id(value) in notes:
+        return notes[id(value)][1]
+    parts = _parts(value)
+    if parts is None:
+        return value
+    made = Note(type(value))
+    notes[id(value)] = value, made  # before its parts, which may lead back to it
+    made.parts = [_note(part, notes) for part in parts]
+    if made.kind is np.ndarray:
+        made.same = parts
+    elif _is_walked(value) and all(is_immutable(part) or _is_array(part) for part in made.parts):
+        made.same = parts
+        made.arrays = [position for position, part in enumerate(made.parts) if _is_array(part)]
+    return made
+
+
+def _is_walked(value: Any) -> bool:
+    """Whether the order of what a container holds is that in memory, which an ``OrderedDict`` may keep otherwise."""
+    return type(value) in (list, tuple, dict) or (type(value) is OrderedDict and len(value) < 2)
+
+
+def is_immutable(noted: Any) -> bool:
+    """Whether what was noted cannot change while it is the same object (what tensors and objects hold aside)."""
+    if not isinstance(noted, Note):
+        return True
+    return noted.kind is tuple and noted.same is not None and not noted.arrays
+
+
+def _is_array(noted: Any) -> bool:
+    return isinstance(noted, Note) and noted.kind is np.ndarray
+
+
+def is_as_noted(noted: Any, value: Any) -> bool:
+    """Whether :func:`difference` finds none."""
+    return difference("", value, noted) is None
+
+
+def still_holds(read: Read, noted: Note) -> list[Condition]:
+    """A value is as it was noted; in the usual case, containers of the same objects, without a look into these.
+
+    To be asked for while it is.
+    """
+    value = conditions.value(read)
+    return list(_conditions(read, value, noted, set())) if is_as_noted(noted, value) else [_decided(read, noted)]
+
+
+def _decided(read: Read, noted: Note) -> Condition:
+    return conditions.like(read, noted, functools.partial(is_as_noted, noted))
+
+
+def _conditions(read: Read, value: Any, noted: Note, seen: set[int]) -> Iterator[Condition]:
+    if id(noted) in seen:
+        return
+    seen.add(id(noted))
+    decide = functools.partial(is_as_noted, noted)
+    if noted.same is not None and noted.kind is np.ndarray:
+        yield conditions.holds(read, noted.kind, None, [_array(-1, noted)], decide)
+    elif noted.same is not None:
+        arrays = [_array(position, noted.parts[position]) for position in noted.arrays]
+        yield conditions.holds(read, noted.kind, noted.same, arrays, decide)
+    elif noted.kind in (list, tuple, dict):
+        parts = _parts(value)
+        assert parts is not None
+        yield conditions.holds(read, noted.kind, parts, decide=decide)
+        for part, other in zip(parts, noted.parts, strict=True):
+            if not is_immutable(other):
+                yield from _conditions(conditions.fixed(part), part, other, seen)
+    else:
+        yield _decided(read, noted)
+
+
+def _array(position: int, noted: Note) -> conditions.Array:
+    assert noted.same is not None
+    dtype, shape, content = noted.same
+    return position, noted.kind, np.dtype(dtype), shape, content
+
+
+def difference(name: str, value: Any, noted: Any) -> str | None:
+    """In which part ``value`` is not what was noted, in words; None where a program cannot tell them apart."""
+    return _difference(name, value, noted, {})
+
+
+def _difference(name: str, value: Any, noted: Any, compared: dict[tuple[int, int], Any]) -> str | None:
+    if value is noted:
+        return None
+    if not isinstance(noted, Note):
+        return None if _same_leaf(value, noted) else f"{name} was {shown(noted)}, is {shown(value)}"
+    if type(value) is not noted.kind:
+        return f"{name} was a {noted.kind.__name__}, is {shown(value)}"
+    if (id(value), id(noted)) in compared:
+        return None  # found the same before, or a function that refers to itself
+    compared[id(value), id(noted)] = value
+    parts = _parts(value)
+    if parts is None or len(parts) != len(noted.parts):
+        return f"{name} has another length"
+    for position, (part, other) in enumerate(zip(parts, noted.parts, strict=True)):
+        found = _difference("", part, other, compared)
+        if found is not None:
+            return f"{name}{_label(value, position, found)}"
+    return None
+
+
+def _same_leaf(one: Any, other: Any) -> bool:
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    if kind is float:
+        return _same_float(one, other)
+    if kind is complex:
+        return _same_float(one.real, other.real) and _same_float(one.imag, other.imag)
+    if isinstance(one, np.generic):
+        return one.tobytes() == other.tobytes()
+    if kind is _Identity:
+        return one.of is other.of
+    return kind in _BY_VALUE and bool(one == other)
+
+
+_BY_VALUE = frozenset((*PLAIN, types.CodeType))
+
+
+def _same_float(one: float, other: float) -> bool:
+    """Equal, also in the sign of a zero; NaN is NaN."""
+    return (one == other and math.copysign(1.0, one) == math.copysign(1.0, other)) or (one != one and other != other)
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What a value is made of, in order; None for what is compared as it is."""
+    kind = type(value)
+    if kind in _BY_VALUE:
+        return None
+    if isinstance(value, (list, tuple)):
+        return list(value) if len(value) <= LONGEST else None
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()] if len(value) <= LONGEST else None
+    if isinstance(value, deque):
+        return [*value, value.maxlen] if len(value) <= LONGEST else None
+    if isinstance(value, (set, frozenset)):
+        small = len(value) <= LONGEST and all(type(part) in _BY_VALUE for part in value)
+        return sorted(f"{type(part).__name__} {part!r}" for part in value) if small else None
+    if kind is np.ndarray:
+        return [value.dtype.str, value.shape, value.tobytes()] if value.dtype.hasobject is False else None
+    if kind is array:
+        return [value.typecode, value.tobytes()]
+    if kind is bytearray:
+        return [bytes(value)]
+    if kind is functools.partial:
+        return [value.func, value.args, value.keywords, value.__dict__]
+    if kind is types.MethodType:
+        return [value.__func__, _Identity(value.__self__)]
+    if kind is types.BuiltinMethodType:
+        return [value.__name__, _Identity(value.__self__)]
+    if kind is types.FunctionType:
+        cells = value.__closure__ or ()
+        return [
+            value.__code__,
+            _Identity(value.__globals__),
+            value.__name__,
+            value.__defaults__,
+            value.__kwdefaults__,
+            value.__dict__,
+            *(contents(cell) for cell in cells),
+        ]
+    return None
+
+
+def _label(value: Any, position: int, found: str) -> str:
+    """A difference in the part at ``position``, as a difference of the whole."""
+    kind = type(value)
+    if isinstance(value, dict):
+        keys = list(value)
+        return f"[{keys[position - len(keys)]!r}]{found}" if position >= len(keys) else " has other keys"
+    if isinstance(value, (list, tuple, deque)):
+        return f"[{position}]{found}" if position < len(value) else f".maxlen{found}"
+    if kind is functools.partial:
+        return (".func", ".args", ".keywords", ".__dict__")[position] + found
+    if kind is types.FunctionType and position:
+        names = ("", "'s globals", ".__name__", ".__defaults__", ".__kwdefaults__", ".__dict__")
+        cell = position - len(names)
+        return f"{names[position]}{found}" if cell < 0 else f": {value.__code__.co_freevars[cell]}{found}"
+    return f" is another {'function' if kind in (types.FunctionType, types.MethodType) else kind.__name__}"
+
+
+class _Empty:
+    def __repr__(self) -> str:
+        return "not bound"
+
+
+MISSING = _Empty()
+"""Stands for what a name that is not bound holds."""
+
+
+def contents(cell: types.CellType) -> Any:
+    """What a closure's cell holds, :data:`MISSING` while its name is not bound."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def shown(value: Any) -> str:
+    """A value in a message: plain ones in full, others by name or type, lest a message print a dataset."""
+    if isinstance(value, (*PLAIN, np.generic)):
+        return repr(value)
+    return str(getattr(value, "__qualname__", None) or f"another {type(value).__name__}")

@@ -1,0 +1,115 @@
+"""What modules are made of: submodules, parameters and buffers, and the hooks that run with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from sgc.capture.state.owners import FixedOwner, ModuleOwner, Owner, StoreOwner, is_scripted
+from sgc.guards.base import Call, Guard
+from sgc.guards.hooks import GLOBAL_HOOKS, HOOKS
+from sgc.guards.metadata import meta
+from sgc.native import conditions
+from sgc.native.conditions import Condition, Read
+
+_TENSORS = ("_parameters", "_buffers")
+
+Will = Callable[[Any], bool]
+"""Whether what an entry holds now will do."""
+
+
+class StructureGuard(Guard):
+    """The submodules, hooks and names of tensors of each module, and which of these names mean one tensor.
+
+    A tensor under one name may be replaced: a :class:`TensorGuard` fetches it anew.
+
+    :param modules: all modules that the program can reach.
+    :param owners: of the inputs of the compiled program.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], owners: Iterable[Owner]) -> None:
+        inner = {id(inner): inner for module in modules for inner in module.modules() if not is_scripted(inner)}
+        kept = [(m, name, vars(m)[name]) for m in inner.values() for name in ("_modules", *HOOKS, *_TENSORS)]
+        names = Counter(id(t) for _, name, held in kept if name in _TENSORS for t in held.values())
+        owned = {id(owner.fetch()): owner for owner in owners}
+        self._parts = [_Part(conditions.fixed(held), held.copy(), name) for name, held in GLOBAL_HOOKS.items()]
+        for module, name, held in kept:
+            part = _Part(conditions.entry(vars(module), name), held.copy(), f"{type(module).__name__}.{name}")
+            if name in _TENSORS:
+                for key, tensor in held.items():
+                    if tensor is not None:
+                        part.allow(key, tensor, owned.get(id(tensor)), module, is_alone=names[id(tensor)] == 1)
+            self._parts.append(part)
+
+    def conditions(self) -> list[Condition]:
+        return [part.condition() for part in self._parts]
+
+    def miss(self, call: Call) -> str | None:
+        return next((f"{part.label} changed" for part in self._parts if not part.holds()), None)
+
+    def describe(self) -> Iterator[str]:
+        return iter(())
+
+
+@dataclass
+class _Part:
+    """A dictionary with parts of a module, as it was.
+
+    ``replaceable`` says for some names what may take the place of what was there, ``shared`` for others what must
+    be there, since the same tensor is looked up elsewhere.
+    """
+
+    read: Read
+    before: Mapping[Any, Any]
+    label: str
+    replaceable: dict[Any, Will] = field(default_factory=dict)
+    shared: dict[Any, Will] = field(default_factory=dict)
+
+    def allow(self, key: str, tensor: Tensor, owner: Owner | None, module: nn.Module, *, is_alone: bool) -> None:
+        """Note what may become of a tensor.
+
+        :param owner: where the compiled program looks it up, if it does.
+        :param is_alone: whether no other module or name has it.
+        """
+        if owner is None:
+            self.replaceable[key] = partial(_is_like, meta(tensor))
+        elif isinstance(owner, StoreOwner):
+            self.shared[key] = lambda found: found is tensor or found is owner.fetch()
+        elif isinstance(owner, ModuleOwner) and is_alone:
+            self.replaceable[key] = _is_tensor
+        elif not isinstance(owner, FixedOwner):
+            self.shared[key] = lambda found: found is owner.fetch()
+
+    def condition(self) -> Condition:
+        objects = (*self.before.keys(), *self.before.values())
+        return conditions.holds(self.read, type(self.before), objects, decide=self._holds_alone)
+
+    def holds(self) -> bool:
+        """Whether it holds what it did, or what will do."""
+        found = conditions.value(self.read)
+        return self._has_its_names(found) and all(
+            self.shared[key](found[key]) if key in self.shared else self._will(key, found[key]) for key in self.before
+        )
+
+    def _holds_alone(self, found: Any) -> bool:
+        """Whether it does with no look at other modules."""
+        return self._has_its_names(found) and all(self._will(key, found[key]) for key in self.before)
+
+    def _has_its_names(self, found: Any) -> bool:
+        return isinstance(found, dict) and [*found] == [*self.before]
+
+    def _will(self, key: Any, found: Any) -> bool:
+        return found is self.before[key] or (key in self.replaceable and self.replaceable[key](found))
+
+
+def _is_tensor(found: Any) -> bool:
+    return isinstance(found, Tensor)
+
+
+def _is_like(expected: Any, found: Any) -> bool:
+    return isinstance(found, Tensor) and meta(found) == expected

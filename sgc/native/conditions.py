@@ -1,0 +1,267 @@
+"""Conditions that are asked at every call: cheap ones, enough for what they stand for.
+
+They are data, tuples that begin with their kind, so that C++ can go through them (``conditions.cpp``) as well as the
+function here, with the same answers. A *read* says where a value is found, a condition what it must be, and a group of
+conditions goes with whom to ask where they are not all true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from functools import partial
+from operator import is_
+from types import CellType
+from typing import Any
+
+from sgc.native.library import is_available, library
+
+Read = tuple[Any, ...]
+Condition = tuple[Any, ...]
+Group = tuple[tuple[Condition, ...], Callable[[Any], Any] | None]
+"""Conditions, and a function of the call that says None where these, though not true, need not be; or None."""
+
+
+class _Read(IntEnum):
+    """Kinds of reads, numbered as in ``reads.cpp``."""
+
+    ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, SPEC, FIXED = range(9)
+
+
+class _Condition(IntEnum):
+    """Kinds of conditions, numbered as in ``conditions.cpp``."""
+
+    IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME = range(7)
+
+
+# -- reads
+
+
+def entry(holder: Mapping[Any, Any], key: Any) -> Read:
+    """An entry of a dictionary, or of another mapping, of which it must be there."""
+    return (_Read.ENTRY if isinstance(holder, dict) else _Read.ITEM), holder, key
+
+
+def entry_of(holder: Read, key: Any) -> Read:
+    """An entry of the dictionary that a read gives, which is read once for a row of entries that share this object."""
+    return _Read.ENTRY_OF, holder, key
+
+
+def item(holder: Any, key: Any) -> Read:
+    """An item of anything that has some."""
+    return _Read.ITEM, holder, key
+
+
+def contents(cell: CellType) -> Read:
+    """What a closure's cell holds."""
+    return _Read.CELL, cell, None
+
+
+def attribute(holder: Any, name: str) -> Read:
+    """An attribute."""
+    return _Read.ATTRIBUTE, holder, name
+
+
+def result(function: Callable[..., Any], *args: Any) -> Read:
+    """What a function returns."""
+    return _Read.RESULT, function, args
+
+
+def leaf(position: int) -> Read:
+    """A leaf of the call's arguments."""
+    return _Read.LEAF, None, position
+
+
+def spec() -> Read:
+    """The structure of the call's arguments."""
+    return _Read.SPEC, None, None
+
+
+def fixed(value: Any) -> Read:
+    """An object, whatever it holds by then."""
+    return _Read.FIXED, value, None
+
+
+# -- conditions
+
+
+def is_empty(read: Read, value: Any) -> Condition:
+    """It is None, or a container that holds nothing, as ``value`` was."""
+    return is_same(read, None) if value is None else holds(read, type(value), ())
+
+
+def is_same(read: Read, expected: Any) -> Condition:
+    """It is this object."""
+    return _Condition.IS, read, expected
+
+
+def absent(read: Read) -> Condition:
+    """A dictionary has no such entry."""
+    return _Condition.ABSENT, read, None
+
+
+def equals(read: Read, expected: Any) -> Condition:
+    """It is equal to this."""
+    return _Condition.EQUALS, read, expected
+
+
+def like(read: Read, expected: Any, decide: Callable[[Any], bool]) -> Condition:
+    """It is this object, or another one that will do."""
+    return _Condition.LIKE, read, (expected, decide)
+
+
+Array = tuple[int, type, Any, tuple[int, ...], bytes]
+"""A position, and what an array there is to have: its type, dtype, shape and bytes."""
+
+
+def holds(
+    read: Read,
+    kind: type,
+    objects: Sequence[Any] | None,
+    arrays: Sequence[Array] = (),
+    decide: Callable[[Any], bool] | None = None,
+) -> Condition:
+    """It is of this type and holds these very objects (a dictionary its keys, then its values), some of them arrays.
+
+    :param objects: None where it is an array itself.
+    :param decide: whether one that does not will do; otherwise none will.
+    """
+    return _Condition.HOLDS, read, (kind, None if objects is None else tuple(objects), tuple(arrays), decide)
+
+
+def alike(reads: Sequence[Read], check: Callable[..., bool], gives: Sequence[int] | None = None) -> Condition:
+    """They are tensors for which ``check(*tensors)`` is true.
+
+    :param gives: what becomes the call's ``tensors`` then: positions among these, or ``-1 - i`` for the leaf ``i``.
+    """
+    return _Condition.ALIKE, tuple(reads), check, None if gives is None else tuple(gives)
+
+
+def same_tensors(expected: Sequence[Any]) -> Condition:
+    """The call's ``tensors`` are these objects; None stands for any."""
+    return _Condition.SAME, tuple(expected)
+
+
+NEVER = is_same(fixed(None), True)
+"""Is not true."""
+
+
+# -- asking
+
+
+def watch(groups: Sequence[Group], *, native: bool) -> Callable[[Any], bool]:
+    """A function that says of a call whether all groups hold, asked one after another.
+
+    :param native: ask in C++ if there is a compiler, as there must be for Inductor on a CPU.
+    """
+    if native and is_available():
+        return asking(watched(groups))
+    return partial(all_hold, tuple(groups))
+
+
+def watched(groups: Sequence[Group]) -> Any:
+    """Groups as C++ goes through them."""
+    return library().watch(tuple(groups))
+
+
+def asking(watched: Any) -> Callable[[Any], bool]:
+    """A function that says of a call whether they all hold."""
+    return partial(library().holds, watched)
+
+
+def all_hold(groups: Sequence[Group], call: Any) -> bool:
+    """What ``holds`` of ``conditions.cpp`` does, in Python."""
+    for conditions, miss in groups:
+        try:
+            if all(_is_true(condition, call) for condition in conditions):
+                continue
+        except (AttributeError, LookupError, ValueError):
+            pass  # What is no tensor any more lacks attributes, an empty cell contents. It is for ``miss`` to say more.
+        if miss is None or miss(call) is not None:
+            return False
+    return True
+
+
+def value(read: Read) -> Any:
+    """What is read that is not of a call."""
+    return _value(read, None)
+
+
+_NOTHING: Any = object()
+"""Stands for what a dictionary lacks."""
+
+
+def _value(read: Read, call: Any) -> Any:
+    kind, of, key = read
+    match kind:
+        case _Read.ENTRY:
+            return of.get(key, _NOTHING)
+        case _Read.ENTRY_OF:
+            return _value(of, call).get(key, _NOTHING)
+        case _Read.ITEM:
+            return of[key]
+        case _Read.CELL:
+            return of.cell_contents
+        case _Read.ATTRIBUTE:
+            return getattr(of, key)
+        case _Read.RESULT:
+            return of(*key)
+        case _Read.LEAF:
+            return call.leaves[key]
+        case _Read.SPEC:
+            return call.spec
+        case _:
+            return of
+
+
+def _is_true(condition: Condition, call: Any) -> bool:
+    kind = condition[0]
+    if kind == _Condition.ALIKE:
+        return _are_alike(condition, call)
+    if kind == _Condition.SAME:
+        _, expected = condition
+        return len(call.tensors) == len(expected) and all(
+            wanted is None or tensor is wanted for tensor, wanted in zip(call.tensors, expected, strict=True)
+        )
+    _, read, expected = condition
+    value = _value(read, call)
+    match kind:
+        case _Condition.IS:
+            return value is expected
+        case _Condition.ABSENT:
+            return value is _NOTHING
+        case _Condition.EQUALS:
+            return bool(value == expected)
+        case _Condition.LIKE:
+            return value is expected[0] or bool(expected[1](value))
+        case _:
+            return _holds_the_same(value, expected) or (expected[3] is not None and bool(expected[3](value)))
+
+
+def _holds_the_same(value: Any, expected: Any) -> bool:
+    kind, objects, arrays, _ = expected
+    if type(value) is not kind:
+        return False
+    if objects is None:
+        return _is_same_array(value, arrays[0])
+    held = [*value, *value.values()] if isinstance(value, dict) else value
+    if len(held) != len(objects) or not all(map(is_, held, objects)):
+        return False
+    return all(_is_same_array(held[array[0]], array) for array in arrays)
+
+
+def _is_same_array(value: Any, expected: Array) -> bool:
+    kind: Any
+    _, kind, dtype, shape, content = expected
+    return type(value) is kind and value.dtype is dtype and value.shape == shape and value.tobytes() == content
+
+
+def _are_alike(condition: Condition, call: Any) -> bool:
+    _, reads, check, gives = condition
+    tensors = [_value(read, call) for read in reads]
+    # A nested tensor has no sizes; torch would end the process when asked for them.
+    if any(tensor.is_nested for tensor in tensors) or (tensors and not check(*tensors)):
+        return False
+    if gives is not None:
+        call.tensors = [tensors[i] if i >= 0 else call.leaves[-1 - i] for i in gives]
+    return True

@@ -1,0 +1,79 @@
+"""What computes loss and gradients in one call, and hands the gradients to autograd."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
+
+from sgc.emit.inductor.compile_graph import Runner
+from sgc.emit.rewrites.optimize import Report
+
+if TYPE_CHECKING:
+    from sgc.runtime.validity import Trial
+
+
+@dataclass
+class Compiled:
+    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten.
+
+    If the specialization validates, its last result says whether the call was valid; if not, it has written nothing.
+    ``calls`` counts those of the loss module, not what :meth:`LossModule.verify` runs.
+    ``separate`` says whether each gradient has memory of its own, once it has run. ``owned`` are those of
+    ``gradient_of`` that calls do not bring; ``trained`` are the identities of the tensors that they were in the latest
+    call, and ``references`` weak ones to these.
+    """
+
+    run: Runner
+    gradient_of: tuple[int, ...]
+    module: fx.GraphModule
+    report: Report
+    calls: int = 0
+    separate: bool | None = None
+    owned: tuple[int, ...] = ()
+    trained: list[int] = field(default_factory=list)
+    references: list[weakref.ref[Tensor]] = field(default_factory=list)
+
+
+class Loss(torch.autograd.Function):
+    """One compiled call gives loss and gradients; ``backward`` only scales what was computed."""
+
+    @staticmethod
+    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], trial: Trial | None, *wanted: Tensor) -> Tensor:
+        loss, *gradients = compiled.run(*tensors)
+        if trial is not None:
+            trial.valid = gradients.pop()
+        if compiled.separate is None:
+            compiled.separate = _have_memory_of_their_own(gradients, tensors)
+        ctx.separate = compiled.separate
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        if ctx.separate and gradient.is_cpu and not torch.is_grad_enabled() and gradient.item() == 1.0:
+            # Autograd makes them the parameters' own, or copies them if they are kept.
+            return None, None, None, *ctx.saved_tensors
+        return Loss.scaled(ctx, gradient)
+
+    @staticmethod
+    @once_differentiable
+    def scaled(ctx: Any, gradient: Tensor) -> Any:
+        """What was computed times the gradient of the loss; an error where that is to be differentiated."""
+        kept = list(ctx.saved_tensors)
+        if all(tensor.device == gradient.device for tensor in kept):
+            return None, None, None, *torch._foreach_mul(kept, gradient)
+        scaled = (tensor * gradient.to(tensor.device) for tensor in kept)  # parameters on several devices
+        return None, None, None, *scaled
+
+
+def _have_memory_of_their_own(results: list[Tensor], inputs: list[Tensor]) -> bool:
+    """Whether none shares its storage with another or with an input, so that its owner may write into it."""
+    storages = [tensor.untyped_storage().data_ptr() for tensor in results if tensor.numel()]
+    return len({*storages}) == len(storages) and {*storages}.isdisjoint(
+        tensor.untyped_storage().data_ptr() for tensor in inputs
+    )

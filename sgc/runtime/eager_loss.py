@@ -1,0 +1,74 @@
+"""Eager Pyro's loss, with the gradient of its surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import TraceGraph_ELBO
+from torch import Tensor
+
+from sgc.capture.error_notes import located
+from sgc.capture.prototype import BASELINE_PREFIX, put_averages, take_averages
+
+
+def eager_loss(
+    elbo: TraceGraph_ELBO,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Minus the ELBO, a 0-d tensor, as Pyro computes it now; its gradient is that of Pyro's surrogate.
+
+    Without gradients the averages of baselines stay as they are, as in Pyro's ``loss``.
+    """
+    with_gradient = torch.is_grad_enabled()
+    with located(), poutine.block(hide_fn=_is_average), nullcontext() if with_gradient else lent(present_averages()):
+        value, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
+    loss = -torch.as_tensor(value).detach()
+    if isinstance(surrogate, Tensor) and surrogate.requires_grad:
+        result: Tensor = _Value.apply(surrogate, loss)
+        return result
+    return loss
+
+
+def present_averages() -> dict[str, Tensor]:
+    """The averages of baselines that Pyro's store holds."""
+    return {name: t for name, t in pyro.get_param_store()._params.items() if name.startswith(BASELINE_PREFIX)}
+
+
+@contextmanager
+def lent(averages: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Let Pyro's store hold copies of these averages of baselines and no others.
+
+    It gives a dictionary that holds afterwards what has become of them.
+    """
+    after: dict[str, Tensor] = {}
+    kept = take_averages()
+    put_averages({name: average.detach().clone() for name, average in averages.items()})
+    try:
+        yield after
+    finally:
+        after.update(take_averages())
+        put_averages(kept)
+
+
+def _is_average(message: Any) -> bool:
+    return message["type"] == "param" and message["name"].startswith(BASELINE_PREFIX)
+
+
+class _Value(torch.autograd.Function):
+    """The gradient of one scalar, the value of another (a difference of the two would be NaN where one is infinite)."""
+
+    @staticmethod
+    def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient, None

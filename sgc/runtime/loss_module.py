@@ -1,0 +1,345 @@
+"""The loss module: chooses the specialization for a call, runs it, and hands its gradients to autograd."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyro.util
+import torch
+from torch import Tensor, fx
+
+from sgc.capture.prototype import Rehearsal, rehearse
+from sgc.capture.python.garbage import rarely_collected
+from sgc.capture.source import warn
+from sgc.capture.state.param_store import Store
+from sgc.config import Backend, Options
+from sgc.errors import BaselineWarning, RespecializationWarning, SgcError
+from sgc.graph.graph import StochasticGraph
+from sgc.guards.base import Call
+from sgc.guards.handlers import unobserved
+from sgc.native import conditions
+from sgc.native.conditions import Condition
+from sgc.passes.baselines import idle_baselines
+from sgc.runtime.async_number import LateNumber
+from sgc.runtime.autograd import Compiled, Loss
+from sgc.runtime.compiler import specialize
+from sgc.runtime.dynamo import untraced
+from sgc.runtime.restore_on_error import undone_on_error
+from sgc.runtime.specialization import Specialization
+from sgc.runtime.speculation.speculate import speculate
+from sgc.runtime.turns import TURN, capturing, nothing_captured
+from sgc.runtime.validity import RandomState, Trial, judge, late_error
+from sgc.runtime.view.module_view import Showing
+
+if TYPE_CHECKING:
+    from sgc.runtime.parity.compare import Verification
+
+_WARN_AFTER = 4
+
+
+class LossModule(Showing):
+    """A compiled ``TraceGraph_ELBO`` of one model and guide; made by :func:`sgc.compile`.
+
+    ``loss_module(*args, **kwargs)`` takes the model's arguments and returns minus the ELBO, a scalar whose
+    gradient is the surrogate's. The first call captures and compiles; a later call that breaks a guard does so
+    again, and up to ``cache_size`` specializations are kept.
+
+    ``options`` are those that it was made with. Its submodules hold what ``parameters()`` and ``state_dict()`` show, in
+    the very tensors of their owners: ``model`` and ``guide`` where these are modules, ``networks`` that they close over
+    or register, ``param_store`` of Pyro's parameters, ``closed_over`` leaf tensors, and the ``baselines``' averages.
+    """
+
+    _OF_CAPTURES = frozenset(("_specializations", "_misses", "_unchecked", "_unjudged"))
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
+        super().__init__(model, guide)
+        self.options = options
+        self._eager_only = False
+
+    def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
+        super()._begin(program, store)
+        self._specializations: list[Specialization] = []
+        self._misses: list[str] = []
+        self._unchecked: LateNumber | float | None = None
+        self._unjudged: tuple[Trial, LateNumber | float] | None = None
+
+    # -- what a user sees
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the ELBO, a 0-d tensor; its ``backward()`` gives the surrogate's gradient.
+
+        :raises sgc.errors.SgcError: if the program cannot be compiled; nothing has changed then.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            return _call(self, args, kwargs)
+        return self._called(args, kwargs)
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        loss = self._evaluate(Call(args, kwargs))
+        if self._replaced:
+            self._tell_of_replaced()
+        return loss
+
+    def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
+        """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
+        with TURN:
+            found, tensors = self._select(call)
+            with_gradient = torch.is_grad_enabled()
+            tensors = tensors if with_gradient else call.tensors
+            backend = backend or found.backend(with_gradient=with_gradient)
+            compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
+            trial = Trial.of(call, found, backend)
+            wanted = [tensors[i] for i in compiled.gradient_of]
+            owned = wanted if compiled.owned is compiled.gradient_of else [tensors[i] for i in compiled.owned]
+            if compiled.trained != list(map(id, owned)):
+                self._note_trained(found, compiled, owned)
+            run = partial(Loss.apply, compiled, tensors, trial, *wanted)
+            if trial is not None and found.tally is not None:
+                compiled.calls += 1
+                return speculate(self, trial, run)
+            try:
+                loss: Tensor = run()
+            except RuntimeError:
+                self._explain(trial)
+                raise
+            compiled.calls += 1
+            if trial is not None:
+                self._heed(trial)
+            self._warn_if_nan(loss)
+            return loss
+
+    def _select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+        """The specialization for a call, captured if need be, and the tensors that its emitted module takes."""
+        found = self._lookup(call)
+        return found, call.tensors + found.averages() if found.emitted.averages else call.tensors
+
+    def _conditions(self, found: Specialization) -> list[Condition]:
+        """Where these and the guards are true, :meth:`_select` would choose ``found`` again, with the same averages."""
+        latest = conditions.item(self._specializations, -1)
+        compiles = conditions.is_same(conditions.entry(vars(self), "_eager_only"), False)
+        return [nothing_captured(), compiles, conditions.is_same(latest, found), *found.baselines.conditions()]
+
+    def _goes_on_after(self, error: SgcError) -> bool:
+        """Whether calls will be answered in another way after an error."""
+        return False
+
+    @untraced
+    def initialize(self, *args: Any, **kwargs: Any) -> LossModule:
+        """Capture for these arguments without taking a step, so that ``parameters()`` is complete."""
+        with TURN:
+            self._lookup(Call(args, kwargs))
+        return self
+
+    @untraced
+    def verify(self, *args: Any, **kwargs: Any) -> Verification:
+        """Compare with eager Pyro under the same seed, site by site and parameter by parameter.
+
+        What differs because of a known fault of Pyro's is told apart, with the reason; the result is true if nothing
+        else differs. Nothing changes: not the parameters, their gradients, the buffers, or the random state.
+        """
+        from sgc.runtime.parity.compare import verify
+
+        model, guide = self._program
+        call = Call(args, kwargs)
+        with capturing(), self._store.lent():
+            found = self._lookup(call)
+            return verify(model, guide, call, found, call.tensors, self._modules_of())
+
+    @property
+    def graph(self) -> StochasticGraph:
+        """The stochastic computation graph of the latest specialization."""
+        return self._latest().graph
+
+    @property
+    def module(self) -> fx.GraphModule:
+        """The emitted fx module of the latest specialization: inputs to ``(loss, surrogate_loss)``.
+
+        Where calls are checked, a third result says whether this one was valid.
+        """
+        return self._latest().emitted.module
+
+    @property
+    def code(self) -> str:
+        """The Python of :attr:`module`."""
+        return str(self.module.code)
+
+    @property
+    def specializations(self) -> tuple[Specialization, ...]:
+        """What is in the cache, the latest last."""
+        return tuple(self._specializations)
+
+    def guards(self) -> str:
+        """What the latest specialization relies on, in words."""
+        return "\n".join(self._latest().describe())
+
+    def _refresh(self) -> None:
+        """Show the tensors that Pyro's store holds now; it may have been cleared and filled again by others.
+
+        :raises sgc.errors.SgcError: if the store lacks them.
+        """
+        for candidate in self._specializations:
+            if candidate.tensors.gone():
+                raise SgcError(
+                    "the parameters are gone from Pyro's store", remedy="call initialize(*args), which makes them anew"
+                )
+            self._show_tensors(candidate)
+
+    def profile(self) -> str:
+        """How the modules of the latest specialization were rewritten before their backend: nodes by pass.
+
+        :raises sgc.errors.SgcError: if nothing has been compiled yet.
+        """
+        tables = [f"{title}\n{report}" for title, report in self._latest().reports()]
+        if not tables:
+            raise SgcError("nothing has been compiled yet", remedy="call loss_module(*args) first")
+        return "\n\n".join(tables)
+
+    # -- choosing a specialization
+
+    def _latest(self) -> Specialization:
+        if not self._specializations:
+            raise SgcError(
+                "nothing has been captured yet",
+                remedy="call loss_module.initialize(*args) or loss_module(*args) first",
+            )
+        return self._specializations[-1]
+
+    def _lookup(self, call: Call) -> Specialization:
+        """The specialization for a call, made if need be; ``call.tensors`` holds its inputs then."""
+        found = self._match(call)
+        if found is not None:
+            return found
+        reason = self._specializations[-1].miss(call) if self._specializations else None
+        recreated = any(candidate.tensors.gone() for candidate in self._specializations)
+        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+            rehearsal = self._rehearse(call)
+            if recreated:
+                # clear_param_store() was called: the rehearsal has created the parameters anew.
+                for candidate in self._specializations:
+                    self._show_tensors(candidate)
+                found = self._match(call)
+                if found is not None:
+                    return found
+                reason = self._specializations[-1].miss(call)
+            if reason is not None:
+                self._note_miss(reason)
+            return self._specialize(call, rehearsal)
+
+    def _match(self, call: Call) -> Specialization | None:
+        """The specialization whose guards hold, the latest first."""
+        for position in range(len(self._specializations) - 1, -1, -1):
+            candidate = self._specializations[position]
+            if candidate.holds(call):
+                if position != len(self._specializations) - 1:
+                    self._specializations.append(self._specializations.pop(position))
+                return candidate
+        return None
+
+    def _rehearse(self, call: Call) -> Rehearsal:
+        model, guide = self._program
+        rehearsal = rehearse(model, guide, call.args, call.kwargs, self.options, self._store)
+        self._adopt(rehearsal)
+        return rehearsal
+
+    def _specialize(self, call: Call, rehearsal: Rehearsal) -> Specialization:
+        try:
+            made = specialize(*self._program, call, self.options, rehearsal, self._specializations)
+            self._tell_of_idle_baselines(made)
+        except BaseException:
+            rehearsal.empty_again()
+            raise
+        self._specializations.append(made)
+        self._is_initialized = True
+        del self._specializations[: -self.options.cache_size]
+        self._show_tensors(made)
+        assert (missed := made.tensors.miss(call)) is None, missed
+        return made
+
+    def _tell_of_idle_baselines(self, made: Specialization) -> None:
+        for site, reason in idle_baselines(made.graph):
+            warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
+
+    def _capture_again(self, call: Call) -> Specialization:
+        """Capture anew for a call, with the branches on samples that it takes from the present random state on."""
+        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+            return self._specialize(call, self._rehearse(call))
+
+    def _note_miss(self, reason: str) -> None:
+        self._misses.append(reason)
+        if len(self._misses) >= _WARN_AFTER and len(self._misses) & (len(self._misses) - 1) == 0:
+            warn(
+                f"this loss module is compiling for the {len(self._misses) + 1}th time, because {reason}. Pass values "
+                "that change from call to call as tensors, and pad data to a few shapes.",
+                RespecializationWarning,
+            )
+
+    def _note_trained(self, found: Specialization, compiled: Compiled, tensors: list[Tensor]) -> None:
+        """Other parameters get gradients than in the call before, or these are the first."""
+        names = [found.inputs[i].name for i in compiled.owned]
+        now = [*map(id, tensors)]
+        for name, known in zip(names, compiled.references, strict=False):
+            before = known()
+            if before is not None and id(before) not in now:
+                self._replaced.append((name, known))
+        compiled.trained, compiled.references = now, [*map(weakref.ref, tensors)]
+        self._show_tensors(found)
+
+    # -- validity
+
+    def _judge(self, trial: Trial) -> None:
+        """Let Pyro raise its error for a call that was not valid, and put the random state back to before that call.
+
+        :raises ValueError: unless Pyro, given the same numbers, finds nothing wrong.
+        """
+        with capturing(), self._store.lent():
+            after = RandomState.now(trial.before.device)
+            trial.before.restore()
+            with undone_on_error(), unobserved():
+                judge(trial, *self._program, self.options)
+            after.restore()
+
+    def _explain(self, trial: Trial | None) -> None:
+        """An operator has refused its input in the midst of a call; Pyro may have refused it before.
+
+        :raises ValueError: Pyro's own.
+        :raises RuntimeError: Pyro's own too: that of a compiled operator names generated code. Of an assertion it says
+            more than Pyro.
+        """
+        if trial is not None:
+            with suppress(AssertionError):
+                self._judge(trial)
+
+    def _heed(self, trial: Trial) -> None:
+        """Look whether a call was valid; on a GPU one call late, so that no step waits for the device."""
+        if trial.before.device.type == "cpu":
+            if not trial.valid:
+                self._judge(trial)
+            return
+        assert isinstance(trial.valid, Tensor)
+        late, self._unjudged = self._unjudged, (trial, LateNumber(trial.valid))
+        if late is not None and not float(late[1]):
+            self._unjudged = None
+            self._judge(late[0])
+            raise late_error()
+
+    # -- NaN
+
+    def _warn_if_nan(self, loss: Tensor) -> None:
+        """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
+        if loss.is_cpu:
+            number: float | None = loss.item()
+        else:
+            late, self._unchecked = self._unchecked, LateNumber(loss)
+            number = None if late is None else float(late)
+        if number is not None and math.isnan(number):
+            pyro.util.warn_if_nan(torch.tensor(number), "loss")
+
+
+@untraced
+def _call(loss_module: LossModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return loss_module.forward(*args, **kwargs)

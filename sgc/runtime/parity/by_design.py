@@ -1,0 +1,255 @@
+"""Eager Pyro without those of its faults that sgc does not share, and what each of them does to a program.
+
+The faults are those of ``docs/pyro-differences.md``. Where sgc and ``TraceGraph_ELBO`` differ, this is what tells a
+fault of Pyro's from an error of sgc's: with the faults taken away Pyro's numbers must be sgc's. Nothing here is
+computed by the captured program; only which estimator sgc has chosen is read from its graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.distributions import Independent
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import is_identically_zero, sum_rightmost
+from pyro.infer import TraceGraph_ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.ops.provenance import get_provenance, track_provenance
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from sgc.capture.leaves.autograd_functions import applying, original_apply
+from sgc.capture.source import current_line
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import Estimator
+from sgc.graph.program import SiteKind
+from sgc.runtime.parity.eager_provenance import Provenance, followed
+
+
+class Fault(Enum):
+    """What Pyro's ``TraceGraph_ELBO`` does wrong; the value is the title of its section in the docs."""
+
+    PROVENANCE = "Below a discrete site tensors stay tensors"
+    REJECTION = "The score-function term of rejection samplers is kept"
+    LEAK = "A sample without `rsample` has no gradient"
+    MASK = "Hidden entries below `to_event` that reach a cost"
+    BASELINE = "A baseline at a pathwise site is not trained"
+
+
+WRITES = "Writes into tensors are followed"
+"""The section of what :attr:`Fault.PROVENANCE` does to costs below a write in place or a copy."""
+
+
+@dataclass
+class Seen:
+    """What happened in runs of eager Pyro, in words; each once."""
+
+    words: dict[Fault, dict[str, str]] = field(default_factory=dict)
+    provenance: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def note(self, fault: Fault, text: str, title: str | None = None) -> None:
+        """Something that the fault did, and the title of the section that tells of it."""
+        self.words.setdefault(fault, {})[text] = title or fault.value
+
+    def of(self, fault: Fault) -> Iterator[tuple[str, str]]:
+        """What the fault did, if only that it did something, and where the docs tell of it."""
+        for text, title in self.words.get(fault, {_OTHERWISE: fault.value}).items():
+            yield text, f"docs/pyro-differences.md#{title.lower().replace('`', '').replace(' ', '-')}"
+
+
+_OTHERWISE = "below a discrete site Pyro's ProvenanceTensor gives other numbers than a tensor"
+
+
+class PyroWithout(TraceGraph_ELBO):
+    """Eager ``TraceGraph_ELBO`` without some of its faults; ``seen`` collects what the others do.
+
+    :param graph: sgc's graph, for the estimators of the sites.
+    """
+
+    def __init__(self, graph: StochasticGraph, without: Collection[Fault], seen: Seen, **options: Any) -> None:
+        super().__init__(**options)
+        latent = graph.sites(SiteKind.LATENT)
+        self._without, self._seen = frozenset(without), seen
+        self._partial = {name for name in latent if graph.estimator(name) is Estimator.PARTIAL}
+        self._unmasked = {name for name in latent if graph.scores_hidden_entries(name)}
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        provenance = Provenance()
+        with ExitStack() as stack:
+            if Fault.PROVENANCE in self._without or self._partial:
+                # Under any mode of this kind torch.tensor(z) is followed, which in plain Pyro it is not.
+                stack.enter_context(followed(provenance))
+            if Fault.PROVENANCE not in self._without:
+                sites = stack.enter_context(_CurrentSite())
+                stack.enter_context(_observed(self._seen, sites))
+            stack.enter_context(_Samples(self, provenance))
+            traces = get_importance_trace("dense", self.max_plate_nesting, model, guide, args, kwargs)
+            for trace in traces:
+                for site in _samples(trace):
+                    names = provenance.of(site["log_prob"])
+                    for key in ("log_prob", "log_prob_sum"):
+                        site[key] = track_provenance(site[key], names)
+        self._look_at_costs(traces)
+        for site in _samples(traces[1]):
+            self._mend_score(site)
+        return traces
+
+    def _look_at_costs(self, traces: tuple[Trace, Trace]) -> None:
+        """Note the costs that have lost a sample, once their whole provenance is known."""
+        for trace, key in zip(traces, ("log p({})", "-log q({})"), strict=True):
+            for site in _samples(trace):
+                cost, names = key.format(site["name"]), get_provenance(site["log_prob_sum"])
+                if Fault.PROVENANCE in self._without:
+                    self._seen.provenance[cost] = names
+                lost = self._seen.provenance.get(cost, frozenset()) - names
+                if lost:
+                    text = f"{cost} depends on {', '.join(sorted(lost))}; Pyro's provenance loses that"
+                    self._seen.note(Fault.PROVENANCE, text, WRITES)
+
+    def _mend_score(self, site: Any) -> None:
+        name, fn, value, parts = site["name"], site["fn"], site["value"], site["score_parts"]
+        if name in self._partial:
+            text = f"'{name}' is rejection-sampled; Pyro's TraceGraph_ELBO leaves out its score-function term"
+            self._seen.note(Fault.REJECTION, text)
+            if Fault.REJECTION in self._without:
+                site["score_parts"] = parts._replace(score_function=_own_score(fn, value))
+        elif name in self._unmasked:
+            text = (
+                f"'{name}' is masked below to_event, and its hidden entries reach a cost; "
+                "Pyro leaves them out of its score function"
+            )
+            self._seen.note(Fault.MASK, text)
+            if Fault.MASK in self._without:
+                site["score_parts"] = parts._replace(score_function=_own_score(fn, value))
+
+    def tracked(self, msg: Any, in_guide: bool | None, provenance: Provenance) -> Tensor:
+        """The value of a sample statement, marked if its score is to be multiplied by the costs below it.
+
+        :param in_guide: at a site that the guide has drawn, whether it has an ``rsample`` there.
+        """
+        value, scored = self._value(msg, in_guide)
+        if not scored:
+            return value
+        names = frozenset({msg["name"]})
+        if Fault.PROVENANCE in self._without or msg["name"] in self._partial:
+            # A rejection sampler knows its own sample by its identity.
+            provenance.add(value, names)
+            return value
+        marked: Tensor = track_provenance(value, names)
+        return marked
+
+    def _value(self, msg: Any, in_guide: bool | None) -> tuple[Tensor, bool]:
+        """The value of a sample statement, and whether it is to be marked."""
+        name, value, has_rsample = msg["name"], msg["value"], getattr(msg["fn"], "has_rsample", False)
+        if name in self._partial:
+            return value, Fault.REJECTION in self._without
+        if in_guide:
+            if not has_rsample and "baseline" in msg["infer"]:
+                self._seen.note(
+                    Fault.BASELINE,
+                    f"'{name}' is pathwise in the guide, so that its baseline is subtracted from nothing; Pyro trains "
+                    "it, because the distribution in the model has no rsample",
+                )
+            return value, not has_rsample and Fault.BASELINE not in self._without
+        if value.requires_grad and not has_rsample and in_guide is None:
+            self._seen.note(Fault.LEAK, f"'{name}' has no rsample; Pyro lets a gradient leak through its sampler")
+            if Fault.LEAK in self._without:
+                return value.detach(), True
+        return value, not has_rsample
+
+
+class _Samples(Messenger):
+    """Stands where Pyro's ``TrackNonReparam`` stands, and marks what that should."""
+
+    def __init__(self, elbo: PyroWithout, provenance: Provenance) -> None:
+        super().__init__()
+        self._elbo, self._provenance = elbo, provenance
+        self._drawn: dict[str, bool] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or not isinstance(msg["value"], Tensor):
+            return
+        name = msg["name"]
+        msg["value"] = self._elbo.tracked(msg, self._drawn.get(name), self._provenance)
+        self._drawn.setdefault(name, getattr(msg["fn"], "has_rsample", False))
+
+
+class _CurrentSite(Messenger):
+    """The sample statement that is being run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = ""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
+            fn = fn.base_dist
+        self.words = f"'{msg['name']}' ({type(fn).__name__})"
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.words = ""
+
+    def __str__(self) -> str:
+        return self.words or f"what is computed at {current_line() or 'a density'}"
+
+
+@contextmanager
+def _observed(seen: Seen, place: object) -> Iterator[None]:
+    """Note each operation that a ``ProvenanceTensor`` spoils."""
+
+    def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        names = get_provenance(args)
+        if names and torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args):
+            seen.note(
+                Fault.PROVENANCE,
+                f"{place} is below {', '.join(sorted(names))}, where Pyro's ProvenanceTensor loses the gradient of "
+                f"{cls.__name__}, an autograd.Function",
+            )
+        return original_apply(cls, *args, **kwargs)
+
+    class Constructors(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is Tensor.new and get_provenance(args) and any(isinstance(size, torch.Size) for size in args):
+                names, size = sorted(get_provenance(args)), next(size for size in args if isinstance(size, torch.Size))
+                seen.note(
+                    Fault.PROVENANCE,
+                    f"{place} is below {', '.join(names)}, where Tensor.new of Pyro's ProvenanceTensor makes "
+                    f"{len(size)} random number{'s' * (len(size) != 1)} of a batch of shape {list(size)}",
+                )
+            return func(*args, **(kwargs or {}))
+
+    with applying(apply), Constructors():
+        yield
+
+
+def _own_score(fn: Any, value: Tensor) -> Any:
+    """The score function of the distribution inside, with no mask, summed to the shape of ``fn.log_prob``."""
+    if isinstance(fn, MaskedDistribution):
+        return _own_score(fn.base_dist, value)
+    if isinstance(fn, ExpandedDistribution):
+        inner = _own_score(fn.base_dist, value)
+        return inner if is_identically_zero(inner) else inner.expand(fn.log_prob(value).shape)
+    if isinstance(fn, Independent):
+        inner = _own_score(fn.base_dist, value)
+        return inner if is_identically_zero(inner) else sum_rightmost(inner, fn.reinterpreted_batch_ndims)
+    return fn.score_parts(value).score_function
+
+
+def _samples(trace: Trace) -> Sequence[Any]:
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
+
+
+def pyro_without(graph: StochasticGraph, without: Collection[Fault], seen: Seen) -> Callable[..., TraceGraph_ELBO]:
+    """Makes Pyro's loss without these faults."""
+    return partial(PyroWithout, graph, without, seen)

@@ -1,0 +1,320 @@
+"""Compares a specialization with eager Pyro under one seed, site by site and parameter by parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.infer import TraceGraph_ELBO
+from pyro.poutine import Trace
+from torch import Tensor, nn
+
+from sgc.capture.prototype import BASELINE_PREFIX, preserved_state, pyro_elbo
+from sgc.capture.state.random_state import random_state, restore_random_state
+from sgc.capture.state.writes import undone_writes
+from sgc.errors import SgcError
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import CostNode
+from sgc.graph.program import SiteKind
+from sgc.guards.base import Call
+from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
+from sgc.runtime.specialization import Specialization
+from sgc.runtime.speculation.branches import first_failed
+
+_SEED = 20140714
+_SEEDS = 100
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One compared quantity: the largest absolute difference, and the largest magnitude on Pyro's side.
+
+    ``by_design`` says that it equals Pyro's once Pyro's known faults are taken away.
+    """
+
+    name: str
+    difference: float
+    magnitude: float
+    note: str = ""
+    by_design: bool = False
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the difference is small relative to the magnitude (or to 1, if that is larger)."""
+        return self.difference <= tolerance * max(1.0, self.magnitude)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A fault of Pyro's that sgc does not share: what it did, what differs by it, and where the docs tell of it."""
+
+    text: str
+    names: tuple[str, ...]
+    section: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of ``loss_module.verify``; its ``str`` is a table.
+
+    ``backend`` says what computed sgc's side. With ``backend="inductor", rng="fast"`` other random numbers are
+    drawn than by Pyro; then the emitted module itself is what is compared.
+    """
+
+    backend: str
+    loss: Difference
+    sites: tuple[Difference, ...]
+    gradients: tuple[Difference, ...]
+    tolerance: float
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything agrees to the tolerance, but for what differs by design."""
+        return all(row.by_design or row.within(self.tolerance) for _, row in self._rows())
+
+    @property
+    def differs_by_design(self) -> tuple[str, ...]:
+        """Why what is marked as by design differs."""
+        return tuple(reason.text for reason in self.reasons)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def _rows(self) -> list[tuple[str, Difference]]:
+        return [("loss", self.loss), *(("site", d) for d in self.sites), *(("gradient", d) for d in self.gradients)]
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        width = max(len(difference.name) for _, difference in rows)
+        judged = "DIFFERENT" if not self.ok else "equal but where sgc differs by design" if self.reasons else "equal"
+        lines = [f"sgc ({self.backend}) against eager Pyro under one seed: {judged}"]
+        for kind, difference in rows:
+            mark = "by design" if difference.by_design else "ok" if difference.within(self.tolerance) else "!!"
+            note = f"  {difference.note}" if difference.note else ""
+            lines.append(
+                f"  {mark:<9} {kind:<8} {difference.name:<{width}}  |difference| {difference.difference:.2e}"
+                f"  of {difference.magnitude:.2e}{note}"
+            )
+        for reason in self.reasons:
+            lines.append(f"  by design: {reason.text}")
+            lines.append(f"    so differ {', '.join(reason.names)}; see {reason.section}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What one side has computed: each number by its kind and name."""
+
+    loss: Tensor
+    sites: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
+
+    def differences(self, other: _Result) -> list[Difference]:
+        """From ``other``, which is Pyro's side: the loss first, then sites and gradients."""
+        return [
+            _difference("-ELBO", other.loss, self.loss),
+            *(_difference(name, other.sites[name], ours) for name, ours in self.sites.items() if name in other.sites),
+            *(_difference(name, other.gradients[name], ours) for name, ours in self.gradients.items()),
+        ]
+
+
+def verify(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    call: Call,
+    found: Specialization,
+    tensors: list[Tensor],
+    modules: Sequence[nn.Module],
+    tolerance: float = 1e-5,
+) -> Verification:
+    """Run eager Pyro and the specialization from the same random state; nothing is left changed.
+
+    Where they differ, eager Pyro runs again without its known faults. What is equal then differs by design; a fault is
+    a reason for it if Pyro with this fault alone differs there.
+    """
+    wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+    names = [found.inputs[i].name for i in wanted]
+    leaves = [tensors[i] for i in wanted]
+    averages = found.averages()
+    lent = {BASELINE_PREFIX + node.site: t.clone() for node, t in zip(found.baselines.nodes, averages, strict=True)}
+    seed = _seed(found, tensors, modules)
+
+    def pyro_side(make: Callable[..., TraceGraph_ELBO]) -> _Result:
+        elbo = pyro_elbo(found.options, found.max_plate_nesting, make)
+        with _nothing_changed(modules, averages, lent):
+            torch.manual_seed(seed)
+            loss, gradients, traces = _pyro(elbo, model, guide, call, found, leaves)
+        sites = dict(_pyro_sites(found.graph, traces))
+        return _Result(loss, sites, dict(zip(names, gradients, strict=True)))
+
+    with undone_writes() as written:
+        pyro_side(TraceGraph_ELBO)
+    with written.again():  # not under the mode that saw what is written: it changes what torch.tensor(z) is in Pyro
+        theirs = pyro_side(TraceGraph_ELBO)
+    with _nothing_changed(modules, averages), written.again():
+        torch.manual_seed(seed)
+        values = found.values(tensors)
+    same_numbers = found.backend(with_gradient=True) != "inductor" or found.options.rng == "torch"
+    with _nothing_changed(modules, averages), written.again():
+        torch.manual_seed(seed)
+        our_loss, our_gradients = _ours(found, tensors, averages, wanted, compiled=same_numbers)
+    sites = {name: values[node] for name, node in _site_nodes(found.graph).items()}
+    ours = _Result(our_loss, sites, dict(zip(names, our_gradients, strict=True)))
+    differences = ours.differences(theirs)
+    reasons: list[Reason] = []
+    if not all(row.within(tolerance) for row in differences):
+
+        def without(faults: Collection[Fault]) -> _Result:
+            with written.again():
+                return pyro_side(pyro_without(found.graph, faults, seen))
+
+        seen = Seen()
+        mended = without(tuple(Fault))
+        differences = [
+            replace(row, by_design=not row.within(tolerance) and fair.within(tolerance))
+            for row, fair in zip(differences, ours.differences(mended), strict=True)
+        ]
+        affected = {row.name for row in differences if row.by_design}
+        for fault in Fault if affected else ():
+            rows = mended.differences(without([other for other in Fault if other is not fault]))
+            differ = tuple(row.name for row in rows if row.name in affected and not row.within(tolerance))
+            if differ:
+                reasons += [Reason(text, differ, section) for text, section in seen.of(fault)]
+        unexplained = tuple(affected.difference(*(reason.names for reason in reasons)))
+        if unexplained:  # no fault alone is enough for these
+            known = list(seen.words) or [Fault.PROVENANCE]
+            reasons += [Reason(text, unexplained, section) for fault in known for text, section in seen.of(fault)]
+    count = len(names)
+    return Verification(
+        backend=found.backend(with_gradient=True) if same_numbers else "the emitted module, eagerly",
+        loss=differences[0],
+        sites=tuple(differences[1 : len(differences) - count]),
+        gradients=tuple(differences[len(differences) - count :]),
+        tolerance=tolerance,
+        reasons=tuple(reasons),
+    )
+
+
+def _seed(found: Specialization, tensors: list[Tensor], modules: Sequence[nn.Module]) -> int:
+    """A seed with which every branch on a sample goes as assumed.
+
+    :raises sgc.errors.SgcError: if none of some seeds is one.
+    """
+    for seed in range(_SEED, _SEED + _SEEDS):
+        with _nothing_changed(modules, found.averages()):
+            torch.manual_seed(seed)
+            if found.tally is None or first_failed(found, tensors) is None:
+                return seed
+    assumed = "; ".join(str(check) for check in found.checks if check.assumed)
+    raise SgcError(f"with none of {_SEEDS} seeds does the program take the branches that were captured: {assumed}")
+
+
+def _pyro(
+    elbo: TraceGraph_ELBO,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    call: Call,
+    found: Specialization,
+    leaves: list[Tensor],
+) -> tuple[Tensor, Sequence[Tensor | None], tuple[Trace, Trace]]:
+    # Pyro divides by num_particles in either mode, also where one vectorised run holds them all.
+    particles = found.options.num_particles
+    loss: Any = 0.0
+    surrogate: Any = 0.0
+    first: tuple[Trace, Trace] | None = None
+    with torch.enable_grad():
+        for model_trace, guide_trace in elbo._get_traces(model, guide, call.args, call.kwargs):
+            first = first or (model_trace, guide_trace)
+            particle, term = elbo._loss_and_surrogate_loss_particle(model_trace, guide_trace)
+            loss, surrogate = loss - particle / particles, surrogate + term / particles
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        if isinstance(surrogate, Tensor) and surrogate.requires_grad:
+            gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
+    assert first is not None
+    return torch.as_tensor(loss).detach(), gradients, first
+
+
+def _ours(
+    found: Specialization, tensors: list[Tensor], averages: list[Tensor], wanted: list[int], *, compiled: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    everything = [*tensors, *averages]
+    if compiled:
+        runnable = found.compiled(everything, with_gradient=True)
+        with torch.no_grad():
+            loss, *gradients = runnable.run(*everything)
+        by_position = dict(zip(runnable.gradient_of, gradients, strict=False))
+        return loss, [by_position.get(i) for i in wanted]
+    with torch.enable_grad():
+        runs = [found.emitted.module(*everything)[:2] for _ in range(found.repeats)]
+        loss, surrogate = (torch.stack(parts).mean() for parts in zip(*runs, strict=True))
+        leaves = [tensors[i] for i in wanted]
+        if not surrogate.requires_grad:
+            return loss, [None] * len(wanted)
+        return loss.detach(), list(torch.autograd.grad(surrogate, leaves, allow_unused=True))
+
+
+def _site_nodes(graph: StochasticGraph) -> dict[str, str]:
+    """The fx nodes of samples and costs, by their names in the report."""
+    program = graph.program
+    assert program is not None
+    values = {name: program.site(name).value for name in graph.sites(SiteKind.LATENT)}
+    costs = {cost.key: cost.fx for cost in graph.of_type(CostNode)}
+    return {name: node for name, node in {**values, **costs}.items() if node is not None}
+
+
+def _pyro_sites(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> Iterator[tuple[str, Tensor]]:
+    """Pyro's samples and costs, by their names in the report."""
+    model_trace, guide_trace = _by_name(graph, traces)
+    for name in graph.sites(SiteKind.LATENT):
+        value = (guide_trace if name in guide_trace else model_trace)[name]["value"]
+        if isinstance(value, Tensor):
+            yield name, value
+    for cost in graph.of_type(CostNode):
+        yield cost.key, (model_trace if cost.sign > 0 else guide_trace)[cost.site]["log_prob"]
+
+
+def _by_name(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> list[dict[str, Any]]:
+    """Pyro's sites by our names.
+
+    They are matched by position: sites of a sequential plate over a random subsample have other names at each run.
+    """
+    program = graph.program
+    assert program is not None
+    return [
+        dict(zip(order, (node for node in trace.nodes.values() if node["type"] == "sample"), strict=True))
+        for order, trace in zip((program.model_order, program.guide_order), traces, strict=True)
+    ]
+
+
+def _difference(name: str, theirs: Tensor | None, ours: Tensor | None) -> Difference:
+    if theirs is None or ours is None:
+        if theirs is None and ours is None:
+            return Difference(name, 0.0, 0.0, "no gradient")
+        return Difference(name, float("inf"), 0.0, f"a gradient in {'sgc' if theirs is None else 'Pyro'} only")
+    one, other = (torch.as_tensor(t).detach().to(torch.float64) for t in (theirs, ours))
+    if one.shape != other.shape:
+        return Difference(name, float("inf"), 0.0, f"shapes {list(one.shape)} and {list(other.shape)}")
+    if one.numel() == 0:
+        return Difference(name, 0.0, 0.0)
+    gap = torch.where(one == other, torch.zeros_like(one), (one - other).abs())  # equal infinities are equal
+    finite = one[one.isfinite()]
+    return Difference(name, float(gap.max()), float(finite.abs().max()) if finite.numel() else 0.0)
+
+
+@contextmanager
+def _nothing_changed(
+    modules: Sequence[nn.Module], averages: list[Tensor], lent: dict[str, Tensor] | None = None
+) -> Iterator[None]:
+    state = random_state()
+    saved = [average.clone() for average in averages]
+    try:
+        with preserved_state(modules, averages=lent):
+            yield
+    finally:
+        restore_random_state(state)
+        with torch.no_grad():
+            for average, value in zip(averages, saved, strict=True):
+                average.copy_(value)

@@ -1,0 +1,97 @@
+"""What becomes of a call that was not valid: Pyro runs it again and says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgc.capture.prototype import run_validated
+from sgc.capture.state.random_state import device_random_state, set_device_random_state
+from sgc.config import Backend, Options
+from sgc.errors import InvalidValueError
+from sgc.guards.base import Call
+from sgc.runtime.specialization import Specialization
+
+
+@dataclass(slots=True)
+class RandomState:
+    """Torch's random state, which is all that a compiled program draws from; cheap enough to note at each call."""
+
+    cpu: Tensor
+    device: torch.device
+    other: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """The present state."""
+        return cls(
+            torch.default_generator.get_state(),
+            device,
+            device_random_state(device) if device.type != "cpu" else None,
+        )
+
+    def restore(self) -> None:
+        """Make it the present state again."""
+        torch.default_generator.set_state(self.cpu)
+        if self.other is not None:
+            set_device_random_state(self.other, self.device)
+
+
+@dataclass(slots=True)
+class Trial:
+    """A call of a compiled program that checks parameters and values.
+
+    :param before: the random state before it.
+    :param same_numbers: whether it draws the random numbers that Pyro draws.
+    :param valid: whether the checks hold; known after the call, unless that has failed.
+    :param params: the names of Pyro's parameters that the program has asked for.
+    :param averages: the names of the averages that Pyro has written and the compiled program does not have.
+    """
+
+    call: Call
+    found: Specialization
+    before: RandomState
+    same_numbers: bool
+    valid: Tensor | bool | None = None
+    params: tuple[str, ...] = ()
+    averages: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, call: Call, found: Specialization, backend: Backend, before: RandomState | None = None) -> Trial | None:
+        """A call that is made now, or that was made from a random state before; None if nothing is checked."""
+        if not found.checks:
+            return None
+        if before is None:
+            before = RandomState.now(call.tensors[0].device if call.tensors else torch.device("cpu"))
+        return cls(call, found, before, backend != "inductor" or found.options.rng == "torch")
+
+
+def judge(trial: Trial, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
+    """Run Pyro on a call that was not valid, from the random state before it.
+
+    It returns where Pyro, with the same numbers, finds nothing wrong: the two differ by rounding then.
+
+    :raises ValueError: Pyro's own.
+    :raises InvalidValueError: where Pyro finds its numbers valid, but they are not those of the call.
+    """
+    nesting = trial.found.max_plate_nesting
+    run_validated(model, guide, trial.call.args, trial.call.kwargs, options, nesting)
+    drawn = [str(check) for check in trial.found.checks if check.random]
+    if drawn and not trial.same_numbers and trial.valid is not None:
+        raise InvalidValueError(
+            "a random number has led to a parameter or value that is not valid, while those that Pyro draws are. "
+            f"What depends on random numbers: {'; '.join(drawn)}",
+            remedy='with rng="torch" the numbers are those of Pyro, whose error says more',
+        )
+
+
+def late_error() -> InvalidValueError:
+    """For a call whose validity was looked at too late to have Pyro run it with the same parameters."""
+    return InvalidValueError(
+        "a parameter or value of the call before this one was not valid; with the present parameters Pyro accepts it",
+        remedy="what was trained since may be wrong; look at the parameters, or pass validate=False if they are fine",
+    )

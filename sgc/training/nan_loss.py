@@ -1,0 +1,57 @@
+"""Finds out why the loss of a compiled step was NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgc.capture.state.random_state import random_state, restore_random_state
+from sgc.errors import NanLossError
+from sgc.graph.nodes import CostNode
+from sgc.runtime.specialization import Specialization
+from sgc.runtime.speculation.branches import first_failed
+
+_ATTEMPTS = 20
+
+
+def nan_loss_error(step: str, found: Specialization, tensors: list[Tensor]) -> NanLossError:
+    """The error for a step. The program is run again, eagerly, from the present random state on.
+
+    :param step: which one, in words.
+    :param tensors: the tensors of the call; parameters are as they were before the step.
+    """
+    costs = list(found.graph.of_type(CostNode))
+    guilty: list[CostNode] = []
+    state = random_state()
+    other = first_failed(found, tensors) if found.tally is not None else None
+    restore_random_state(state)
+    problem = f"the loss of {step} is NaN; parameters and optimizer are as they were before it"
+    if other is not None:
+        return NanLossError(
+            f"{problem}. Eager Pyro has computed it, because a branch on a sample goes another way than assumed",
+            site=other.site,
+            source=other.source,
+            remedy="look at what that branch does to parameters and values",
+        )
+    for _ in range(_ATTEMPTS):
+        values = found.values(tensors)
+        guilty = [cost for cost in costs if not torch.isfinite(values[cost.fx]).all()]
+        if guilty:
+            break
+    restore_random_state(state)
+    if not guilty:
+        return NanLossError(
+            f"{problem}. In {_ATTEMPTS} more runs with the same parameters all costs were finite, so that it is the "
+            "random draw that matters",
+            remedy="look for a log of 0, a division by 0, or an overflow that rare samples lead to",
+        )
+    names = ", ".join(cost.key for cost in guilty)
+    site = guilty[0].site
+    program = found.graph.program
+    return NanLossError(
+        f"{problem}. Not finite: {names}",
+        site=site,
+        source=program.site(site).source if program is not None else None,
+        remedy="check the parameters of this distribution and the value that it scores; a smaller learning rate or "
+        "clipped gradients may help",
+    )
