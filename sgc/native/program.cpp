@@ -25,6 +25,9 @@ struct Plan {
     std::vector<Kernel> kernels;
     std::vector<int64_t> operands;  // the inputs that are operands of kernels
     int threads;
+    std::shared_ptr<const Plan> particle;  // is run before the program, on the same inputs, if there is one
+    int64_t particles = 0;                 // so many times
+    int64_t first = 0, aborted = 0;        // the inputs that tell it and the program of that: bool, on the CPU
 };
 
 // The inputs of a plan; those that each call brings are null.
@@ -68,14 +71,15 @@ std::vector<int64_t> numbers(PyObject* tuple) {
     return found;
 }
 
-// prepare(addresses, takes, gives, results, kernels, threads): what does not change from call to call.
+// prepare(addresses, takes, gives, results, kernels, threads, loop): what does not change from call to call. The loop is
+// None, or (plan of a particle, how many, the input that says which is the first, the input that says what is aborted).
 PyObject* prepare(PyObject*, PyObject* args) {
-    PyObject *addresses, *takes, *kernels;
+    PyObject *addresses, *takes, *kernels, *loop;
     const char* gives;
     Py_ssize_t results;
     int threads;
-    if (!PyArg_ParseTuple(args, "O!O!snO!i", &PyTuple_Type, &addresses, &PyTuple_Type, &takes, &gives, &results,
-                          &PyTuple_Type, &kernels, &threads)) return nullptr;
+    if (!PyArg_ParseTuple(args, "O!O!snO!iO", &PyTuple_Type, &addresses, &PyTuple_Type, &takes, &gives, &results,
+                          &PyTuple_Type, &kernels, &threads, &loop)) return nullptr;
     auto plan = std::make_shared<Plan>();
     look_up(plan->program, part(addresses, 0));
     look_up(plan->copy, part(addresses, 1));
@@ -95,6 +99,14 @@ PyObject* prepare(PyObject*, PyObject* args) {
         for (int64_t operand : made.operands)
             if (operand >= 0) plan->operands.push_back(operand);
         plan->kernels.push_back(std::move(made));
+    }
+    if (loop != Py_None) {
+        const auto particle = held<std::shared_ptr<const Plan>>(part(loop, 0));
+        if (!particle) return nullptr;
+        plan->particle = *particle;
+        plan->particles = PyLong_AsLongLong(part(loop, 1));
+        plan->first = PyLong_AsLongLong(part(loop, 2));
+        plan->aborted = PyLong_AsLongLong(part(loop, 3));
     }
     return capsule_of(new std::shared_ptr<const Plan>(plan));
 }
@@ -136,18 +148,105 @@ bool is_nan(char type, const void* place) {
     return value != value;
 }
 
-// Calls the program so many times, each time followed by the kernels. What the call brings is a list of capsules, whose
-// handles are taken over. Each result that is wanted has a place: that of call t goes to place + t * size. Without
-// places the results of the last call are returned as numbers. With the lock of Python held, of which the program itself
-// lets go.
+// A program with its inputs, and room for what it is given and gives, each time anew.
+class Program {
+  public:
+    Program(const Plan& plan, const std::vector<Handle>& handles)
+        : found(plan.results), plan_(plan), handles_(handles), given_(plan.takes.size()), results_(plan.results),
+          bytes_(handles.size()) {
+        for (int64_t i : plan.operands) plan.data(handles[i], &bytes_[i]);
+    }
+
+    // Runs it; if that succeeds, its results are to be released. Not so if an operator that is called through Python has
+    // raised: then it has returned, with nothing.
+    bool run() {
+        for (size_t i = 0; i < given_.size(); ++i) plan_.copy(handles_[plan_.takes[i]], &given_[i]);
+        plan_.program(given_.data(), results_.data());
+        return !PyErr_Occurred();
+    }
+
+    // Looks up where the elements of the results are.
+    void find(bool check) {
+        for (size_t i = 0; i < results_.size(); ++i) {
+            bool contiguous = true;
+            if (check) plan_.contiguous(results_[i], &contiguous);
+            if (!contiguous) throw std::runtime_error("a result does not lie in the order of its elements");
+            plan_.data(results_[i], &found[i]);
+        }
+    }
+
+    void run_kernels() {
+        for (const Kernel& kernel : plan_.kernels) {
+            operands_.clear();
+            for (int64_t place : kernel.operands) operands_.push_back(place < 0 ? found[-1 - place] : bytes_[place]);
+            run_kernel(kernel, operands_.data(), plan_.threads);
+        }
+    }
+
+    void release() {
+        for (Handle result : results_) plan_.release(result);
+    }
+
+    std::vector<void*> found;
+
+  private:
+    const Plan& plan_;
+    const std::vector<Handle>& handles_;
+    std::vector<Handle> given_, results_;
+    std::vector<void*> bytes_, operands_;
+};
+
+// Runs the particles of a step. If one behind the first raises, the step is run to put back what they have written.
+class Particles {
+  public:
+    Particles(const Plan& plan, const std::vector<Handle>& handles)
+        : program_(*plan.particle, handles), count_(plan.particles) {
+        plan.data(handles[plan.first], reinterpret_cast<void**>(&first_));
+        plan.data(handles[plan.aborted], reinterpret_cast<void**>(&aborted_));
+    }
+
+    bool run() {
+        for (int64_t particle = 0; particle < count_; ++particle) {
+            *first_ = particle == 0;
+            *aborted_ = particle != 0;
+            if (!program_.run()) return false;
+            program_.release();
+        }
+        *aborted_ = false;
+        return true;
+    }
+
+    void put_back(Program& step) {
+        if (!*aborted_) return;
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        if (step.run()) {
+            step.find(false);
+            step.run_kernels();
+            step.release();
+        }
+        PyErr_Restore(type, value, trace);
+    }
+
+  private:
+    Program program_;
+    int64_t count_;
+    bool* first_ = nullptr;
+    bool* aborted_ = nullptr;
+};
+
+// Calls the program so many times, each time after the particles and followed by the kernels. What the call brings is a
+// list of capsules, whose handles are taken over. Each result that is wanted has a place: that of call t goes to
+// place + t * size. Without places the results of the last call are returned as numbers. With the lock of Python held, of
+// which the program itself lets go.
 PyObject* run(const Inputs& inputs, PyObject* brought, int64_t times, const std::vector<char*>& places,
               Halt* halt = nullptr) {
     const Plan& plan = *inputs.plan;
-    std::vector<Handle> handles(inputs.handles), given(plan.takes.size()), results(plan.results);
-    std::vector<void*> bytes(handles.size()), found(results.size()), operands;
+    std::vector<Handle> handles(inputs.handles);
     for (size_t i = 0; i < inputs.brought.size(); ++i)
         handles[inputs.brought[i]] = PyCapsule_GetPointer(PyList_GET_ITEM(brought, i), nullptr);
-    for (int64_t i : plan.operands) plan.data(handles[i], &bytes[i]);
+    Program step(plan, handles);
+    std::unique_ptr<Particles> particles(plan.particle ? new Particles(plan, handles) : nullptr);
     PyObject* returned = places.empty() ? PyTuple_New(plan.gives.size()) : Py_NewRef(Py_None);
     const bool with_gradients = plan.with_gradients();
     plan.set_gradients(false);
@@ -157,32 +256,28 @@ PyObject* run(const Inputs& inputs, PyObject* brought, int64_t times, const std:
                 halt->before.take(PyObject_CallNoArgs(halt->note_state));
                 if (PyErr_Occurred()) break;
             }
-            for (size_t i = 0; i < given.size(); ++i) plan.copy(handles[plan.takes[i]], &given[i]);
-            plan.program(given.data(), results.data());
-            // An operator that is called through Python has raised: the program has returned, with nothing.
-            if (PyErr_Occurred()) break;
-            for (size_t i = 0; i < results.size(); ++i) {
-                bool contiguous = true;
-                if (time == 0) plan.contiguous(results[i], &contiguous);
-                if (!contiguous) throw std::runtime_error("a result does not lie in the order of its elements");
-                plan.data(results[i], &found[i]);
-            }
+            if (particles && !particles->run()) break;
+            if (!step.run()) break;
+            step.find(time == 0);
             for (size_t i = 0; i < places.size(); ++i)
-                std::memcpy(places[i] + time * size(plan.gives[i]), found[i], size(plan.gives[i]));
+                std::memcpy(places[i] + time * size(plan.gives[i]), step.found[i], size(plan.gives[i]));
             for (Py_ssize_t i = 0; places.empty() && time == times - 1 && i < PyTuple_GET_SIZE(returned); ++i)
-                PyTuple_SET_ITEM(returned, i, number(plan.gives[i], found[i]));
-            for (const Kernel& kernel : plan.kernels) {
-                operands.clear();
-                for (int64_t place : kernel.operands) operands.push_back(place < 0 ? found[-1 - place] : bytes[place]);
-                run_kernel(kernel, operands.data(), plan.threads);
-            }
-            const bool halts = halt && is_nan(plan.gives[0], found[0]);
-            for (Handle result : results) plan.release(result);
+                PyTuple_SET_ITEM(returned, i, number(plan.gives[i], step.found[i]));
+            step.run_kernels();
+            const bool halts = halt && is_nan(plan.gives[0], step.found[0]);
+            step.release();
             if (halt) ++halt->done;
             if (halts) break;
         }
     } catch (const std::exception& error) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    if (particles && PyErr_Occurred()) {
+        try {
+            particles->put_back(step);
+        } catch (const std::exception& error) {
+            PyErr_SetString(PyExc_RuntimeError, error.what());
+        }
     }
     plan.set_gradients(with_gradients);
     // The call that has raised will do so again when it is the first one.

@@ -20,7 +20,8 @@ from sgc.emit.backends.registry import build
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.emitter import Emitted, emit_surrogate
 from sgc.emit.fx.rewriting import copy_of
-from sgc.emit.inductor.compiled_step import BuiltStep, build_step
+from sgc.emit.inductor.compiled_step import BuiltStep, build_particle_loop, build_step
+from sgc.emit.particle_loop import emit_particle_loop
 from sgc.emit.rewrites.before_gradient.own_sample_density import take_whitened
 from sgc.emit.rewrites.before_gradient.sink_gathers import gather_last
 from sgc.emit.rewrites.optimize import Report
@@ -172,6 +173,11 @@ class Specialization:
         library.start()
         differentiated = self.differentiated(tensors)
         with self._compiling():
+            if self.repeats > 1:
+                loop = emit_particle_loop(differentiated, tensors, state, update, self.repeats)
+                built = build_particle_loop(loop, [*tensors, *state, new_flag(differentiated.device)], self.options.rng)
+                self._steps.append(built.report)
+                return built
             module = emit_step(differentiated, tensors, state, update)
             updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
             built = build_step(module, [*tensors, *state, new_flag(differentiated.device)], self.options.rng, updated)

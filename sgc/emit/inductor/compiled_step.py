@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -16,9 +16,19 @@ from sgc.emit.fx.rewriting import results_of, value_of
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, Taking, library_of, native_program
 from sgc.emit.inductor.cuda_graphs import ReplayedStep, replayed_on
+from sgc.emit.particle_loop import ParticleLoop
 from sgc.emit.rewrites.optimize import Report, optimize
 from sgc.emit.rewrites.outline import Outlined
 from sgc.emit.rollback import written_inputs
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled module: called with all inputs, and the attributes behind them; from C++, if that can be."""
+
+    run: Runner
+    native: NativeProgram | None
+    attributes: list[Tensor]
 
 
 @dataclass
@@ -31,6 +41,8 @@ class BuiltStep:
     shares memory, each step is a call of its own.
 
     :param outlined: ``module`` in two parts.
+    :param loop: what is run before ``module``, and how often, where there are many particles; on a GPU each step is a
+        call of its own then.
     """
 
     module: fx.GraphModule
@@ -38,6 +50,7 @@ class BuiltStep:
     examples: list[Tensor]
     rng: Rng
     outlined: Outlined | None = None
+    loop: ParticleLoop | None = None
     gpu: torch.device | None = None
     """The GPU on which it is replayed, if it is."""
     detour: bool = False
@@ -58,42 +71,91 @@ class BuiltStep:
         """
         examples = self.examples
         native = all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, self.written)
-        if self.outlined is not None and not (native and self._compile(self.outlined.rest, examples, native=True)):
-            self.module = optimize(self.module, examples, rng=self.rng).module
-            self.outlined = None
-        if self.outlined is None:
-            self._compile(self.module, examples, native=native)
+        particle = None if self.loop is None else self._compile(self.loop.particle, examples, [], native=native)
+        attributes = [] if particle is None else particle.attributes
+        whole = None
+        if self.outlined is not None and native:
+            whole = self._compile(self.outlined.rest, examples, attributes, particle, self.outlined, native=True)
+        if whole is None or whole.native is None:
+            if self.outlined is not None:
+                self.module = optimize(self.module, examples, rng=self.rng).module
+                self.outlined = None
+            whole = self._compile(self.module, examples, attributes, particle, native=native)
+        # From here on it counts as compiled: nothing may fail behind.
+        self._native, self._attributes = whole.native, whole.attributes
+        self._run = whole.run if particle is None else self._particles(particle.run, whole.run)
         self.detour = native and self._native is None
         self.examples = []  # they hold the memory of what may be long gone
 
-    def _compile(self, module: fx.GraphModule, examples: list[Tensor], *, native: bool) -> bool:
-        """Compile a module; whether it will be called from C++. One whose update is outlined cannot be called else."""
-        lifted, takes, attributes = lift_tensors(module)
+    def _compile(
+        self,
+        module: fx.GraphModule,
+        examples: list[Tensor],
+        others: list[Tensor],
+        particle: _Compiled | None = None,
+        outlined: Outlined | None = None,
+        *,
+        native: bool,
+    ) -> _Compiled:
+        """Compile a module, whose attributes become inputs behind the ``others``."""
+        lifted, takes, own = lift_tensors(module)
+        takes = [i if i < len(examples) else i + len(others) for i in takes]
+        attributes = [*others, *own]
         everything = [*examples, *attributes]
-        outlined = self.outlined
         functions = library_of(outlined.functions) if outlined is not None else None
         run = compile_graph(lifted, [everything[i] for i in takes], self.rng, in_one_piece=native)
         program = None
-        if native:
-            dtypes = [value_of(node).dtype for node in results_of(self.module)]
-            results = len(results_of(module))
+        if native and (particle is None or particle.native is not None):
+            wanted = results_of(module if outlined is None else self.module)
             kernels = outlined.kernels if outlined is not None else ()
-            program = native_program(run, takes, dtypes, results, kernels, functions)
-        if program is not None or outlined is None:
-            # From here on it counts as compiled: nothing may fail behind.
-            self._native, self._attributes = program, attributes
-            self._run = lambda *inputs: run(*(inputs[i] for i in takes))
-        return program is not None
+            loop = self._native_loop(particle)
+            dtypes = [value_of(node).dtype for node in wanted]
+            program = native_program(run, takes, dtypes, len(results_of(module)), kernels, functions, loop)
+        return _Compiled(lambda *inputs: run(*(inputs[i] for i in takes)), program, attributes)
+
+    def _native_loop(self, particle: _Compiled | None) -> tuple[NativeProgram, int, int, int] | None:
+        if particle is None or particle.native is None or self.loop is None:
+            return None
+        return particle.native, self.loop.times, *self._flags
+
+    @property
+    def _flags(self) -> tuple[int, int]:
+        """The positions of the inputs ``first`` and ``aborted``."""
+        assert self.loop is not None
+        behind = len(self.module.graph.find_nodes(op="placeholder")) - len(self.loop.scratch)
+        return behind, behind + 1
+
+    def _particles(self, particle: Runner, finish: Runner) -> Runner:
+        """What C++ does with a loop, in Python."""
+        assert self.loop is not None
+        times, places = self.loop.times, self._flags
+
+        def run(*inputs: Tensor) -> Sequence[Tensor]:
+            first, aborted = (inputs[place] for place in places)
+            aborted.fill_(False)
+            for number in range(times):
+                first.fill_(number == 0)
+                try:
+                    particle(*inputs)
+                except BaseException:
+                    if number:
+                        finish(*inputs[: places[1]], aborted.fill_(True), *inputs[places[1] + 1 :])
+                    raise
+            return finish(*inputs)
+
+        return run
 
     @cached_property
     def written(self) -> list[int]:
         """The positions of the inputs that it writes."""
-        return sorted(written_inputs(self.module))
+        particle = set() if self.loop is None else written_inputs(self.loop.particle)
+        return sorted(written_inputs(self.module) | particle)
 
     def bind(self, inputs: Sequence[Tensor | None]) -> BoundStep:
         """The compiled step for these inputs; None stands for one that each call brings."""
         assert self._run is not None
-        everything = [*inputs, *self._attributes]
+        scratch = [] if self.loop is None else self.loop.scratch
+        everything = [*inputs, *scratch, *self._attributes]
         call: NativeCall | ReplayedStep | None = None
         if self._native is not None:
             call = self._native.bind(everything, self.written)
@@ -167,4 +229,14 @@ def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, upda
     on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
     gpu, report = replayed_on(optimized.module, examples, optimized.report)
-    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu)
+    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu=gpu)
+
+
+def build_particle_loop(loop: ParticleLoop, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
+    """Rewrite the modules of a step of many particles; they are compiled when that is asked for.
+
+    :param tensors: examples of the step's inputs, but for the scratch.
+    """
+    examples = [tensor.detach() for tensor in (*tensors, *loop.scratch)]
+    particle, finish = (optimize(module, examples, rng=rng) for module in (loop.particle, loop.finish))
+    return BuiltStep(finish.module, particle.report, examples, rng, loop=replace(loop, particle=particle.module))

@@ -169,6 +169,7 @@ def native_program(
     results: int,
     kernels: Sequence[Kernel] = (),
     functions: Callable[[], Any] | None = None,
+    loop: tuple[NativeProgram, int, int, int] | None = None,
 ) -> NativeProgram | None:
     """What ``compiled``, of Inductor, calls in the end; None if it is not found, or is not what is expected.
 
@@ -176,6 +177,8 @@ def native_program(
         them.
     :param dtypes: of those of its ``results`` that the caller wants, the first ones, all 0-d.
     :param functions: gives the library of what the kernels call (:func:`library_of`).
+    :param loop: a program that is run before it, how many times, and the positions of the inputs ``first`` and
+        ``aborted`` (:class:`sgc.emit.particle_loop.ParticleLoop`).
     """
     if not dtypes or not set(dtypes) <= _KINDS.keys():
         return None
@@ -188,8 +191,9 @@ def native_program(
             calls = tuple(
                 (_address(own, f"function_{kernel.function}"), kernel.size, kernel.operands) for kernel in kernels
             )
-            plan = library().prepare(addresses, tuple(takes), kinds, results, calls, torch.get_num_threads())
-            return NativeProgram(plan, tuple(dtypes), (compiled_by_inductor, own))
+            before = None if loop is None else (loop[0].plan, *loop[1:])
+            plan = library().prepare(addresses, tuple(takes), kinds, results, calls, torch.get_num_threads(), before)
+            return NativeProgram(plan, tuple(dtypes), (compiled_by_inductor, own, loop))
     return None
 
 
