@@ -98,12 +98,12 @@ class Recording:
         self.outputs.append(value if isinstance(value, Tensor) else torch.as_tensor(value))
 
     def _baseline(self, site: Any) -> None:
-        """Evaluate the user's baseline; what becomes of it is decided by the baseline pass."""
+        """Evaluate the user's baseline where Pyro does; the baseline pass decides what is done with it."""
         name = site["name"]
         complaints = Complaints(name, self.recorder.statements[name].source)
         options = read_options(site["infer"]["baseline"], complaints)
         value = options.value
-        if options.network is not None:
+        if options.network is not None and self._is_scored_by_pyro(name):
             value = value_of_network(options, self._failed_before, complaints)
         if value is not None:
             self._output(name, "baseline", value)
@@ -114,6 +114,13 @@ class Recording:
             decaying_average=options.decaying,
             beta=options.beta,
             idle_beta="baseline_beta" in options.given and not options.decaying,
+        )
+
+    def _is_scored_by_pyro(self, name: str) -> bool:
+        """Whether Pyro asks for a baseline: if the sample is not reparameterised in the guide, or in the model."""
+        in_model = self.model_trace.nodes.get(name)
+        return (name, "guide.score_function") in self.slots or (
+            in_model is not None and not getattr(in_model["fn"], "has_rsample", False)
         )
 
 

@@ -190,6 +190,37 @@ def test_what_has_an_effect_is_not() -> None:
     assert not texts(relaxed, guide_with({}, lambda q: dist.Normal(q, 1.0)))
 
 
+class CountingNet(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "prior", [lambda: dist.Normal(0.0, 1.0), lambda: dist.Normal(0.0, 1.0).has_rsample_(False), None]
+)
+def test_a_network_at_a_pathwise_site_runs_where_pyro_runs_it(prior: Any) -> None:
+    """Pyro asks for it if the site is not reparameterised in the model; the two runs of a capture must not differ."""
+    network = CountingNet(1, 1)
+    options = {"baseline": {"nn_baseline": lambda x: network(x).squeeze(-1), "nn_baseline_input": torch.tensor([0.5])}}
+
+    def model() -> None:
+        if prior is not None:
+            pyro.sample("z", prior())
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0), infer=options)
+
+    pyro.set_rng_seed(0)
+    pyro.infer.TraceGraph_ELBO().loss_and_grads(model, guide)
+    asked = getattr(network, "calls", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the baseline may be idle, and the calls are counted
+        report = sgc.compile(model, guide, backend="eager").verify()
+    assert report.ok, str(report)
+    assert (getattr(network, "calls", 0) > 0) is (asked > 0) is (prior is not None and not prior().has_rsample)
+
+
 def test_a_network_that_only_a_capture_cannot_run_is_no_wrong_option() -> None:
     def network(x: Tensor) -> Tensor:
         if type(x) is not Tensor or torch._subclasses.fake_tensor.is_fake(x):

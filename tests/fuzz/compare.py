@@ -111,16 +111,18 @@ def fresh(double: bool) -> Iterator[None]:
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
+    """Of the processor's time: others may be at work on the machine."""
+
     def late(*_: Any) -> None:
         raise TooSlow(f"not done after {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 Side = tuple[Callable[..., Any], Callable[..., Any]]
