@@ -40,6 +40,7 @@ from sgc.capture.state.random_state import (
 )
 from sgc.capture.threads import here
 from sgc.capture.values.reads import DATA_DEPENDENT, Reads
+from sgc.capture.values.torch_functions import AnsweredFunctions
 from sgc.capture.values.validation import checks_as_nodes
 from sgc.config import Options
 from sgc.errors import CaptureError, DataDependenceError, SgcError
@@ -111,8 +112,9 @@ def _attempt(
         placeholders = [node for node in tracer.current_tracer().graph.nodes if node.op == "placeholder"]
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
         traced_args, traced_kwargs = unflatten(filled, structure)
+        reads = Reads(concrete, written.before)
         with (
-            Reads(concrete, written.before) as reads,
+            AnsweredFunctions(reads),
             refusals(),
             printed_before(),
             no_seeding(strictly=strictly),

@@ -38,3 +38,6 @@ _RULES: dict[Callable[..., Any], _Condition] = {
     torch.bernoulli: _probabilities,
     Tensor.bernoulli: _probabilities,
 }
+
+CHECKING = frozenset(_RULES)
+"""The functions that have such conditions."""

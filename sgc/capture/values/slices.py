@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 
@@ -39,19 +37,5 @@ def is_literal(tensor: Tensor) -> bool:
 
 def _is_external(node: fx.Node) -> bool:
     """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
-    return (
-        node.op == "get_attr"
-        and not all(
-            user.target in (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
-            for user in node.users
-        )
-    ) or (node.op == "get_attr" and not node.users)
-
-
-def dims_consumed(part: Any) -> int:
-    """How many dims of a tensor a part of an index takes."""
-    if part is None or part is Ellipsis or isinstance(part, bool):
-        return 0
-    if isinstance(part, Tensor) and part.dtype is torch.bool:
-        return part.dim()
-    return 1
+    lifted = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
+    return node.op == "get_attr" and not (node.users and all(user.target in lifted for user in node.users))
