@@ -8,27 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._guards import detect_fake_mode
 
 from sgc.capture import tracer
 from sgc.capture.arguments import argument_names
+from sgc.capture.inputs import declare_inputs
 from sgc.capture.prototype import Rehearsal
-from sgc.capture.python.tensor_layouts import check_gradients, check_layout
+from sgc.capture.python.tensor_layouts import check_gradients
 from sgc.capture.recording import Recording, samples
 from sgc.capture.site_recorder import Statement
-from sgc.capture.state.owners import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
+from sgc.capture.state.owners import Owner, Ownership
 from sgc.capture.state.transcript import Transcript
 from sgc.capture.values.checks import checks_of_calls
+from sgc.capture.values.slices import is_external
 from sgc.capture.values.validation import Requirement
-from sgc.errors import CaptureError
 from sgc.graph.effects import dependencies, drop_dead, is_random
 from sgc.graph.program import (
     Baseline,
     Check,
     Density,
     HidingMask,
-    Input,
-    InputKind,
     Plate,
     Program,
     Site,
@@ -61,47 +59,35 @@ def declare(
     check_gradients(graph)
     _normalise(graph)
     recording.requirements.extend(checks_of_calls(graph))
-    output = next(node for node in graph.nodes if node.op == "output")
-    slots = {key: output.args[0][index] for key, index in recording.slots.items()}
-    for name, statement in recording.recorder.statements.items():
-        if statement.node is not None:
-            slots[name, "value"] = statement.node
-    output.args = (tuple(dict.fromkeys(slots.values())),)
     # A read made in code that then became one opaque node is no part of the program.
     nodes = set(graph.nodes)
     reads = [read for read in recording.reads if nodes.issuperset(read.sources)]
     guarded = {node for read in reads for node in read.sources}
     checks = list(_checks(recording, graph))
-    slots |= {("", node.name): node for node, _, _ in checks}
-    output.args = (tuple(dict.fromkeys(slots.values())),)
+    results = _results(graph, recording) | {("", node.name): node for node, _, _ in checks}
+    _set_output(graph, results)
     drop_dead(graph, keep=guarded)
-    inputs, owners, lifted = _lift(module, positions, rehearsal, args, kwargs, guarded)
-    slots = {key: lifted.get(node, node) for key, node in slots.items()}
-    output = next(node for node in graph.nodes if node.op == "output")
-    output.args = (tuple(dict.fromkeys(slots.values())),)
+    roots = [(_root_name(root, i), root) for i, root in enumerate(rehearsal.modules)]
+    ownership = Ownership(roots, rehearsal.store)
+    inputs = declare_inputs(module, positions, argument_names(args, kwargs), ownership, guarded)
+    results = {key: inputs.placeholders.get(node, node) for key, node in results.items()}
+    _set_output(graph, results)
     _let_go_of_lifted(module)
     graph.lint()
     module.recompile()
-    by_node = {declared.node: declared.name for declared in inputs}
-    guards = tuple(
-        ValueGuard(
-            read.module,
-            tuple(by_node[lifted.get(node, node).name] for node in read.sources),
-            read.value,
-            read.source,
-        )
-        for read in reads
-    )
+    names = {key: node.name for key, node in results.items()}
     program = Program(
         module=module,
-        inputs=tuple(inputs),
-        sites=tuple(_sites(recording, {key: node.name for key, node in slots.items()})),
+        inputs=tuple(inputs.declared),
+        sites=tuple(_sites(recording, names)),
         model_order=tuple(site["name"] for site in samples(recording.model_trace)),
         guide_order=tuple(site["name"] for site in samples(recording.guide_trace)),
-        value_guards=guards,
+        value_guards=tuple(
+            ValueGuard(read.module, tuple(map(inputs.name_of, read.sources)), read.value, read.source) for read in reads
+        ),
         checks=tuple(
             Check(
-                slots["", node.name].name,
+                names["", node.name],
                 requirement.what,
                 requirement.site,
                 requirement.source,
@@ -112,7 +98,21 @@ def declare(
             for node, requirement, random in checks
         ),
     )
-    return Capture(program, owners, recording.transcript)
+    return Capture(program, inputs.owners, recording.transcript)
+
+
+def _results(graph: fx.Graph, recording: Recording) -> dict[tuple[str, str], fx.Node]:
+    """What was recorded of each site by its role: its densities, its value and its baseline."""
+    outputs: Any = graph.output_node().args[0]
+    results = {key: outputs[position] for key, position in recording.slots.items()}
+    for name, statement in recording.recorder.statements.items():
+        if statement.node is not None:
+            results[name, "value"] = statement.node
+    return results
+
+
+def _set_output(graph: fx.Graph, results: dict[tuple[str, str], fx.Node]) -> None:
+    graph.output_node().args = (tuple(dict.fromkeys(results.values())),)
 
 
 def _checks(recording: Recording, graph: fx.Graph) -> Iterator[tuple[fx.Node, Requirement, bool]]:
@@ -126,15 +126,10 @@ def _checks(recording: Recording, graph: fx.Graph) -> Iterator[tuple[fx.Node, Re
     for node, parents in dependencies(graph).items():
         if is_random(node) or not drawn.isdisjoint(parents):
             drawn.add(node)
-        if node in drawn or node.op == "placeholder" or _is_owned(node) or not varying.isdisjoint(parents):
+        if node in drawn or node.op == "placeholder" or is_external(node) or not varying.isdisjoint(parents):
             varying.add(node)
         if node in required and node in varying:
             yield node, required[node], node in drawn
-
-
-def _is_owned(node: fx.Node) -> bool:
-    """Whether a node reads a tensor of the user's, and not a literal of the program."""
-    return node.op == "get_attr" and not (node.users and all(user.target is _LITERAL for user in node.users))
 
 
 def _normalise(graph: fx.Graph) -> None:
@@ -155,83 +150,11 @@ def _normalise(graph: fx.Graph) -> None:
             node.meta["val"] = tracer.unwrapped(node.meta["val"])
 
 
-def _lift(
-    module: fx.GraphModule,
-    positions: Sequence[int],
-    rehearsal: Rehearsal,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    guarded: set[fx.Node],
-) -> tuple[list[Input], dict[str, Owner], dict[fx.Node, fx.Node]]:
-    """Turn every tensor that the program met into a declared input; literals of its own stay constants."""
-    graph = module.graph
-    roots = [(_root_name(root, i), root) for i, root in enumerate(rehearsal.modules)]
-    ownership = Ownership(roots, rehearsal.store)
-    inputs: list[Input] = []
-    owners: dict[str, Owner] = {}
-    renamed: dict[fx.Node, fx.Node] = {}
-    lifted: dict[int, fx.Node] = {}
-    paths = argument_names(args, kwargs)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    arguments = zip(placeholders, positions, strict=True)
-    for node, position in arguments:
-        tensor = node.meta["val"]
-        check_layout(paths[position], tensor)
-        inputs.append(_input(paths[position], InputKind.DATA, node, tensor))
-        owners[paths[position]] = ArgumentOwner(position)
-    fakes = detect_fake_mode([node.meta["val"] for node in graph.nodes if "val" in node.meta])
-    last = placeholders[-1] if placeholders else None
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        if not _is_owned(node) and node not in guarded:
-            continue
-        tensor = getattr(module, node.target)
-        if not isinstance(tensor, Tensor):
-            raise CaptureError(f"an operator is given a {type(tensor).__name__}, which no graph holds")
-        if tracer.is_fake(tensor):
-            raise CaptureError(
-                "a tensor was computed where the capture cannot follow: in a derivative of a module "
-                "(torch.autograd.grad, torch.autograd.functional), in a torch.func transform, or on another thread",
-                remedy="write the derivative or the batched computation out with ordinary tensor operations",
-            )
-        if id(tensor) not in lifted:
-            owned = ownership.of(tensor)
-            if owned is not None:
-                kind = InputKind.BUFFER if owned.is_buffer else InputKind.PARAMETER
-                name, owner = owned.name, owned.owner
-            else:
-                kind = InputKind.PARAMETER if tensor.requires_grad and tensor.is_leaf else InputKind.CONSTANT
-                name, owner = f"closed_over_{len(lifted)}", FixedOwner(tensor)
-            name = _unused(name, owners)
-            check_layout(name, tensor)
-            with graph.inserting_after(last) if last is not None else graph.inserting_before(next(iter(graph.nodes))):
-                placeholder = graph.placeholder("".join(c if c.isalnum() else "_" for c in name))
-            placeholder.meta["val"] = fakes.from_tensor(tensor, static_shapes=True) if fakes else tensor
-            last = lifted[id(tensor)] = placeholder
-            inputs.append(_input(name, kind, placeholder, tensor))
-            owners[name] = owner
-        node.replace_all_uses_with(lifted[id(tensor)])
-        renamed[node] = lifted[id(tensor)]
-        graph.erase_node(node)
-    return inputs, owners, renamed
-
-
 def _let_go_of_lifted(module: fx.GraphModule) -> None:
     """What has become an input is fetched from its owner; the module need not keep the tensor that it was."""
     kept = {node.target for node in module.graph.nodes if node.op == "get_attr"}
     for name in module._buffers.keys() - kept:
         del module._buffers[name]
-
-
-def _input(name: str, kind: InputKind, node: fx.Node, tensor: Tensor) -> Input:
-    node.meta["sgc"] = name
-    return Input(name, kind, node.name, tuple(tensor.shape), tensor.dtype, tensor.device, is_trainable(tensor))
-
-
-def _unused(name: str, taken: dict[str, Any]) -> str:
-    candidate, number = name, 1
-    while candidate in taken:
-        candidate, number = f"{name}_{number}", number + 1
-    return candidate
 
 
 def _root_name(module: torch.nn.Module, position: int) -> str:

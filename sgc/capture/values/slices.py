@@ -15,7 +15,7 @@ def slice_of(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.G
     root = tracer.current_tracer().root
     part = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    origins = [n for n in graph.nodes if n in needed and (n.op == "placeholder" or _is_external(n))]
+    origins = [n for n in graph.nodes if n in needed and (n.op == "placeholder" or is_external(n))]
     for origin in origins:
         copies[origin] = part.placeholder(origin.name)
     for other in graph.nodes:
@@ -32,10 +32,10 @@ def is_literal(tensor: Tensor) -> bool:
     if not tracer.is_capturing():
         return False
     needed = ancestors([tracer.node_of(tensor)], dependencies(tracer.current_tracer().graph))
-    return not any(node.op == "placeholder" or _is_external(node) or is_random(node) for node in needed)
+    return not any(node.op == "placeholder" or is_external(node) or is_random(node) for node in needed)
 
 
-def _is_external(node: fx.Node) -> bool:
+def is_external(node: fx.Node) -> bool:
     """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
     lifted = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
     return node.op == "get_attr" and not (node.users and all(user.target in lifted for user in node.users))
