@@ -6,7 +6,6 @@ that runs the distribution's own code on the tensors it was built from; the rest
 
 from __future__ import annotations
 
-import copy
 import itertools
 import types
 import weakref
@@ -22,6 +21,7 @@ from torch.autograd import Function
 from torch.distributions import Distribution, Independent
 
 from sgc.capture import tracer
+from sgc.capture.leaves.substitution import Hole, Substitution
 from sgc.capture.threads import here
 
 
@@ -30,9 +30,9 @@ class OpaqueCall:
 
     def __init__(self, call: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.tensors: list[Tensor] = []
-        memo: dict[int, Any] = {}
-        self._template = _substitute(call, self._hole, memo)
-        for part in memo.values():
+        with_holes = Substitution(self._hole)
+        self._template = with_holes(call)
+        for part in with_holes.copies.values():
             # The checks of what the call reaches are nodes of the program, and are not made within the call.
             if isinstance(part, Distribution) and not isinstance(type(part)._validate_args, property):
                 part._validate_args = False
@@ -43,18 +43,13 @@ class OpaqueCall:
     def _hole(self, tensor: Tensor) -> Any:
         for position, known in enumerate(self.tensors):
             if known is tensor:
-                return _Hole(position)
+                return Hole(position)
         self.tensors.append(tensor)
-        return _Hole(len(self.tensors) - 1)
+        return Hole(len(self.tensors) - 1)
 
     def __call__(self, tensors: list[Tensor]) -> Tensor:
-        method, args, kwargs = _substitute(self._template, None, {}, tensors)
+        method, args, kwargs = Substitution(lambda hole: tensors[hole.position])(self._template)
         return method(*args, **kwargs)
-
-
-class _Hole:
-    def __init__(self, position: int) -> None:
-        self.position = position
 
 
 _CALLS: weakref.WeakValueDictionary[int, Callable[[list[Tensor]], Tensor]] = weakref.WeakValueDictionary()
@@ -66,68 +61,6 @@ def numbered(call: Callable[[list[Tensor]], Tensor]) -> int:
     number = next(_NUMBERS)
     _CALLS[number] = call
     return number
-
-
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, torch.Size, torch.dtype, torch.device)
-
-
-def _substitute(
-    value: Any,
-    hole: Callable[[Tensor], Any] | None,
-    memo: dict[int, Any],
-    tensors: list[Tensor] | None = None,
-) -> Any:
-    """A copy of an object tree with its tensors replaced by holes, or its holes by tensors."""
-    if isinstance(value, Tensor):
-        return value if hole is None else hole(value)
-    if isinstance(value, _Hole):
-        assert tensors is not None
-        return tensors[value.position]
-    if isinstance(value, (*_PLAIN, types.ModuleType, types.BuiltinFunctionType)):
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-
-    result: Any
-
-    def inner(part: Any) -> Any:
-        return _substitute(part, hole, memo, tensors)
-
-    if isinstance(value, (list, tuple)):
-        parts = [inner(part) for part in value]
-        result = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        memo[id(value)] = result
-        return result
-    if isinstance(value, dict):
-        memo[id(value)] = result = type(value)()
-        result.update({key: inner(part) for key, part in value.items()})
-        return result
-    if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, inner(value.__self__))
-    if isinstance(value, types.FunctionType):
-        if not value.__closure__:
-            return value
-        memo[id(value)] = result = types.FunctionType(
-            value.__code__,
-            value.__globals__,
-            value.__name__,
-            value.__defaults__,
-            tuple(types.CellType() for _ in value.__closure__),
-        )
-        result.__kwdefaults__ = value.__kwdefaults__
-        for old, new in zip(value.__closure__, result.__closure__ or (), strict=True):
-            new.cell_contents = inner(old.cell_contents)
-        return result
-    if isinstance(value, weakref.ref):
-        # Pyro's weakmethod: the copy must point at the copy of its owner, which the memo keeps alive.
-        owner = value()
-        return weakref.ref(inner(owner)) if owner is not None else value
-    if hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
-        memo[id(value)] = result = copy.copy(value)
-        for name, part in list(vars(result).items()):
-            result.__dict__[name] = inner(part)
-        return result
-    return value
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -183,12 +116,12 @@ def _opaque_vjp(gradient: Tensor, token: Tensor, tensors: list[Tensor]) -> list[
     """The gradient of an opaque call's result in the tensors it reaches; each token serves once."""
     value, leaves = _TAPES.pop(int(token.item()))
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    found = iter(torch.autograd.grad(value, wanted, gradient, allow_unused=True)) if value.requires_grad else None
-    result = []
-    for leaf in leaves:
-        part = next(found) if found is not None and leaf.requires_grad else None
-        result.append(_own(torch.zeros_like(leaf) if part is None else part))
-    return result
+    gradients: dict[int, Tensor | None] = {}
+    if value.requires_grad:
+        computed = torch.autograd.grad(value, wanted, gradient, allow_unused=True)
+        gradients = {id(leaf): part for leaf, part in zip(wanted, computed, strict=True)}
+    parts = (gradients.get(id(leaf)) for leaf in leaves)
+    return [_own(torch.zeros_like(leaf) if part is None else part) for leaf, part in zip(leaves, parts, strict=True)]
 
 
 @_opaque_vjp.register_fake
@@ -215,9 +148,9 @@ class OpaqueFunction(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         token, *tensors = ctx.saved_tensors
-        found = torch.ops.sgc.opaque_vjp(gradient, token, list(tensors))
+        gradients = torch.ops.sgc.opaque_vjp(gradient, token, list(tensors))
         needed = ctx.needs_input_grad[1:]
-        return (None, *(g if need else None for g, need in zip(found, needed, strict=True)))
+        return (None, *(g if need else None for g, need in zip(gradients, needed, strict=True)))
 
 
 def opaque_sample(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -302,12 +235,7 @@ class Attempt:
 
     def __init__(self, *objects: Any) -> None:
         tensors: list[Tensor] = []
-
-        def note(tensor: Tensor) -> Tensor:
-            tensors.append(tensor)
-            return tensor
-
-        self.untouched: tuple[Any, ...] = _substitute(objects, note, {})
+        self.untouched: tuple[Any, ...] = Substitution(_noting(tensors))(objects)
         self._bindings = tracer.bindings(tensors)
         self._start = tracer.last_node()
 
@@ -319,11 +247,17 @@ class Attempt:
 
 
 def _dtype(fn: Any) -> torch.dtype:
-    found: list[torch.dtype] = []
+    tensors: list[Tensor] = []
+    Substitution(_noting(tensors))(fn)
+    dtypes = (tensor.dtype for tensor in tensors)
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.get_default_dtype())
+
+
+def _noting(tensors: list[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Leaves tensors where they are, and adds them to a list."""
 
     def note(tensor: Tensor) -> Tensor:
-        found.append(tensor.dtype)
+        tensors.append(tensor)
         return tensor
 
-    _substitute(fn, note, {})
-    return next((dtype for dtype in found if dtype.is_floating_point), torch.get_default_dtype())
+    return note
