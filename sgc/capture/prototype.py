@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
@@ -23,17 +22,17 @@ from torch.distributions import Distribution
 from sgc.capture.error_notes import located
 from sgc.capture.python.refusals import Refusing, refusals
 from sgc.capture.source import current_line
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX, put_averages, take_averages
 from sgc.capture.state.external_reads import ExternalReads
 from sgc.capture.state.owners import ModuleWatch, is_scripted
-from sgc.capture.state.param_store import PYROS, Store
+from sgc.capture.state.param_store import PYROS, Store, current_store
 from sgc.capture.state.random_state import random_state, restore_random_state, same_random_state
+from sgc.capture.state.run_differences import difference
 from sgc.capture.state.transcript import Transcript
 from sgc.capture.state.writes import Written, undone_writes
 from sgc.capture.threads import here, ignored
 from sgc.config import Options
 from sgc.errors import CaptureError
-
-BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def refuse_changing(
     :returns: whether the program has run again.
     :raises CaptureError: with the line and the two values.
     """
-    if captured.difference(rehearsal.transcript) is None:
+    if difference(captured, rehearsal.transcript) is None:
         return False
     elbo = _elbo_of_a_run(options, rehearsal.max_plate_nesting)
     start = random_state()
@@ -160,13 +159,13 @@ def refuse_changing(
 
     try:
         later = again()
-        difference = captured.difference(later)
-        if difference is None and keeps_state:
-            difference = again().difference(later)
+        error = difference(captured, later)
+        if error is None and keeps_state:
+            error = difference(again(), later)
     finally:
         restore_random_state(start)
-    if difference is not None:
-        raise difference
+    if error is not None:
+        raise error
     return True
 
 
@@ -265,7 +264,7 @@ def _run(
 
 
 def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:
-    yield from map(id, pyro.get_param_store()._params.values())
+    yield from map(id, current_store().tensors().values())
     for module in modules:
         yield from map(id, module.parameters())
 
@@ -330,21 +329,3 @@ def _lazy(module: nn.Module) -> CaptureError:
         source=current_line(),
         remedy="run the module once on data of the right shape, in eval mode, before it is compiled",
     )
-
-
-def take_averages() -> dict[str, Tensor]:
-    """The averages of baselines, which Pyro's store does not hold any more."""
-    store = pyro.get_param_store()
-    taken = {name: t for name, t in store._params.items() if name.startswith(BASELINE_PREFIX)}
-    for name in taken:
-        del store[name]
-    return taken
-
-
-def put_averages(averages: dict[str, Tensor]) -> None:
-    """Let Pyro's store hold averages of baselines."""
-    store = pyro.get_param_store()
-    for name, tensor in averages.items():
-        store._params[name] = tensor
-        store._param_to_name[tensor] = name
-        store._constraints[name] = torch.distributions.constraints.real

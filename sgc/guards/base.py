@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
@@ -172,28 +171,21 @@ class TensorGuard(Guard):
         self._positions = [o.position if isinstance(o, ArgumentOwner) else None for o in self._owners]
         tensors = [owner.fetch() for owner in self._owners]
         self._expected = [meta(tensor) if tensor is not None else None for tensor in tensors]
-        self._in_store = [owner.name for owner in self._owners if isinstance(owner, StoreOwner)]
         in_store = [i for i, owner in enumerate(self._owners) if isinstance(owner, StoreOwner)]
         elsewhere = [i for i, p in enumerate(self._positions) if p is None and i not in in_store]
         self._fetched = in_store + elsewhere  # in this order; the call's own are there already
         self._store = next((owner.store for owner in self._owners if isinstance(owner, StoreOwner)), PYROS)
-        constraints = self._store.held._constraints
-        self._constraints = [constraints[name] for name in self._in_store]
+        names = (owner.name for owner in self._owners if isinstance(owner, StoreOwner))
+        self._constraints = {name: self._store.constraint(name) for name in names}
         self._twins = twins([tensors[i] for i in self._fetched])
         self._alike = Alike([tensor for i in self._fetched if (tensor := tensors[i]) is not None])
 
     def conditions(self) -> list[Condition]:
         if any(self._expected[i] is None for i in self._fetched):
             return [conditions.NEVER]
-        constraints, found = conditions.attribute(self._store.watched, "_constraints"), []
-        if self._store.is_pyros:
-            found.append(conditions.is_same(conditions.result(pyro.get_param_store), pyro.get_param_store()))
-        if self._in_store:
-            found += self._store.in_place()
-        for name, constraint in zip(self._in_store, self._constraints, strict=True):
-            found.append(conditions.is_same(conditions.entry_of(constraints, name), constraint))
         gives = [self._fetched.index(i) if p is None else -1 - p for i, p in enumerate(self._positions)]
-        return [*found, conditions.alike([self._owners[i].read() for i in self._fetched], self._alike.check, gives)]
+        reads = [self._owners[i].read() for i in self._fetched]
+        return [*self._store.constrained(self._constraints), conditions.alike(reads, self._alike.check, gives)]
 
     def miss(self, call: Call) -> str | None:
         """None where all tensors are as expected; then ``call.tensors`` holds them."""
@@ -211,9 +203,8 @@ class TensorGuard(Guard):
                 assert expected is not None
                 return meta_difference(name, expected, meta(tensor))
             found.append(tensor)
-        constraints = self._store.held._constraints
-        for name, constraint in zip(self._in_store, self._constraints, strict=True):
-            current = constraints.get(name)
+        for name, constraint in self._constraints.items():
+            current = self._store.constraint(name)
             if current is not constraint and repr(current) != repr(constraint):
                 return f"the constraint of parameter {name} was {constraint}, is {current}"
         if twins([found[i] for i in self._fetched]) != self._twins:

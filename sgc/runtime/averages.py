@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from sgc.capture.prototype import BASELINE_PREFIX
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX
 from sgc.capture.state.param_store import PYROS, Store
 from sgc.graph.nodes import BaselineNode
 from sgc.guards.metadata import Alike
@@ -42,7 +42,7 @@ class Averages:
     def tensors(self) -> list[Tensor]:
         """The averages that are there now."""
         # Which name an average has depends on what is found under the names before it: all are asked again.
-        found: list[Any] = list(map(self._store.held._params.get, self._asked))
+        found: list[Any] = self._store.fetch(self._asked)
         if self._alike is None or not self._alike.hold(found):
             found = self._find()
         return [found[i] for i in self._taken]

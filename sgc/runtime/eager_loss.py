@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 
 from sgc.capture.error_notes import located
-from sgc.capture.prototype import BASELINE_PREFIX, put_averages, take_averages
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX, present_averages, put_averages, take_averages
 
 
 def eager_loss(
@@ -35,11 +34,6 @@ def eager_loss(
         result: Tensor = _Value.apply(surrogate, loss)
         return result
     return loss
-
-
-def present_averages() -> dict[str, Tensor]:
-    """The averages of baselines that Pyro's store holds."""
-    return {name: t for name, t in pyro.get_param_store()._params.items() if name.startswith(BASELINE_PREFIX)}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgc.capture.prototype import BASELINE_PREFIX
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX
 from sgc.graph.nodes import BaselineNode
 from sgc.runtime.averages import Averages
 

@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -17,8 +18,8 @@ from torch import Tensor
 from sgc.native import conditions
 from sgc.native.conditions import Condition, Read
 
-PARTS = ("_params", "_param_to_name", "_constraints")
-"""What Pyro's class keeps."""
+_PARTS = ("_params", "_param_to_name", "_constraints")
+"""The dictionaries in which Pyro's class keeps tensors, their names and constraints; it has no public way to them."""
 
 _PYROS_OWN = ParamStoreDict()
 """Holds what is Pyro's while its store holds what is another's."""
@@ -38,8 +39,11 @@ class Store:
 
     def __init__(self, own: ParamStoreDict | None = None) -> None:
         self._own = _PYROS_OWN if own is None else own
-        # One object for all names, so that the dictionary is fetched once for all of them.
-        self._tensors = conditions.attribute(self.watched, "_params")
+
+    # One read for all names, so that the dictionary is fetched once for all of them.
+    @cached_property
+    def _params(self) -> Read:
+        return conditions.attribute(self.watched, "_params")
 
     @property
     def held(self) -> ParamStoreDict:
@@ -56,13 +60,35 @@ class Store:
         """Whether it is the one that ``pyro.param`` reads where nothing is lent."""
         return self._own is _PYROS_OWN
 
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The unconstrained tensors by their names, now and until the program clears the store."""
+        return self.held._params
+
     def get(self, name: str) -> Tensor | None:
         """The unconstrained tensor of a name."""
         return self.held._params.get(name)
 
+    def fetch(self, names: Iterable[str]) -> list[Tensor | None]:
+        """The unconstrained tensor of each name."""
+        return list(map(self.held._params.get, names))
+
+    def constraint(self, name: str) -> constraints.Constraint | None:
+        """The constraint of a name."""
+        return self.held._constraints.get(name)
+
+    def constrained(self, expected: Mapping[str, constraints.Constraint | None]) -> list[Condition]:
+        """That these names have these very constraints in it, and that Pyro has no other store."""
+        found = []
+        if self.is_pyros:
+            found.append(conditions.is_same(conditions.result(pyro.get_param_store), pyro.get_param_store()))
+        if expected:
+            found += self.in_place()
+        held = conditions.attribute(self.watched, "_constraints")
+        return found + [conditions.is_same(conditions.entry_of(held, name), one) for name, one in expected.items()]
+
     def read(self, name: str) -> Read:
         """Where :meth:`get` finds it."""
-        return conditions.entry_of(self._tensors, name)
+        return conditions.entry_of(self._params, name)
 
     def in_place(self) -> list[Condition]:
         """That what is read by :meth:`read` is what this store holds: Pyro's holds nothing else meanwhile."""
@@ -140,12 +166,33 @@ class Store:
 def _exchange(one: ParamStoreDict, other: ParamStoreDict) -> None:
     """Take from Pyro's store what is the one's, and put there what is the other's."""
     theirs = pyro.get_param_store()
-    for part in PARTS:
+    for part in _PARTS:
         setattr(one, part, getattr(theirs, part))  # the program may have cleared it
         setattr(theirs, part, getattr(other, part))
 
 
 PYROS = Store()
+
+
+def current_store() -> Store:
+    """The store that Pyro uses now, whosever it is."""
+    return Store(_LENT_TO[-1])
+
+
+@contextmanager
+def restored_on_error() -> Iterator[None]:
+    """An error leaves what Pyro's store holds as it was."""
+    store = pyro.get_param_store()
+    parts: dict[str, dict[Any, Any]] = {part: getattr(store, part) for part in _PARTS}
+    before = [dict(entries) for entries in parts.values()]
+    try:
+        yield
+    except BaseException:
+        for (part, entries), old in zip(parts.items(), before, strict=True):
+            entries.clear()
+            entries.update(old)
+            setattr(store, part, entries)  # clear_param_store() makes other dictionaries
+        raise
 
 
 def store_of(state: Mapping[str, tuple[Tensor, constraints.Constraint]]) -> Store:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sgc.capture.state.param_store import current_store
 from sgc.graph.effects import written_positions
 
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default  # its operand was made by Python just now
@@ -94,8 +94,8 @@ def undone_writes(*, on_error_only: bool = False) -> Iterator[Written]:
 
     :param on_error_only: leave what a program has written that ends without an error.
     """
-    store = pyro.get_param_store()._params
-    before, written = {id(tensor) for tensor in store.values()}, Written()
+    store, written = current_store(), Written()
+    before = {id(tensor) for tensor in store.tensors().values()}
     ended = False
     try:
         with _Mode(written):
@@ -103,7 +103,7 @@ def undone_writes(*, on_error_only: bool = False) -> Iterator[Written]:
         ended = True
     finally:
         if not (ended and on_error_only):
-            new = [tensor for tensor in store.values() if id(tensor) not in before]
+            new = [tensor for tensor in store.tensors().values() if id(tensor) not in before]
             written.put_back({tensor.untyped_storage()._cdata for tensor in _tensors(new)})
 
 

@@ -12,7 +12,8 @@ from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from sgc.capture.prototype import BASELINE_PREFIX, preserved_state, pyro_elbo
+from sgc.capture.prototype import preserved_state, pyro_elbo
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX
 from sgc.capture.state.random_state import random_state, restore_random_state
 from sgc.capture.state.writes import undone_writes
 from sgc.errors import SgcError

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from sgc.capture import tracer
 from sgc.capture.source import warn
+from sgc.capture.state.param_store import current_store
 from sgc.errors import CaptureError, SideEffectWarning, SourceLine
 from sgc.guards.hooks import GLOBAL_HOOKS
 from sgc.guards.libraries import LIBRARY_ROOTS
@@ -132,7 +132,7 @@ def roots(
 
 def _parameters() -> Iterator[tuple[str, Tensor]]:
     """Those in Pyro's store, on which a plate with a subsample notes its indices."""
-    yield from pyro.get_param_store()._params.items()
+    yield from current_store().tensors().items()
 
 
 def _is_of_user(place: Visit) -> bool:

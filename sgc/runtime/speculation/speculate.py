@@ -19,13 +19,14 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import runtime
 from torch import Tensor, nn
 
-from sgc.capture.prototype import BASELINE_PREFIX, pyro_elbo, validated
+from sgc.capture.prototype import pyro_elbo, validated
 from sgc.capture.source import warn
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX, present_averages
 from sgc.capture.state.writes import undone_writes
 from sgc.errors import SgcError, StandInWarning
 from sgc.guards.handlers import unobserved
 from sgc.runtime.averages import put_in_store
-from sgc.runtime.eager_loss import eager_loss, lent, present_averages
+from sgc.runtime.eager_loss import eager_loss, lent
 from sgc.runtime.restore_on_error import undone_on_error
 from sgc.runtime.speculation.branches import first_failed
 from sgc.runtime.speculation.tally import Tally

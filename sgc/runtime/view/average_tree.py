@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capture.prototype import BASELINE_PREFIX
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX
 from sgc.capture.state.owners import Owner, StoreOwner
 from sgc.capture.state.param_store import Store
 from sgc.runtime.averages import Averages, names_of, put_in_store

@@ -14,6 +14,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sgc.capture.state.param_store import current_store
 from sgc.errors import ArgumentError
 from sgc.guards.identity import same
 from sgc.native import conditions
@@ -271,16 +272,16 @@ class PyroOptimizing(Optimizing):
         return {"kind": self._kind(), "states": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        optimizer, store = self._optimizer, pyro.get_param_store()
+        optimizer, parameters = self._optimizer, current_store().tensors()
         check_entries(state, ("kind",), "the optimizer")
         check_kind(state["kind"], self._kind())
         check_entries(state, ("states",), "the optimizer")
         made, waiting = {}, {}
         for name, saved in state["states"].items():
-            if name not in store._params:
+            if name not in parameters:
                 waiting[name] = saved
                 continue
-            parameter = store._params[name]
+            parameter = parameters[name]
             made[parameter] = one = optimizer._get_optim(parameter)
             inner, of_inner = one, saved
             if hasattr(one, "optimizer"):
