@@ -68,9 +68,9 @@ def gather_last(module: fx.GraphModule) -> bool:
     for node in list(graph.nodes):
         if not _is_plain(node) or storages(node) & written:
             continue
-        found = _looked_up(node, rows)
-        if found is not None and not (storages(found.table) | storages(found.index)) & written:
-            rows[node] = found
+        looked_up = _looked_up(node, rows)
+        if looked_up is not None and not (storages(looked_up.table) | storages(looked_up.index)) & written:
+            rows[node] = looked_up
             continue
         operands = [argument for argument in node.all_input_nodes if argument in rows]
         if not operands:
@@ -83,9 +83,9 @@ def gather_last(module: fx.GraphModule) -> bool:
         made = _of_table(node, rows, operands)
         if made is not None and _is_worthwhile(made.table, node):
             rows[node] = made
-            looked_up = call(node, _aten.index.Tensor, made.table, [made.index])
-            rows[looked_up] = made
-            replace(node, looked_up)
+            selected = call(node, _aten.index.Tensor, made.table, [made.index])
+            rows[selected] = made
+            replace(node, selected)
             moved = True
     drop_dead(graph)
     module.recompile()
@@ -151,8 +151,8 @@ def _entries(node: fx.Node, rows: dict[fx.Node, _Rows]) -> fx.Node | None:
     if dim % len(shape) != known.depth:
         return None
     column = call(node, _aten.squeeze.dim, columns, -1)
-    found = call(node, _aten.index.Tensor, known.table, [known.index, column])
-    return call(node, _aten.unsqueeze.default, found, -1)
+    entries = call(node, _aten.index.Tensor, known.table, [known.index, column])
+    return call(node, _aten.unsqueeze.default, entries, -1)
 
 
 def _of_table(node: fx.Node, rows: dict[fx.Node, _Rows], operands: Sequence[fx.Node]) -> _Rows | None:
@@ -173,37 +173,61 @@ def _of_table(node: fx.Node, rows: dict[fx.Node, _Rows], operands: Sequence[fx.N
 
 def _arguments(node: fx.Node, rows: dict[fx.Node, _Rows], known: _Rows) -> list[Any] | None:
     """The arguments with which the node would compute the table; None if its rows depend on one another."""
-    depth, own = known.depth, value_of(node)
-    source, table = node.args[0], known.table
     if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
         return None
     if torch.Tag.pointwise in node.target.tags or node.target in _ALONE:  # type: ignore[union-attr]
-        args = []
-        for argument in node.args:
-            if isinstance(argument, fx.Node) and argument in rows:
-                if value_of(argument).dim() != own.dim():
-                    return None
-                argument = rows[argument].table
-            elif isinstance(argument, fx.Node):
-                other = tensor_of(argument)
-                if other is None or other.dim() > own.dim() - depth:
-                    return None
-            args.append(argument)
-        return args
+        return _pointwise_arguments(node, rows, known)
+    source = node.args[0]
     if not isinstance(source, fx.Node) or source not in rows or len(node.all_input_nodes) > 1 or len(node.args) < 2:
         return None
-    given, before = node.args[1], value_of(source).dim()
     if node.target in _WITHIN:
-        dims = [given] if isinstance(given, int) else given
-        if not isinstance(dims, Sequence) or not dims or any(dim % before < depth for dim in dims):  # type: ignore
-            return None
-        behind = [dim % before - before for dim in dims]  # type: ignore[operator]
-        return [table, behind[0] if isinstance(given, int) else behind, *node.args[2:]]
+        return _arguments_within(node, source, known)
     if node.target is _aten.unsqueeze.default:
-        assert isinstance(given, int)
-        place = given % (before + 1)
-        return None if place < depth else [table, place - before - 1]
-    longer = node.target is _aten.expand.default and own.dim() > before  # its new dimensions come first
-    if node.target in _SHAPED and not longer and own.shape[:depth] == value_of(known.index).shape:
-        return [table, [value_of(table).shape[0], *own.shape[depth:]]]
-    return None
+        return _unsqueezed(node, source, known)
+    return _shape_arguments(node, source, known) if node.target in _SHAPED else None
+
+
+def _pointwise_arguments(node: fx.Node, rows: dict[fx.Node, _Rows], known: _Rows) -> list[Any] | None:
+    """Tables in the place of rows; other tensors must be the same for each row."""
+    args: list[Any] = []
+    dims = value_of(node).dim()
+    for argument in node.args:
+        if isinstance(argument, fx.Node) and argument in rows:
+            if value_of(argument).dim() != dims:
+                return None
+            args.append(rows[argument].table)
+            continue
+        if isinstance(argument, fx.Node):
+            other = tensor_of(argument)
+            if other is None or other.dim() > dims - known.depth:
+                return None
+        args.append(argument)
+    return args
+
+
+def _arguments_within(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any] | None:
+    """The dimensions that the operator works on, counted from behind, if all are of the rows."""
+    given, before = node.args[1], value_of(source).dim()
+    dims = [given] if isinstance(given, int) else given
+    if not isinstance(dims, Sequence) or not dims or any(dim % before < known.depth for dim in dims):  # type: ignore
+        return None
+    behind = [dim % before - before for dim in dims]  # type: ignore[operator]
+    return [known.table, behind[0] if isinstance(given, int) else behind, *node.args[2:]]
+
+
+def _unsqueezed(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any] | None:
+    """The place of the new dimension, counted from behind, if that is within the rows."""
+    given, after = node.args[1], value_of(source).dim() + 1
+    assert isinstance(given, int)
+    place = given % after
+    return None if place < known.depth else [known.table, place - after]
+
+
+def _shape_arguments(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any] | None:
+    """The new shape of each row, if the node leaves the dimensions of the index as they are."""
+    shape, index = value_of(node).shape, value_of(known.index).shape
+    # New dimensions of an expanded tensor come first.
+    is_longer = node.target is _aten.expand.default and len(shape) > value_of(source).dim()
+    if is_longer or shape[: known.depth] != index:
+        return None
+    return [known.table, [value_of(known.table).shape[0], *shape[known.depth :]]]
