@@ -58,11 +58,11 @@ def _groups(terms: Iterable[fx.Node], fewest: int) -> tuple[list[list[_Contracti
     alike: dict[object, dict[fx.Node, _Contraction]] = defaultdict(dict)
     others = []
     for term in terms:
-        found = _contraction(term)
-        if found is None:
+        contraction = _contraction(term)
+        if contraction is None:
             others.append(term)
         else:
-            alike[found.kind()][term] = found
+            alike[contraction.kind()][term] = contraction
     for kind, group in list(alike.items()):
         if len(group) < fewest:
             others += alike.pop(kind)
@@ -71,27 +71,34 @@ def _groups(terms: Iterable[fx.Node], fewest: int) -> tuple[list[list[_Contracti
 
 def _contraction(term: fx.Node) -> _Contraction | None:
     """What a term is, if nothing else uses it or what it is made from, and if it is worth a place among others."""
-    node, transposed, dims = term, False, _dims(term)
+    node, transposed = _source(term)
+    contraction = None
+    if node.target is aten.mm.default and _dims(term) == 2:
+        left, right = node.args
+        if isinstance(left, fx.Node) and left.target is aten.t.default:
+            contraction = _Contraction(_node(left.args[0]), _node(right), transposed)
+    elif node.target is aten.sum.dim_IntList and _dims(term) == 1 and node.args[1] == [0] and not node.kwargs:
+        matrix = _node(node.args[0])
+        contraction = _Contraction(matrix) if _dims(matrix) == 2 else None
+    alone = len(node.users) == 1
+    return contraction if alone and contraction is not None and contraction.is_worthwhile() else None
+
+
+def _source(term: fx.Node) -> tuple[fx.Node, bool]:
+    """What a term is a matrix transposed, or a vector reshaped, of, where nothing else uses that; and if transposed."""
+    node, transposed, is_matrix = term, False, _dims(term) == 2
     while len(node.users) == 1:
-        if node.target is aten.mm.default and dims == 2:
-            left, right = node.args
-            assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
-            rows = left.args[0] if left.target is aten.t.default else None
-            found = _Contraction(rows, right, transposed) if isinstance(rows, fx.Node) else None
-            return found if found is not None and found.is_worthwhile() else None
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node):
-            return None
-        if node.target is aten.sum.dim_IntList:
-            found = _Contraction(source)
-            of_columns = dims == 1 and _dims(source) == 2 and node.args[1] == [0] and not node.kwargs
-            return found if of_columns and found.is_worthwhile() else None
-        if node.target is aten.t.default and dims == 2:
+        if is_matrix and node.target is aten.t.default:
             transposed = not transposed
-        elif node.target not in RESHAPES or dims != 1:
-            return None
-        node = source
-    return None
+        elif _dims(term) != 1 or node.target not in RESHAPES:
+            break
+        node = _node(node.args[0])
+    return node, transposed
+
+
+def _node(argument: object) -> fx.Node:
+    assert isinstance(argument, fx.Node)
+    return argument
 
 
 def _dims(node: fx.Node) -> int | None:
