@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.fx.lazy_modules import graph_module
-from sgc.emit.fx.rewriting import is_final_copy, is_static, lineage, writes
+from sgc.emit.fx.rewriting import call, is_final_copy, is_static, lineage, writes
 from sgc.emit.rewrites.batching.operations import leaves
 
 STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
@@ -32,29 +32,19 @@ def own_memory(module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     finals = [node for node in graph.nodes if is_final_copy(node)]
-    for node in finals:
-        value = node.all_input_nodes[-1]
-        source = next((step for step in _copied(value) if step.op == "placeholder"), node.args[0])
-        if source is not node.args[0] and any(other.args[0] is source for other in finals):
-            node.update_arg(1, _chosen(value, finals[0]))
+    _keep_what_is_written_first(finals)
     updated, leaving = {node.args[0] for node in finals}, _leaving(graph)
     _keep_out_of_stacks(graph)
-    stacks = [node for node in graph.nodes if node.target in STACKS]
-    pieces = {_origin(piece) for stack in stacks for piece in stack.all_input_nodes}
+    pieces = {_origin(piece) for node in graph.nodes if node.target in STACKS for piece in node.all_input_nodes}
     for node in graph.nodes:
         if not _writes_into_copy(node):
             continue
-        written, *others = node.all_input_nodes
+        written = node.all_input_nodes[0]
         if _shares_memory(written.meta["val"]):
-            with graph.inserting_before(node):
-                own = graph.call_function(
-                    torch.ops.aten.clone.default, (written,), {"memory_format": torch.contiguous_format}
-                )
-            own.meta["val"] = written.meta["val"].contiguous()
-            node.update_arg(0, own)
+            clone = torch.ops.aten.clone.default
+            node.update_arg(0, call(node, clone, written, memory_format=torch.contiguous_format))
         elif (
-            leaves(node).count(written) > 1
-            or any(_origin(other) is _origin(written) for other in others)
+            _reads_what_it_writes(node)
             or (node in leaving and _written_over(written) in updated)
             or _origin(written) in pieces
         ):
@@ -62,8 +52,23 @@ def own_memory(module: fx.GraphModule) -> fx.GraphModule:
     return graph_module(module, graph)
 
 
+def _reads_what_it_writes(node: fx.Node) -> bool:
+    """Whether another operand is the written one, or a copy or a view of the same."""
+    written, *others = node.all_input_nodes
+    return leaves(node).count(written) > 1 or any(_origin(other) is _origin(written) for other in others)
+
+
+def _keep_what_is_written_first(finals: list[fx.Node]) -> None:
+    """Copies between inputs at the end: one whose value another copy writes over takes the value before them all."""
+    for node in finals:
+        value = node.all_input_nodes[-1]
+        source = next((step for step in _copied(value) if step.op == "placeholder"), node.args[0])
+        if source is not node.args[0] and any(other.args[0] is source for other in finals):
+            node.update_arg(1, _chosen(value, finals[0]))
+
+
 def _keep_out_of_stacks(graph: fx.Graph) -> None:
-    """Let what an operator writes into later (somebody's own: Inductor finds no reason to copy it) be no piece."""
+    """Copy a piece of a stack that an operator writes into later (somebody's own, which Inductor makes no copy for)."""
     stacks: list[fx.Node] = []
     for node in graph.nodes:
         if node.target in STACKS:
@@ -106,13 +111,9 @@ def _written_over(node: fx.Node) -> fx.Node:
 
 def _leaving(graph: fx.Graph) -> set[fx.Node]:
     """What may share memory with a result, or with what is copied into an input that it has not come from."""
-    found: set[fx.Node] = set()
-    for node in graph.output_node().all_input_nodes:
-        found.update(_copied(node))
-    for node in graph.nodes:
-        if is_final_copy(node) and _written_over(node.all_input_nodes[-1]) is not node.args[0]:
-            found.update(_copied(node.all_input_nodes[-1]))
-    return found
+    copied = ((node.args[0], node.all_input_nodes[-1]) for node in graph.nodes if is_final_copy(node))
+    values = [value for target, value in copied if _written_over(value) is not target]
+    return {step for node in (*graph.output_node().all_input_nodes, *values) for step in _copied(node)}
 
 
 def _writes_into_copy(node: fx.Node) -> bool:
