@@ -13,6 +13,7 @@ from sgc.capture.python.tensor_layouts import check_layout
 from sgc.capture.state.owners import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capture.values.slices import is_external
 from sgc.errors import CaptureError
+from sgc.graph.meta_keys import ABOUT
 from sgc.graph.program import Input, InputKind
 
 
@@ -27,14 +28,14 @@ class Inputs:
     def add(self, name: str, kind: InputKind, node: fx.Node, tensor: Tensor, owner: Owner) -> None:
         """Declare that a placeholder stands for the owner's tensor, which is this one now."""
         check_layout(name, tensor)
-        node.meta["sgc"] = name
+        ABOUT.put(node, name)
         shape, trainable = tuple(tensor.shape), is_trainable(tensor)
         self.declared.append(Input(name, kind, node.name, shape, tensor.dtype, tensor.device, trainable))
         self.owners[name] = owner
 
     def name_of(self, node: fx.Node) -> str:
         """The name of the input that a node stands for, or stood for as an attribute."""
-        return str(self.placeholders.get(node, node).meta["sgc"])
+        return str(ABOUT.of(self.placeholders.get(node, node)))
 
     def unused(self, name: str) -> str:
         """The name, with a number where it is taken."""

@@ -26,6 +26,8 @@ from torch.fx.experimental.proxy_tensor import (
     set_proxy_slot,
 )
 
+from sgc.graph.meta_keys import SITE
+
 
 def trace(function: Callable[..., Any], inputs: list[Tensor], *, pre_dispatch: bool) -> fx.GraphModule:
     """Trace ``function(*inputs)`` on fake tensors.
@@ -112,7 +114,7 @@ def mark(tensor: Tensor, hint: str) -> tuple[Tensor, fx.Node]:
         slot is None
         or origin is None
         or origin.op != "call_function"
-        or "sgc_mark" in origin.meta
+        or SITE.of(origin) is not None
         or not is_fake(tensor)
     ):
         tensor = torch.ops.aten.alias.default(tensor)
@@ -124,7 +126,7 @@ def mark(tensor: Tensor, hint: str) -> tuple[Tensor, fx.Node]:
         proxy.node.meta["val"] = tensor
         set_proxy_slot(tensor, tracer, _ProxyTensor(proxy, None))
         node = proxy.node
-    node.meta["sgc_mark"] = hint
+    SITE.put(node, hint)
     return tensor, node
 
 

@@ -122,11 +122,9 @@ def _tidy(module: fx.GraphModule) -> None:
     written = written_storages(graph.nodes)
     idle = (torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh_copy.default)
     for node in list(graph.nodes):
-        if node.target in idle and not any(storage in written for storage in storages(node)):
+        if node.target in idle and not storages(node) & written:
             origin = node.args[0]
-            if node.target is torch.ops.aten.lift_fresh_copy.default or not any(
-                storage in written for storage in storages(origin)
-            ):
+            if node.target is torch.ops.aten.lift_fresh_copy.default or not storages(origin) & written:
                 node.replace_all_uses_with(origin)
                 graph.erase_node(node)
     drop_dead(graph)

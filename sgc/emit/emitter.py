@@ -13,6 +13,7 @@ from torch import fx
 
 from sgc.emit.safe_operands import harmless
 from sgc.graph.graph import StochasticGraph
+from sgc.graph.meta_keys import ABOUT, SITE
 from sgc.graph.nodes import (
     BaselineInputNode,
     BaselineNode,
@@ -96,7 +97,7 @@ class _Builder:
             for baseline in self._graph.of_type(BaselineNode):
                 if baseline.average is not None:
                     placeholder = self._input(f"average_{baseline.site}")
-                    placeholder.meta["sgc"] = baseline.key
+                    ABOUT.put(placeholder, baseline.key)
                     self._averages[baseline.key] = placeholder
         for site in forced:
             value = self._program.site(site).value
@@ -118,7 +119,7 @@ class _Builder:
                 continue
             if node.op != "placeholder":
                 copied = self._out.node_copy(node, lambda argument: self._copies[argument])
-                copied.meta["sgc"] = node.meta.get("sgc_mark", "")
+                ABOUT.put(copied, SITE.of(node) or "")
                 self._copies[node] = copied
                 if self._program.checks:
                     self._keep_from_harm(node, copied)
@@ -283,7 +284,7 @@ class _Builder:
 
     def _call(self, function: Callable[..., Any], *args: Any, name: str, about: str = "") -> fx.Node:
         node = self._out.create_node("call_function", function, args, {}, name=_identifier(name))
-        node.meta["sgc"] = about
+        ABOUT.put(node, about)
         return node
 
 

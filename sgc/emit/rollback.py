@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.differentiate import trace
-from sgc.emit.fx.rewriting import writes
-from sgc.graph.effects import storages
+from sgc.graph.effects import storages, written_storages
 
 
 class Writes:
@@ -49,6 +48,6 @@ def undone_if_invalid(module: fx.GraphModule, tensors: list[Tensor]) -> fx.Graph
 
 def written_inputs(module: fx.GraphModule) -> set[int]:
     """The positions of the inputs that a module writes into; batch norm's statistics show no new version."""
-    touched = {storage for node in module.graph.nodes for argument in writes(node) for storage in storages(argument)}
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    return {position for position, node in enumerate(placeholders) if storages(node) & touched}
+    written = written_storages(module.graph.nodes)
+    placeholders = module.graph.find_nodes(op="placeholder")
+    return {position for position, node in enumerate(placeholders) if storages(node) & written}

@@ -12,8 +12,8 @@ from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.fx.lazy_modules import graph_module
 from sgc.emit.fx.rewriting import attribute, results_of, value_of
 from sgc.emit.rewrites.functionalise import functionalise
-from sgc.emit.rewrites.outline import GRADIENT
 from sgc.emit.rollback import Writes, written_inputs
+from sgc.graph.meta_keys import IS_GRADIENT
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 """``update(parameters, gradients, state)`` writes into the parameters and into the optimizer's state."""
@@ -113,7 +113,7 @@ def _appended(differentiated: Differentiated, state: Sequence[Tensor], flag: Ten
 
 def _mark(gradients: Sequence[fx.Node]) -> None:
     for node in gradients:
-        node.meta[GRADIENT] = True
+        IS_GRADIENT.put(node, True)
 
 
 def new_flag(device: torch.device) -> Tensor:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from sgc.graph.meta_keys import DRAWS
+
 
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers; such nodes are never merged, dropped or reordered."""
-    if node.meta.get("sgc_random"):
+    if DRAWS.of(node):
         return True
     operator = functionalised_operator(node) or node.target
     return isinstance(operator, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operator.tags

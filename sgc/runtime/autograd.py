@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.rewrites.optimize import Report
+from sgc.graph.aliasing import have_own_storage
 
 if TYPE_CHECKING:
     from sgc.runtime.validity import Trial
@@ -48,7 +49,7 @@ class Loss(torch.autograd.Function):
         if trial is not None:
             trial.valid = gradients.pop()
         if compiled.separate is None:
-            compiled.separate = _have_memory_of_their_own(gradients, tensors)
+            compiled.separate = have_own_storage(gradients, tensors)
         ctx.separate = compiled.separate
         ctx.save_for_backward(*gradients)
         return loss
@@ -69,11 +70,3 @@ class Loss(torch.autograd.Function):
             return None, None, None, *torch._foreach_mul(kept, gradient)
         scaled = (tensor * gradient.to(tensor.device) for tensor in kept)  # parameters on several devices
         return None, None, None, *scaled
-
-
-def _have_memory_of_their_own(results: list[Tensor], inputs: list[Tensor]) -> bool:
-    """Whether none shares its storage with another or with an input, so that its owner may write into it."""
-    storages = [tensor.untyped_storage().data_ptr() for tensor in results if tensor.numel()]
-    return len({*storages}) == len(storages) and {*storages}.isdisjoint(
-        tensor.untyped_storage().data_ptr() for tensor in inputs
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from sgc.graph.aliasing import overlap
 from sgc.runtime.specialization import Specialization
 from sgc.training.optimizers.members import Member
 
@@ -36,21 +37,10 @@ def unheld(found: Specialization, tensors: list[Tensor], members: list[Member]) 
                 "with pyro.module, give it to the optimizer, detach() it, or freeze it with requires_grad_(False)"
             )
         for other, known in seen:
-            if _overlap(tensor, known):
+            if overlap(tensor, known):
                 return f"{name} and {other} share memory"
         seen.append((name, tensor))
     return None
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether the stretches of memory between the first and the last element of two tensors overlap."""
-    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not (one.numel() and other.numel()):
-        return False
-    (start, end), (other_start, other_end) = (
-        (t.data_ptr(), t.data_ptr() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) * t.itemsize)
-        for t in (one, other)
-    )
-    return start <= other_end and other_start <= end
 
 
 def reason_of(error: BaseException) -> str:

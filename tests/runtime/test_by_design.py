@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sgc
+from sgc.graph.meta_keys import ABOUT
 from sgc.runtime.parity.by_design import WRITES, Fault
 from tests.reference.zoo import ZOO
 
@@ -188,7 +189,7 @@ def test_what_differs_is_said_with_its_reason(make: Callable[[], Program], optio
 def spoil(module: sgc.LossModule, name: str) -> None:
     """Let the last node of that name in the emitted module give three times what it should."""
     emitted = module.specializations[-1].emitted.module
-    *_, node = (node for node in emitted.graph.nodes if node.meta.get("sgc") == name)
+    *_, node = (node for node in emitted.graph.nodes if ABOUT.of(node) == name)
     with emitted.graph.inserting_after(node):
         spoilt = emitted.graph.call_function(torch.mul, (node, 3.0))
     node.replace_all_uses_with(spoilt, delete_user_cb=lambda user: user is not spoilt)

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.distributions import constraints
 
 import sgc
+from sgc.graph.meta_keys import ABOUT
 from tests.programs import local_switches
 
 X = torch.tensor([0.1, 0.9, -0.4])
@@ -326,7 +327,7 @@ def test_module_code_and_graph() -> None:
     module = sgc.compile(*local_switches(), backend="eager").initialize(X)
     assert isinstance(module.module, fx.GraphModule) and "score_term_z" in module.code
     assert isinstance(module.graph, nx.DiGraph) and isinstance(module.graph, sgc.StochasticGraph)
-    tied = {node.meta.get("sgc") for node in module.module.graph.nodes}
+    tied = {ABOUT.of(node) for node in module.module.graph.nodes}
     assert {"z", "loc", "surrogate", "score_term(z)"} <= tied
     graph = sgc.capture(*local_switches(), X)
     assert set(graph) == set(module.graph)

@@ -18,6 +18,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import CheckpointFunction
 
 from sgc.capture import tracer
+from sgc.graph.meta_keys import DRAWS
 
 
 class _SeesRandomness(TorchDispatchMode):
@@ -72,7 +73,7 @@ def functions_as_leaves() -> Iterator[None]:
         active = tracer.current_tracer()
         node = active.create_node("call_function", leaf, tuple(tracer.node_of(t) for t in tensors), {})
         node.meta["val"] = result
-        node.meta["sgc_random"] = randomness.seen
+        DRAWS.put(node, randomness.seen)
         if isinstance(result, Tensor):
             tracer.bind(result, node)
             return result

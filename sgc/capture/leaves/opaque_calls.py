@@ -23,6 +23,7 @@ from torch.distributions import Distribution, Independent
 from sgc.capture import tracer
 from sgc.capture.leaves.substitution import Hole, Substitution
 from sgc.capture.threads import here
+from sgc.graph.meta_keys import KEEPS
 
 
 class OpaqueCall:
@@ -160,7 +161,7 @@ def opaque_sample(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ten
         return _differentiable(OpaqueCall((drawn.rsample, args, kwargs), shape, _dtype(drawn)))
     call = OpaqueCall((drawn.sample, args, kwargs), shape, _dtype(drawn))
     value = torch.ops.sgc.opaque([t.detach() for t in call.tensors], call.number, list(shape), call.dtype)
-    tracer.node_of(value).meta["sgc_keeps"] = call
+    KEEPS.put(tracer.node_of(value), call)
     return value
 
 
@@ -222,7 +223,7 @@ def opaque_check(constraint: Any, value: Tensor) -> Tensor:
     """Record ``constraint.check(value)``, which branches on data, as one node."""
     call = OpaqueCall((constraint.check, (value,), {}), (), torch.bool)
     valid: Tensor = torch.ops.sgc.opaque_check([t.detach() for t in call.tensors], call.number)
-    tracer.node_of(valid).meta["sgc_keeps"] = call
+    KEEPS.put(tracer.node_of(valid), call)
     return valid
 
 

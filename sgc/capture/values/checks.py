@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from sgc.capture.leaves.opaque_calls import numbered
 from sgc.capture.values.validation import Requirement
 from sgc.graph.effects import returns_nothing, written_arguments
+from sgc.graph.meta_keys import KEEPS
 
 _aten = torch.ops.aten
 
@@ -74,5 +75,5 @@ def _requirement(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node]) -> Requ
     holds = graph.call_function(torch.ops.sgc.opaque_check.default, (tensors, call.number))
     devices = [tensor.meta["val"].device for tensor in tensors if "val" in tensor.meta]
     holds.meta["val"] = torch.empty((), dtype=torch.bool, device=devices[0] if devices else None)
-    holds.meta["sgc_keeps"] = call
+    KEEPS.put(holds, call)
     return Requirement(holds, f"what {node.target} checks", None, opaque=True)

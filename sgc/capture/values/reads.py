@@ -26,6 +26,7 @@ from sgc.capture.values.slices import slice_of
 from sgc.capture.values.speculation import Speculation
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.effects import ancestors, dependencies, is_random
+from sgc.graph.meta_keys import SITE
 
 _TEXTS = ("__format__", "__repr__")
 READS = frozenset(
@@ -137,12 +138,12 @@ class Reads:
         needed = ancestors([node], depends)
         random = [other for other in graph.nodes if other in needed and is_random(other)]
         if random:
-            marks = [other.meta["sgc_mark"] for other in graph.nodes if other in needed and "sgc_mark" in other.meta]
+            sites = [site for other in graph.nodes if other in needed and (site := SITE.of(other)) is not None]
             source, is_branch = current_line(), reader.endswith("__bool__")
-            if marks:
+            if sites:
                 raise DataDependenceError(
                     f"{reader} reads the value of a sample, so that the program's structure depends on it",
-                    site=marks[-1],
+                    site=sites[-1],
                     source=source,
                     remedy=f"{TEXT_REMEDY}; {_REMEDY}" if reader.endswith(_TEXTS) else _REMEDY + _OR_ASSUME * is_branch,
                 )
@@ -164,10 +165,10 @@ class Reads:
         nodes = [tracer.node_of(leaf) for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         graph = tracer.current_tracer().graph
         needed = ancestors(nodes, dependencies(graph))
-        marks = [other.meta["sgc_mark"] for other in graph.nodes if other in needed and "sgc_mark" in other.meta]
+        sites = [site for other in graph.nodes if other in needed and (site := SITE.of(other)) is not None]
         return DataDependenceError(
             f"{name} needs values that are known only at run time",
-            site=marks[-1] if marks else None,
+            site=sites[-1] if sites else None,
             source=current_line(),
             remedy=f"{_REMEDY}; what depends on data alone can be computed beforehand and passed as an argument",
         )

@@ -11,13 +11,14 @@ from torch import Tensor, fx
 from sgc.config import Backend, Rng
 from sgc.emit.backends.torchscript import compile_torchscript
 from sgc.emit.fx.lazy_modules import write_python
-from sgc.emit.fx.lift_tensors import lift_tensors, shares_storage
+from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.cpp_entry import direct
 from sgc.emit.inductor.cuda_graphs import ReplayedCall, replayed_on
 from sgc.emit.rewrites.optimize import Report, optimize
 from sgc.emit.rollback import written_inputs
+from sgc.graph.aliasing import shares_storage
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 from torch import Tensor, fx
 
 from sgc.emit.fx.lazy_modules import graph_module
-from sgc.emit.fx.rewriting import IS_LITERAL, attribute, literal
+from sgc.emit.fx.rewriting import attribute, literal
+from sgc.graph.meta_keys import IS_LITERAL
 
 
 def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
@@ -31,12 +29,7 @@ def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], lis
             takes.append(len(placeholders) + len(found))
             found.append(attribute(node))
             copies[node] = graph.placeholder(f"attribute_{len(found)}")
-            copies[node].meta.update(node.meta, **{IS_LITERAL: literal(node) is not None})
+            copies[node].meta.update(node.meta)
+            IS_LITERAL.put(copies[node], literal(node) is not None)
     graph.output(graph.graph_copy(module.graph, copies))
     return graph_module(module, graph), takes, found
-
-
-def shares_storage(tensors: Sequence[Tensor], written: Sequence[int]) -> bool:
-    """Whether one of the tensors that are written shares its storage with another one: torch passes such on as one."""
-    count = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel())
-    return any(count[tensors[i].untyped_storage().data_ptr()] > 1 for i in written)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from sgc.emit.fx.rewriting import attribute, breaches
 from sgc.errors import ModuleError
+from sgc.graph.meta_keys import ABOUT
 
 
 def devices(module: fx.GraphModule) -> frozenset[torch.device]:
@@ -51,7 +52,7 @@ def _astray(module: fx.GraphModule, allowed: Collection[torch.device] | None) ->
     """Tensors on a device where they should not be, each with what it is for."""
     for node in module.graph.nodes:
         found = [value.device for value in tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]
-        about = f" ({node.meta['sgc']})" if node.meta.get("sgc") else ""
+        about = f" ({ABOUT.of(node)})" if ABOUT.of(node) else ""
         if node.op == "get_attr" and found:
             held = attribute(node)
             if isinstance(held, Tensor) and held.device != found[0]:

@@ -14,10 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sgc.emit.fx.lazy_modules import graph_module
 from sgc.emit.fx.purity import is_view
 from sgc.graph.effects import written_arguments
+from sgc.graph.meta_keys import inherit
 
 _LITERAL = "_sgc_literal"
-IS_LITERAL = "sgc_literal"
-"""What says in the ``meta`` of an input whether a literal is passed for it."""
 
 
 # -- literals
@@ -133,11 +132,6 @@ def call(before: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any)
     with mode, torch.no_grad():
         node.meta["val"] = target(*plain_args, **plain_kwargs)
     return node
-
-
-def inherit(node: fx.Node, origin: fx.Node) -> None:
-    """Give a node what sgc has noted on the node that it stands for."""
-    node.meta.update({key: value for key, value in origin.meta.items() if key.startswith("sgc")})
 
 
 def replace(node: fx.Node, by: fx.Node) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.fx.lift_tensors import lift_tensors, shares_storage
+from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of, value_of
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, Taking, library_of, native_program
@@ -20,6 +20,7 @@ from sgc.emit.particle_loop import ParticleLoop
 from sgc.emit.rewrites.optimize import Report, optimize
 from sgc.emit.rewrites.outline import Outlined
 from sgc.emit.rollback import written_inputs
+from sgc.graph.aliasing import shares_storage
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from sgc.emit.fx.lazy_modules import trace_fake
 from sgc.emit.fx.purity import is_view
 from sgc.emit.fx.rewriting import attribute, call, is_functional, replace, same_kind, value_of, writes
 from sgc.emit.rewrites.memory_order import draw_in_rows
+from sgc.graph.meta_keys import ORIGIN, inherit
 
-_ORIGIN = "sgc_origin"
 _LEGIT = torch.ops.aten._native_batch_norm_legit.default
 _LOOK = torch.ops.aten._linalg_check_errors.default
 
@@ -65,12 +65,12 @@ def functionalise(module: fx.GraphModule) -> bool:
         examples.append(mode.from_tensor(attribute(node), static_shapes=True) if mode is not None else attribute(node))
     with preserve_node_meta(), torch.no_grad():
         traced = trace_fake(run, examples)
-    module.graph = _adopt(traced.graph, before, placeholders, list(owned), origins)
+    module.graph = _adopt(traced.graph, before, list(owned), origins)
     return True
 
 
 def _write_into_nothing(graph: fx.Graph) -> bool:
-    """Let what writes into memory that nothing else reads be written as functional: it needs no tracing anew.
+    """Make in-place operators functional where nothing else reads the memory; that needs no new trace.
 
     Recurrent cells add into the product that they have just made, and ``torch.normal`` draws into empty memory.
     """
@@ -155,48 +155,61 @@ def _declare_hidden_writes(graph: fx.Graph) -> None:
 def _remember_origins(graph: fx.Graph) -> dict[str, fx.Node]:
     """Note each node's name where tracing passes it on: in ``meta["custom"]``. Returns the nodes by name."""
     for node in graph.nodes:
-        node.meta["custom"] = {**node.meta.get("custom", {}), _ORIGIN: node.name}
+        node.meta["custom"] = {**node.meta.get("custom", {}), ORIGIN: node.name}
     return {node.name: node for node in graph.nodes}
 
 
-def _adopt(
-    traced: fx.Graph, before: fx.Graph, placeholders: list[fx.Node], owned: list[str], origins: dict[str, fx.Node]
-) -> fx.Graph:
-    """The traced graph, with the module's tensors as ``get_attr`` again, and names and notes as they were."""
-    last: dict[str, fx.Node] = {}
-    for node in traced.nodes:
-        if node.op == "call_function" and _ORIGIN in node.meta.get("custom", {}):
-            last[node.meta["custom"][_ORIGIN]] = node
-    name_of = {node: origin.rstrip("_") for origin, node in last.items()}
+def _adopt(traced: fx.Graph, before: fx.Graph, owned: list[str], origins: dict[str, fx.Node]) -> fx.Graph:
+    """The traced graph, with the module's tensors as ``get_attr`` again, and names and notes as they were.
+
+    :param owned: the attributes that the last inputs of the traced graph stand for.
+    """
     graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    inputs = iter(placeholders)
-    attributes = iter(owned)
+    copies = _inputs_of(graph, traced, before, owned)
+    names = _names(traced)
     for node in traced.nodes:
-        if node.op == "placeholder":
-            original = next(inputs, None)
-            if original is None:
-                copies[node] = graph.get_attr(next(attributes))
-            else:
-                copies[node] = graph.create_node("placeholder", original.target, original.args, name=original.name)
-                copies[node].meta.update(original.meta)
-        elif node.op == "output":
-            results = list(fx.map_arg(node.args[0], lambda argument: copies[argument]))
-            for look in reversed([node for node in before.nodes if node.target is _LOOK]):
-                info = results.pop()
-                with graph.inserting_after(info):
-                    again = graph.call_function(_LOOK, (info, *look.args[1:]), look.kwargs)
-                again.meta.update(look.meta)
-            graph.output(results)
-        else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda argument: copies[argument])
-            copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=name_of.get(node, node.name))
-        copy = copies.get(node)
-        if copy is not None and "val" in node.meta:
-            copy.meta["val"] = node.meta["val"]
-        origin = origins.get(node.meta.get("custom", {}).get(_ORIGIN, ""))
-        if copy is not None and origin is not None:
-            copy.meta.update({key: value for key, value in origin.meta.items() if key.startswith("sgc")})
+        if node.op == "output":
+            looks = [other for other in before.nodes if other.target is _LOOK]
+            graph.output(_look_again(graph, list(fx.map_arg(node.args[0], copies.__getitem__)), looks))
+            continue
+        if node not in copies:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+            copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=names.get(node, node.name))
+        if "val" in node.meta:
+            copies[node].meta["val"] = node.meta["val"]
+        if (origin := _origin(node)) in origins:
+            inherit(copies[node], origins[origin])
     for node in [*before.nodes, *graph.nodes]:
-        node.meta.get("custom", {}).pop(_ORIGIN, None)
+        node.meta.get("custom", {}).pop(ORIGIN, None)
     return graph
+
+
+def _inputs_of(graph: fx.Graph, traced: fx.Graph, before: fx.Graph, owned: list[str]) -> dict[fx.Node, fx.Node]:
+    """The inputs as they were before, and attributes for those that were added; by the inputs of the traced graph."""
+    inputs = []
+    for original in before.find_nodes(op="placeholder"):
+        node = graph.create_node("placeholder", original.target, original.args, name=original.name)
+        node.meta.update(original.meta)
+        inputs.append(node)
+    inputs += [graph.get_attr(name) for name in owned]
+    return dict(zip(traced.find_nodes(op="placeholder"), inputs, strict=True))
+
+
+def _origin(node: fx.Node) -> str:
+    """The name of the node that a traced one was traced from; empty if from none."""
+    return str(node.meta.get("custom", {}).get(ORIGIN, ""))
+
+
+def _names(traced: fx.Graph) -> dict[fx.Node, str]:
+    """The last node that was traced from another takes its name, without the mark of a write."""
+    last = {origin: node for node in traced.nodes if node.op == "call_function" and (origin := _origin(node))}
+    return {node: origin.rstrip("_") for origin, node in last.items()}
+
+
+def _look_again(graph: fx.Graph, results: list[Any], looks: list[fx.Node]) -> list[Any]:
+    """Check the factors, which are the last results, where they are computed; the other results."""
+    others = results[: len(results) - len(looks)]
+    for look, info in reversed(list(zip(looks, results[len(others) :], strict=True))):
+        with graph.inserting_after(info):
+            graph.call_function(_LOOK, (info, *look.args[1:]), look.kwargs).meta.update(look.meta)
+    return others

@@ -7,8 +7,7 @@ the compiled rest has neither the state of the optimizer among its inputs, nor i
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,9 +16,7 @@ from torch import Tensor, fx
 from sgc.emit.fx.rewriting import call, copy_of, is_final_copy, lineage, results_of, value_of
 from sgc.emit.rewrites.cpp_kernels import Operand, function, is_elementwise, literal_number
 from sgc.graph.effects import drop_dead
-
-GRADIENT = "sgc_gradient"
-"""Marks in ``meta`` the gradient of a parameter: the update begins after it."""
+from sgc.graph.meta_keys import IS_GRADIENT
 
 
 @dataclass(frozen=True)
@@ -93,34 +90,41 @@ def outline(step: fx.GraphModule, positions: Collection[int]) -> Outlined | None
 
 def _parts(nodes: list[fx.Node], copies: dict[fx.Node, fx.Node]) -> list[_Part]:
     """The parts that consist of these copies, by the input that each writes, and of all that nothing else uses."""
-    moved = set(copies.values())
-    for node in reversed(nodes):
-        if node.users and GRADIENT not in node.meta and is_elementwise(node) and moved.issuperset(node.users):
-            moved.add(node)
+    moved = _moved(nodes, copies.values())
+    slices = {target: _slice(_argument(copy, 1), moved) for target, copy in copies.items()}
     order = {node: position for position, node in enumerate(nodes)}
-    values = {target: _argument(copy, 1) for target, copy in copies.items()}
-    slices = {target: _slice(value, moved) for target, value in values.items()}
-    group = {target: target for target in copies}
-
-    def root(target: fx.Node) -> fx.Node:
-        while group[target] is not target:
-            target = group[target]
-        return target
-
-    for target, (_, leaves) in slices.items():
-        for leaf in leaves:
-            if leaf in copies:
-                group[root(target)] = root(leaf)
-    members: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-    for target in copies:
-        members[root(target)].append(target)
     parts = []
-    for together in members.values():
-        inside = {node for target in together for node in slices[target][0]}
-        leaves = {leaf for target in together for leaf in slices[target][1]}
-        updates = {target: values[target] for target in together}
+    for targets in _connected({target: leaves & copies.keys() for target, (_, leaves) in slices.items()}):
+        inside = {node for target in targets for node in slices[target][0]}
+        leaves = {leaf for target in targets for leaf in slices[target][1]}
+        updates = {target: _argument(copies[target], 1) for target in targets}
         parts.append(_Part(updates, sorted(inside, key=order.__getitem__), sorted(leaves, key=order.__getitem__)))
     return parts
+
+
+def _moved(nodes: list[fx.Node], copies: Iterable[fx.Node]) -> set[fx.Node]:
+    """Copies, and the elementwise operators behind the gradients whose results are used for nothing else."""
+    moved = set(copies)
+    for node in reversed(nodes):
+        if node.users and not IS_GRADIENT.of(node) and is_elementwise(node) and moved.issuperset(node.users):
+            moved.add(node)
+    return moved
+
+
+def _connected(read: dict[fx.Node, set[fx.Node]]) -> list[list[fx.Node]]:
+    """The inputs in groups, such that each reads the old values of inputs of its own group alone.
+
+    :param read: the inputs whose old values the new value of each depends on.
+    """
+    groups = {target: [target] for target in read}
+    for target, others in read.items():
+        for other in others:
+            if groups[other] is not groups[target]:
+                groups[target] += groups[other]
+                groups.update(dict.fromkeys(groups[other], groups[target]))
+    order = {target: position for position, target in enumerate(read)}
+    distinct = {id(group): sorted(group, key=order.__getitem__) for group in groups.values()}
+    return sorted(distinct.values(), key=lambda group: order[group[0]])
 
 
 def _slice(value: fx.Node, moved: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -168,7 +172,7 @@ def _split(
 
 
 def settle(outlined: Outlined, own: int) -> Outlined:
-    """Let what the kernels read have memory of its own, in the order of its elements, whatever passes have made of it.
+    """Give what the kernels read memory of its own, in the order of its elements.
 
     :param own: how many results of the rest are for others.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 from sgc.emit.fx.module_laws import check
 from sgc.emit.rewrites.functionalise import functionalise
 from sgc.errors import ModuleError
+from sgc.graph.meta_keys import ABOUT
 from tests.emit.rewrites.graphs import apply, equal, lines, results, traced
 
 X, Y = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.5, 0.25, 4.0])
@@ -101,7 +102,7 @@ def test_names_notes_checks_and_literals_stay() -> None:
     module = traced(step, X)
     for node in module.graph.nodes:
         if node.op == "call_function":
-            node.meta["sgc"] = f"about {node.name}"
+            ABOUT.put(node, f"about {node.name}")
     assert apply("functionalise", module)
     assert lines(module) == [
         "_tensor_constant0 = 2.0",
@@ -114,7 +115,7 @@ def test_names_notes_checks_and_literals_stay() -> None:
         "exp = exp(relu)",
         "return [exp, sum_2]",
     ]
-    assert [node.meta.get("sgc") for node in module.graph.nodes if node.op == "call_function"][-2:] == [
+    assert [ABOUT.of(node) for node in module.graph.nodes if node.op == "call_function"][-2:] == [
         "about relu_",
         "about exp",
     ]

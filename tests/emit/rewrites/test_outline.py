@@ -19,7 +19,8 @@ import sgc
 import sgc.infer
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor.compiled_step import BuiltStep, build_step
-from sgc.emit.rewrites.outline import GRADIENT, Outlined, settle
+from sgc.emit.rewrites.outline import Outlined, settle
+from sgc.graph.meta_keys import IS_GRADIENT
 from sgc.training.optimizers.members import Member
 from sgc.training.optimizers.update import Update
 from tests.emit.rewrites.graphs import lines
@@ -215,7 +216,7 @@ def test_the_update_begins_after_the_gradient() -> None:
     output = traced.graph.output_node()
     loss, gradient = cast("list[fx.Node]", output.args[0])
     output.args = ([loss],)
-    gradient.meta[GRADIENT] = True
+    IS_GRADIENT.put(gradient, True)
     built = build_step(traced, inputs, "torch", {0, 1})
     assert kernels(built) == 1
     assert rest(built) == ["mul = mul.Tensor(x_1, p_1)", "sum_1 = sum(mul)", "return [sum_1, mul]"]

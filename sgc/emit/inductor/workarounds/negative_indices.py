@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from sgc.emit.fx.rewriting import IS_LITERAL, call, literal, value_of
+from sgc.emit.fx.rewriting import call, literal, value_of
+from sgc.graph.meta_keys import IS_LITERAL
 
 _aten = torch.ops.aten
 
@@ -37,7 +38,7 @@ def refuse_negative_indices(module: fx.GraphModule) -> None:
         if position is None:
             continue
         index = node.args[position]
-        if literal(index) is not None or index.meta.get(IS_LITERAL):
+        if literal(index) is not None or IS_LITERAL.of(index):
             continue  # torch has seen it
         beyond = torch.iinfo(value_of(index).dtype).max
         negative = call(node, _aten.lt.Scalar, index, 0)

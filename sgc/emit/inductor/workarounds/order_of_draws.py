@@ -28,8 +28,7 @@ from torch.utils._pytree import tree_leaves
 from sgc.emit.fx.rewriting import call
 from sgc.errors import BackendError
 from sgc.graph.effects import functionalised_operator, is_random
-
-_NUMBER = "sgc_draw"
+from sgc.graph.meta_keys import DRAW
 
 
 def number_draws(module: fx.GraphModule) -> frozenset[int]:
@@ -43,7 +42,7 @@ def number_draws(module: fx.GraphModule) -> frozenset[int]:
     needed = set()
     draws = (node for node in module.graph.nodes if node.op == "call_function" and is_random(node))
     for number, node in enumerate(draws):
-        node.meta["custom"] = {**node.meta.get("custom", {}), _NUMBER: number}
+        node.meta["custom"] = {**node.meta.get("custom", {}), DRAW: number}
         operator = functionalised_operator(node)
         if operator is not None:
             has_side_effect(operator)
@@ -73,8 +72,8 @@ def draws_in_order(needed: frozenset[int]) -> Iterator[None]:
         lowered = run_node(self, node)
         for operation in self.operations[before:]:
             # What is lowered within another node has its number before that one is done.
-            if _draws(operation) and not hasattr(operation, _NUMBER):
-                setattr(operation, _NUMBER, node.meta.get("custom", {}).get(_NUMBER, -1))
+            if _draws(operation) and not hasattr(operation, DRAW):
+                setattr(operation, DRAW, node.meta.get("custom", {}).get(DRAW, -1))
                 operation.has_side_effects = lambda: True
                 if self in latest:
                     self.additional_buffer_deps[operation.operation_name].add(latest[self].get_name())
@@ -82,8 +81,8 @@ def draws_in_order(needed: frozenset[int]) -> Iterator[None]:
         return lowered
 
     def call_in_order(self: Any, node: Any) -> None:
-        if hasattr(node.node, _NUMBER):
-            called.append(getattr(node.node, _NUMBER))
+        if hasattr(node.node, DRAW):
+            called.append(getattr(node.node, DRAW))
         call_operator(self, node)
 
     def write_in_order(self: Any) -> None:
