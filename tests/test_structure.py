@@ -23,7 +23,7 @@ LAYERS = (
 INDEPENDENT = {"capture", "passes", "emit"}
 WITHIN_EMIT = (
     {"fx", "safe_operands"},
-    {"differentiate", "emitter", "rewrites", "rollback", "train_step"},
+    {"differentiate", "emitter", "particle_loop", "rewrites", "rollback", "train_step"},
     {"inductor"},
     {"backends"},
 )
