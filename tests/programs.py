@@ -70,6 +70,21 @@ def discrete_chain(length: int) -> Pair:
     return model, guide
 
 
+def model_reading(read: Callable[[], Any]) -> Callable[[], None]:
+    """A Bernoulli switch, and an observation around the switch and what ``read`` gives to Python."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(z + read(), 1.0), obs=torch.tensor(0.3))
+
+    return model
+
+
+def switch_guide() -> None:
+    """The guide of one Bernoulli switch."""
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
+
+
 def asserting_model(limit: Tensor) -> None:
     """Asserts something of a sample (here, not in a test file, where pytest rewrites assertions)."""
     z = pyro.sample("z", dist.Bernoulli(0.5))

@@ -28,20 +28,14 @@ from torch import nn
 
 import sgc
 from sgc.errors import CaptureError
+from tests.programs import model_reading
+from tests.programs import switch_guide as guide
 
 DATA = torch.tensor(0.3)
 
 
-def guide() -> None:
-    pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))))
-
-
 def model_of(read: Callable[[], Any]) -> Callable[[], None]:
-    def model() -> None:
-        z = pyro.sample("z", dist.Bernoulli(0.5))
-        pyro.sample("x", dist.Normal(z + 0.1 * float(read()), 1.0), obs=DATA)
-
-    return model
+    return model_reading(lambda: 0.1 * float(read()))
 
 
 def refused(read: Callable[[], Any]) -> CaptureError:
