@@ -27,17 +27,17 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec | Structure]:
     leaves, spec = tree_flatten(tree)
     if not any(_is_container(leaf) for leaf in leaves):
         return leaves, spec
-    found: list[Any] = []
+    flat: list[Any] = []
     partials: list[Structure | None] = []
     for leaf in leaves:
         if _is_container(leaf):
             inner, structure = flatten((leaf.func, leaf.args, leaf.keywords))
             partials.append(structure if isinstance(structure, Structure) else Structure(structure, ()))
-            found += inner
+            flat += inner
         else:
             partials.append(None)
-            found.append(leaf)
-    return found, Structure(spec, tuple(partials))
+            flat.append(leaf)
+    return flat, Structure(spec, tuple(partials))
 
 
 def unflatten(leaves: list[Any], structure: TreeSpec | Structure) -> Any:

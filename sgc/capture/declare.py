@@ -1,4 +1,4 @@
-"""From what was recorded to the declared program: inputs with their owners, sites with their fx nodes."""
+"""Builds the :class:`Program` from a trace: inputs with their owners, sites with their fx nodes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def declare(
     check_gradients(graph)
     _normalise(graph)
     recording.requirements.extend(checks_of_calls(graph))
-    # A read made in code that then became one opaque node is no part of the program.
+    # Reads by code that later became an opaque call are not part of the program.
     nodes = set(graph.nodes)
     reads = [read for read in recording.reads if nodes.issuperset(read.sources)]
     guarded = {node for read in reads for node in read.sources}
@@ -151,7 +151,7 @@ def _normalise(graph: fx.Graph) -> None:
 
 
 def _let_go_of_lifted(module: fx.GraphModule) -> None:
-    """What has become an input is fetched from its owner; the module need not keep the tensor that it was."""
+    """Drop tensors from the module that are inputs now, fetched from their owners."""
     kept = {node.target for node in module.graph.nodes if node.op == "get_attr"}
     for name in module._buffers.keys() - kept:
         del module._buffers[name]
@@ -252,7 +252,7 @@ def _plates(site: Any) -> tuple[Plate, ...]:
 
 
 def _describe(fn: Any) -> str:
-    """The name of a distribution, seen through Pyro's wrappers."""
+    """The name of a distribution without Pyro's wrappers."""
     name = type(fn).__name__
     while name in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist

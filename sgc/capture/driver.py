@@ -127,7 +127,7 @@ def _attempt(
             recording.transcript,
             ExternalReads(rehearsal.reads).noted(profiled=False),
         ):
-            recording.requirements = requirements.found
+            recording.requirements = requirements.conditions
             if reads.speculation is not None:
                 recording.recorder.attempting = reads.speculation.suspended
             recording.run(elbo, model, guide, traced_args, traced_kwargs)

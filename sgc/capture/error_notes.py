@@ -20,7 +20,7 @@ from sgc.errors import SgcError, SourceLine
 
 
 class Statements(Messenger):
-    """Notes on which line each sample statement stands."""
+    """Notes the source line of each sample statement."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Statements(Messenger):
 
 @contextmanager
 def located() -> Iterator[Statements]:
-    """Pyro runs: its errors get a note."""
+    """Add a note to errors raised inside."""
     statements = Statements()
     try:
         with statements:
@@ -78,7 +78,7 @@ def _named_in(step: TracebackType) -> str | None:
 
 
 def _site(frame: FrameType) -> str | None:
-    """The site or plate that a function of Pyro's works for."""
+    """The site or plate that a Pyro function is running for."""
     if not is_of_pyro(frame):
         return None
     given = frame.f_locals

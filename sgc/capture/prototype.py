@@ -37,7 +37,7 @@ from sgc.errors import CaptureError
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What the eager run found out.
+    """The results of the eager run.
 
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``params`` are the names that
@@ -57,7 +57,7 @@ class Rehearsal:
     reads: ExternalReads
 
     def empty_again(self) -> None:
-        """What it has filled holds None again; for a call that fails later."""
+        """Set the buffers that the run filled to None again, for a call that fails later."""
         _empty(self.filled)
 
 
@@ -230,7 +230,7 @@ def run_validated(
 
 @contextmanager
 def validated(options: Options, *, at_least: bool = True) -> Iterator[None]:
-    """Pyro's validation of distributions on, where the options ask for it whatever Pyro's switch says.
+    """Pyro's validation of distributions as the options say, or as Pyro's switch if they say nothing.
 
     :param at_least: leave it on where the options do without, and the switch does not.
     """

@@ -47,7 +47,7 @@ class SiteRecorder(Messenger):
         super().__init__()
         self.statements: dict[str, Statement] = {}
         self.attempting: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Stands around what becomes one call of Python where it cannot be traced."""
+        """A context around every attempt to trace; what fails becomes an opaque call."""
         self._opaque: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -130,7 +130,7 @@ def score_parts(site: Any, *, in_guide: bool) -> SiteParts:
 
 @contextmanager
 def densities_as_leaves() -> Iterator[None]:
-    """Record a density that branches on its data as one node where the program asks for it by itself, at no site."""
+    """Record a density that branches on its data as one node where the program calls ``log_prob`` outside of a site."""
 
     def replaced(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def log_prob(self: Any, value: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ _BRANCHING = (Stable, NanMaskedNormal, NanMaskedMultivariateNormal)
 
 
 def _require_support(fn: Any, value: Tensor) -> None:
-    """Record the check of a value that an opaque density will not make."""
+    """Record the support check of a value, which an opaque density does not make."""
     while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
         fn = fn.base_dist
     if getattr(fn, "_validate_args", False):
@@ -212,7 +212,7 @@ def _masked_parts(
 
 
 def _each(own: SiteParts, change: Callable[[Tensor], Tensor]) -> SiteParts:
-    """Each part that is a tensor changed, the same tensor once."""
+    """Apply ``change`` to each part that is a tensor, once to each tensor."""
     changed: dict[int, Tensor] = {}
 
     def one(part: Any) -> Any:
@@ -230,5 +230,5 @@ def _own(log_prob: Any, score_function: Any, entropy_term: Any) -> SiteParts:
 
 
 def _parts(log_prob: Any, score_function: Any, entropy_term: Any) -> ScoreParts:
-    """Pyro's own terms may be the number 0 where its types say tensor."""
+    """``ScoreParts``, whose terms may be the number 0 although Pyro's types say tensor."""
     return ScoreParts(log_prob, score_function, entropy_term)

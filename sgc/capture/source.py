@@ -147,15 +147,15 @@ def library_refusal() -> Refusal | None:
 @functools.cache
 def _refusals(code: CodeType) -> dict[int, Refusal]:
     """The branches of a function that are a :class:`Refusal`, by the lines of their conditions."""
-    found: dict[int, Refusal] = {}
+    refusals: dict[int, Refusal] = {}
     for branch in ast.walk(parsed(code)):
         if isinstance(branch, ast.If) and not branch.orelse:
             raises = isinstance(branch.body[-1], ast.Raise)
             if raises or all(_only_warns(statement) for statement in branch.body):
                 for operand, passes in _deciding(branch.test, False):
                     lines_of_it = range(operand.lineno, (operand.end_lineno or operand.lineno) + 1)
-                    found |= dict.fromkeys(lines_of_it, Refusal(passes, raises))
-    return found
+                    refusals |= dict.fromkeys(lines_of_it, Refusal(passes, raises))
+    return refusals
 
 
 def _only_warns(statement: ast.stmt) -> bool:
@@ -229,10 +229,10 @@ def _program_frame() -> FrameType | None:
 
 def line_of(traceback: TracebackType | None) -> SourceLine | None:
     """The user's innermost line in a traceback."""
-    found: SourceLine | None = None
+    line: SourceLine | None = None
     while traceback is not None:
         code = traceback.tb_frame.f_code
         if belongs_to_user(traceback.tb_frame):
-            found = SourceLine(code.co_filename, traceback.tb_lineno, code.co_name)
+            line = SourceLine(code.co_filename, traceback.tb_lineno, code.co_name)
         traceback = traceback.tb_next
-    return found
+    return line

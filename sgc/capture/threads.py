@@ -1,4 +1,4 @@
-"""What a capture replaces for a while in torch's and Pyro's classes is replaced for its own thread."""
+"""Patches of torch and Pyro that hold for one thread only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def here(replacement: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is ``replacement`` for the thread that calls this now, and ``original`` for others."""
+    """A function that calls ``replacement`` on the current thread and ``original`` on all others."""
     thread = get_ident()
 
     def either(*args: Any, **kwargs: Any) -> Any:
@@ -18,4 +18,4 @@ def here(replacement: Callable[..., Any], original: Callable[..., Any]) -> Calla
 
 
 def ignored(*args: Any) -> None:
-    """What a hook is for other threads."""
+    """A hook that does nothing."""

@@ -49,7 +49,7 @@ def trace(function: Callable[..., Any], inputs: list[Tensor], *, pre_dispatch: b
 
 
 _THREAD: dict[str, int | None] = {"tracing": None}
-"""Torch has one mode for all threads that traces above autograd, though it records what one of them does."""
+"""The thread that traces: torch's mode for traces above autograd is on for all threads, and records only one."""
 
 
 def current_tracer() -> PythonKeyTracer:
@@ -73,12 +73,12 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def is_traced(value: object) -> bool:
-    """Whether a value is a tensor of a capture, or of a trace of what a capture has made."""
+    """Whether a value is a tensor of a capture, or of a trace of a captured graph."""
     return isinstance(value, (FakeTensor, FunctionalTensor))
 
 
 def literal_of(tensor: Tensor) -> Tensor | None:
-    """The data of a traced tensor that the program has made of numbers or an array, None of any other."""
+    """The data of a traced tensor made from Python numbers or an array; None for any other tensor."""
     slot = get_proxy_slot(tensor, current_tracer(), None) if is_capturing() else None
     node: Any = slot.proxy.node if slot is not None else None
     while node is not None and node.target in (torch.ops.aten.detach.default, torch.ops.aten.detach_.default):
@@ -131,20 +131,20 @@ def mark(tensor: Tensor, hint: str) -> tuple[Tensor, fx.Node]:
 
 
 def bind(tensor: Tensor, node: fx.Node) -> None:
-    """Let a fake tensor stand for ``node``."""
+    """Make a fake tensor stand for ``node``."""
     tracer = current_tracer()
     node.meta.setdefault("val", tensor)
     set_proxy_slot(tensor, tracer, _ProxyTensor(fx.Proxy(node, tracer), None))
 
 
 def bindings(tensors: list[Tensor]) -> list[tuple[Tensor, Any]]:
-    """What each of some tensors stands for: None for one that the program has not computed with yet."""
+    """What each tensor stands for; None if the program has not used it yet."""
     tracer = current_tracer()
     return [(tensor, get_proxy_slot(tensor, tracer, None)) for tensor in tensors]
 
 
 def rebind(saved: list[tuple[Tensor, Any]]) -> None:
-    """Let tensors stand for what :func:`bindings` found."""
+    """Restore what :func:`bindings` returned."""
     tracer = current_tracer()
     for tensor, slot in saved:
         if slot is not None:
@@ -177,12 +177,12 @@ def unwrapped(value: Any) -> Any:
 
 
 def last_node() -> fx.Node | None:
-    """The newest node of the graph under construction, None where it has none yet."""
+    """The newest node of the graph under construction; None if it is empty."""
     return next(iter(reversed(current_tracer().graph.nodes)), None)
 
 
 def erase_after(node: fx.Node | None) -> None:
-    """Take back every node recorded after ``node``; all where it is None."""
+    """Erase every node recorded after ``node``; all nodes if it is None."""
     graph = current_tracer().graph
     for later in reversed(list(graph.nodes)):
         if later is node:
@@ -191,7 +191,7 @@ def erase_after(node: fx.Node | None) -> None:
 
 
 def is_erased(node: fx.Node) -> bool:
-    """Whether a node was taken back."""
+    """Whether a node was erased."""
     return bool(node._erased)
 
 

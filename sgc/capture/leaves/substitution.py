@@ -27,7 +27,7 @@ _UNCHANGED = (
 
 
 class Substitution:
-    """Gives copies of containers, functions with closures and objects, where each tensor and hole is replaced.
+    """Copies containers, closures and objects, with each tensor and hole replaced.
 
     :param leaf: what stands in the place of a tensor or a hole.
     """

@@ -47,7 +47,7 @@ class CallRecord:
 
 
 class _Statements(Messenger):
-    """Notices every Pyro statement."""
+    """Notes whether a Pyro statement runs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,12 +11,12 @@ BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
 
 
 def present_averages() -> dict[str, Tensor]:
-    """The averages that Pyro's store holds, by their names there."""
+    """The averages in Pyro's store by name."""
     return {name: t for name, t in current_store().tensors().items() if name.startswith(BASELINE_PREFIX)}
 
 
 def take_averages() -> dict[str, Tensor]:
-    """The averages, which Pyro's store does not hold any more."""
+    """Remove the averages from Pyro's store and return them."""
     store, taken = current_store(), present_averages()
     for name in taken:
         store.forget(name)
@@ -24,7 +24,7 @@ def take_averages() -> dict[str, Tensor]:
 
 
 def put_averages(averages: dict[str, Tensor]) -> None:
-    """Let Pyro's store hold these averages."""
+    """Put averages into Pyro's store."""
     store = current_store()
     for name, tensor in averages.items():
         store.put(name, tensor, constraints.real)

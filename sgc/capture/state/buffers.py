@@ -1,4 +1,4 @@
-"""What a program assigns to the modules it runs, while it is captured.
+"""Buffers that a program rebinds while it is captured.
 
 ``self.running = 0.9 * self.running + ...`` rebinds a buffer at each call of eager Pyro. A capture turns that into
 a write to the buffer. Any other tensor that is kept is put back after the capture
@@ -21,7 +21,7 @@ from sgc.graph.effects import storages, written_arguments, written_storages
 
 @contextmanager
 def rebound_buffers(modules: Sequence[nn.Module], filled: Mapping[tuple[int, str], nn.Module]) -> Iterator[None]:
-    """Inside a capture: record a write for each buffer that was rebound to another tensor.
+    """Record a write for each buffer that is rebound to another tensor inside.
 
     :param filled: buffers that held None before the program ran for the first time, by the identities of their modules
         and their names.
@@ -51,12 +51,12 @@ def rebound_buffers(modules: Sequence[nn.Module], filled: Mapping[tuple[int, str
 
 
 def _stands_for(now: Tensor, buffer: Tensor) -> bool:
-    """Whether a traced tensor is the buffer, by another name."""
+    """Whether a traced tensor stands for the buffer itself."""
     return tracer.is_fake(now) and tracer.node_of(now) is tracer.node_of(buffer)
 
 
 def _check_alike(shown: str, buffer: Tensor, now: Tensor) -> None:
-    """A write into a buffer gives it other numbers, and nothing else."""
+    """Refuse a change of shape, dtype or device, which a write cannot make."""
     for what in ("shape", "dtype", "device"):
         if getattr(now, what) != getattr(buffer, what):
             raise CaptureError(
@@ -67,15 +67,15 @@ def _check_alike(shown: str, buffer: Tensor, now: Tensor) -> None:
 
 
 def _check_apart(before: Iterable[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:
-    """Two buffers that become one tensor would have both what is written into either."""
-    found: dict[int, tuple[str, bool]] = {}
+    """Refuse two buffers that become one tensor: a write into one would change both."""
+    by_storage: dict[int, tuple[str, bool]] = {}
     for module, buffers in before:
         for name, buffer in buffers.items():
             now = module._buffers.get(name)
             if now is None or now.layout is not torch.strided:
                 continue
             shown, is_rebound = f"{type(module).__name__}.{name}", now is not buffer
-            other, other_is = found.setdefault(now.untyped_storage()._cdata, (shown, is_rebound))
+            other, other_is = by_storage.setdefault(now.untyped_storage()._cdata, (shown, is_rebound))
             if other != shown and (is_rebound or other_is):
                 raise CaptureError(
                     f"the program makes one tensor of the buffers {other} and {shown}",
@@ -84,7 +84,7 @@ def _check_apart(before: Iterable[tuple[nn.Module, dict[str, Tensor | None]]]) -
 
 
 def _check_unwritten(filled: Iterable[Tensor | None]) -> None:
-    """What the first run has made of nothing, it has not written as well; that the second does is too late to undo."""
+    """Refuse writes into buffers that held None before the first run: they could not be undone."""
     kept = {id(tensor) for tensor in filled if tensor is not None}
     if not kept:
         return
@@ -109,7 +109,7 @@ def _shown(value: object) -> str:
 
 @contextmanager
 def preserved_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Around a capture: leave no traced tensor among the parameters and buffers of a module."""
+    """Remove traced tensors from the parameters and buffers of modules afterwards."""
     before: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (holder, dict(holder))
         for root in modules

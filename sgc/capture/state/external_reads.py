@@ -1,4 +1,4 @@
-"""What a program asks of the world while it runs: clocks, iterators, files, environment and context variables.
+"""External reads of a program: clocks, iterators, files, environment and context variables.
 
 A compiled program does not ask again. Clocks, sources of random bytes, iterators that outlive a run and files are
 refused, with the line; variables are noted, for a guard to watch them.
@@ -41,7 +41,7 @@ _FROM_OUTSIDE = "read it outside of model and guide and pass what it gives as an
 
 
 class ExternalReads:
-    """Around a run of a program: notes what it asks of the world, and the user's ``codes`` that ran.
+    """Notes the external reads of a run, and the user's ``codes`` that ran.
 
     :param earlier: of an earlier run of the same program, whose iterators must not be met again.
     """
@@ -57,13 +57,13 @@ class ExternalReads:
         self._thread = threading.get_ident()
 
     def refuse(self) -> None:
-        """Raise the error for what the program must not ask of the world, which its own code may have caught."""
+        """Raise the error for a refused read, in case the program has caught it."""
         if self._refused is not None:
             raise self._refused
 
     @contextmanager
     def noted(self, *, profiled: bool) -> Iterator[None]:
-        """Note what is asked while this is entered.
+        """Note external reads inside.
 
         :param profiled: also what only Python's profiler shows: clocks and variables.
         :raises CaptureError: with the line, for what is refused.
@@ -144,7 +144,7 @@ class ExternalReads:
 
 @contextmanager
 def _profiled(profile: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
-    """Run under a profile function, and under none of whoever else profiles this thread meanwhile."""
+    """Run under this profile function, with any other profiler of the thread suspended."""
     other: Any = sys.getprofile()
     if hasattr(other, "disable"):  # cProfile's, which can only be put back by itself
         other.disable()

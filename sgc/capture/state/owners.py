@@ -1,4 +1,4 @@
-"""Who owns each tensor that a program uses: Pyro's param store, a module, the caller, or nobody but the program.
+"""The owner of each tensor that a program uses: Pyro's param store, a module, the caller, or only the program.
 
 The captured graph holds the very tensors that the program met. Each is traced back to its owner, so that a
 later call fetches the owner's current tensor: ``clear_param_store()`` or a replaced module parameter is
@@ -25,11 +25,11 @@ class Owner(Protocol):
     """Where to fetch an input's tensor at each call."""
 
     def fetch(self) -> Tensor | None:
-        """The current tensor, or None where the owner has none any more."""
+        """The current tensor; None if the owner no longer has it."""
         ...
 
     def read(self) -> Read:
-        """Where it is found at present. A tensor that is found there is the one that :meth:`fetch` gives."""
+        """How a condition reads the tensor that :meth:`fetch` returns."""
         ...
 
 
@@ -55,8 +55,8 @@ class ModuleOwner:
     attribute: str
 
     def fetch(self) -> Tensor | None:
-        found = self.module._parameters.get(self.attribute)
-        return found if found is not None else self.module._buffers.get(self.attribute)
+        parameter = self.module._parameters.get(self.attribute)
+        return parameter if parameter is not None else self.module._buffers.get(self.attribute)
 
     def read(self) -> Read:
         is_parameter = self.module._parameters.get(self.attribute) is not None
@@ -66,7 +66,7 @@ class ModuleOwner:
 
 @dataclass(frozen=True)
 class FixedOwner:
-    """A tensor that the program closes over, with no owner that sgc could ask."""
+    """A tensor that the program closes over, without a known owner."""
 
     tensor: Tensor = field(repr=False)
 
@@ -142,7 +142,7 @@ class ModuleWatch:
         self._handle.remove()
 
     def roots(self, known: Iterable[nn.Module]) -> list[nn.Module]:
-        """The modules seen that are inside no other module seen and not inside ``known``."""
+        """The outermost modules seen, without those inside ``known``."""
         covered = {id(inner) for module in known for inner in module.modules()}
         for module in self.seen.values():
             covered.update(id(inner) for inner in module.modules() if inner is not module)
@@ -155,5 +155,5 @@ def is_scripted(module: nn.Module) -> bool:
 
 
 def is_trainable(tensor: Tensor) -> bool:
-    """Whether a gradient in this tensor can be asked for."""
+    """Whether the tensor can have a gradient."""
     return tensor.requires_grad and (tensor.is_floating_point() or tensor.is_complex())

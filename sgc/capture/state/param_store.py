@@ -1,4 +1,4 @@
-"""Pyro's param store, or one that a copy of a loss module has for itself."""
+"""The adapter for Pyro's param store, and for the separate store of a copied loss module."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PARTS = ("_params", "_param_to_name", "_constraints")
 """The dictionaries in which Pyro's class keeps tensors, their names and constraints; it has no public way to them."""
 
 _PYROS_OWN = ParamStoreDict()
-"""Holds what is Pyro's while its store holds what is another's."""
+"""Holds Pyro's own parameters while another store is lent to Pyro."""
 
 _LENT_TO: list[ParamStoreDict] = [_PYROS_OWN]
-"""Whose parts stand in Pyro's store, the latest last."""
+"""The stores lent to Pyro, the current one last."""
 
 
 class Store:
-    """Where the parameters of a program are that ``pyro.param`` makes.
+    """The param store of a program.
 
     Pyro knows one store in a process. A copy of a loss module has values of its own under the same names; while Pyro
     runs its program, they stand in Pyro's store (:meth:`lent`), and otherwise only here.
@@ -47,21 +47,21 @@ class Store:
 
     @property
     def held(self) -> ParamStoreDict:
-        """The store itself, of Pyro's class: what it holds now, wherever that stands."""
+        """The object of Pyro's class that has the parameters now: Pyro's while lent, else its own."""
         return pyro.get_param_store() if self._own is _LENT_TO[-1] else self._own
 
     @property
     def watched(self) -> ParamStoreDict:
-        """What conditions ask, which are made once: the store itself where nothing is lent."""
+        """The object that conditions read, as if nothing were lent."""
         return pyro.get_param_store() if self.is_pyros else self._own
 
     @property
     def is_pyros(self) -> bool:
-        """Whether it is the one that ``pyro.param`` reads where nothing is lent."""
+        """Whether it is Pyro's own store."""
         return self._own is _PYROS_OWN
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The unconstrained tensors by their names, now and until the program clears the store."""
+        """The unconstrained tensors by name, valid until the store is cleared."""
         return self.held._params
 
     def get(self, name: str) -> Tensor | None:
@@ -77,33 +77,33 @@ class Store:
         return self.held._constraints.get(name)
 
     def constrained(self, expected: Mapping[str, constraints.Constraint | None]) -> list[Condition]:
-        """That these names have these very constraints in it, and that Pyro has no other store."""
-        found = []
+        """Conditions: these names have these very constraints, and Pyro still uses the same store."""
+        made = []
         if self.is_pyros:
-            found.append(conditions.is_same(conditions.result(pyro.get_param_store), pyro.get_param_store()))
+            made.append(conditions.is_same(conditions.result(pyro.get_param_store), pyro.get_param_store()))
         if expected:
-            found += self.in_place()
+            made += self.in_place()
         held = conditions.attribute(self.watched, "_constraints")
-        return found + [conditions.is_same(conditions.entry_of(held, name), one) for name, one in expected.items()]
+        return made + [conditions.is_same(conditions.entry_of(held, name), one) for name, one in expected.items()]
 
     def read(self, name: str) -> Read:
-        """Where :meth:`get` finds it."""
+        """How a condition reads what :meth:`get` returns."""
         return conditions.entry_of(self._params, name)
 
     def in_place(self) -> list[Condition]:
-        """That what is read by :meth:`read` is what this store holds: Pyro's holds nothing else meanwhile."""
+        """Conditions under which :meth:`read` reads this store: nothing is lent to Pyro."""
         return [conditions.is_same(conditions.item(_LENT_TO, -1), _PYROS_OWN)] if self.is_pyros else []
 
     def conditions(self, names: Iterable[str]) -> list[Condition]:
-        """That it holds under these names what it holds now."""
-        params, found = self.held._params, []
+        """Conditions: these names have the tensors that they have now."""
+        params, made = self.held._params, []
         for name in names:
             read = self.read(name)
-            found.append(conditions.is_same(read, params[name]) if name in params else conditions.absent(read))
-        return found
+            made.append(conditions.is_same(read, params[name]) if name in params else conditions.absent(read))
+        return made
 
     def put(self, name: str, tensor: Tensor, constraint: constraints.Constraint | None = None) -> None:
-        """Make this the unconstrained tensor of a name, with the constraint that it has unless one is given."""
+        """Set the unconstrained tensor of a name; its constraint stays unless one is given."""
         held = self.held
         before = held._params.get(name)
         if before is not None:
@@ -114,12 +114,12 @@ class Store:
             held._constraints[name] = constraint
 
     def forget(self, name: str) -> None:
-        """Have nothing under a name."""
+        """Remove a name, if present."""
         if name in self.held._params:
             del self.held[name]
 
     def is_held_elsewhere(self, reference: weakref.ref[Tensor]) -> bool:
-        """Whether somebody in Python still holds a tensor; Pyro goes on noting the name of each that it has held."""
+        """Whether a tensor is still referenced, apart from Pyro's map of names, which forgets none."""
         tensor = reference()
         if tensor is None:
             return False
@@ -127,7 +127,7 @@ class Store:
         return sys.getrefcount(tensor) > here
 
     def state(self, names: Iterable[str]) -> dict[str, tuple[Tensor, constraints.Constraint]]:
-        """The tensors and constraints of those names that there are, to be pickled."""
+        """The tensors and constraints of the names that are present, for pickling."""
         held = self.held
         for name in names:
             if name in held._params:
@@ -135,7 +135,7 @@ class Store:
         return {name: (held._params[name], held._constraints[name]) for name in names if name in held._params}
 
     def copied(self, memo: dict[int, Any]) -> Store:
-        """One with copies of all tensors; one copy for each ``memo`` of ``copy.deepcopy``."""
+        """A store with copies of all tensors; one for each ``memo`` of ``copy.deepcopy``."""
         held, own = self.held, self._own
         if id(own) not in memo:
             made = Store(memo.setdefault(id(own), ParamStoreDict()))
@@ -147,7 +147,7 @@ class Store:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Inside, Pyro's store holds what this one does; to be entered in a turn (:mod:`sgc.runtime.turns`)."""
+        """Lend this store to Pyro inside; only in a turn (:mod:`sgc.runtime.turns`)."""
         before = _LENT_TO[-1]
         if before is self._own:
             yield
@@ -164,7 +164,7 @@ class Store:
 
 
 def _exchange(one: ParamStoreDict, other: ParamStoreDict) -> None:
-    """Take from Pyro's store what is the one's, and put there what is the other's."""
+    """Move what Pyro's store holds to ``one``, and what ``other`` holds to Pyro's store."""
     theirs = pyro.get_param_store()
     for part in _PARTS:
         setattr(one, part, getattr(theirs, part))  # the program may have cleared it
@@ -175,13 +175,13 @@ PYROS = Store()
 
 
 def current_store() -> Store:
-    """The store that Pyro uses now, whosever it is."""
+    """The store that Pyro uses now: its own, or the one that is lent."""
     return Store(_LENT_TO[-1])
 
 
 @contextmanager
 def restored_on_error() -> Iterator[None]:
-    """An error leaves what Pyro's store holds as it was."""
+    """Restore the contents of Pyro's store on an error."""
     store = pyro.get_param_store()
     parts: dict[str, dict[Any, Any]] = {part: getattr(store, part) for part in _PARTS}
     before = [dict(entries) for entries in parts.values()]
@@ -196,7 +196,7 @@ def restored_on_error() -> Iterator[None]:
 
 
 def store_of(state: Mapping[str, tuple[Tensor, constraints.Constraint]]) -> Store:
-    """Where the tensors of a pickle go: into Pyro's store, unless that has others under one of the names."""
+    """The store for unpickled tensors: Pyro's, or a new one if Pyro's has other tensors under these names."""
     params = PYROS.held._params
     free = all(params.get(name, tensor) is tensor for name, (tensor, _) in state.items())
     store = PYROS if free else Store(ParamStoreDict())

@@ -61,7 +61,7 @@ def torch_random_state() -> dict[torch.device, Tensor]:
 
 
 def restore_torch_random_state(state: dict[torch.device, Tensor]) -> None:
-    """Put back what :func:`torch_random_state` returned."""
+    """Restore what :func:`torch_random_state` returned."""
     for device, known in state.items():
         if device == _CPU:
             torch.default_generator.set_state(known)
@@ -97,7 +97,7 @@ def device_random_state(device: torch.device) -> Tensor:
 
 
 def set_device_random_state(state: Tensor, device: torch.device) -> None:
-    """Put back what :func:`device_random_state` returned."""
+    """Restore what :func:`device_random_state` returned."""
     if device.type == "cpu":
         torch.set_rng_state(state.cpu())
     elif device.type == "mps":

@@ -1,4 +1,4 @@
-"""How two runs of a program differ in what they hand to torch and Pyro: the captured one and an eager one."""
+"""Compares the captured run of a program with an eager one: what each passes to torch and Pyro."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COMPARISONS = frozenset(("lt", "le", "__eq__", "ne"))
 
 
 def difference(captured: Transcript, eager: Transcript) -> CaptureError | None:
-    """What a run handed over that an eager one did not, as an error with the user's line; None if nothing."""
+    """The first difference between the runs, as an error with the user's line; None if there is none."""
     return next(_differences(captured, eager), None)
 
 
@@ -67,7 +67,7 @@ def _of_statements(captured: Transcript, eager: Transcript) -> Iterator[CaptureE
 
 
 def _numbers_of_lines(transcript: Transcript) -> dict[tuple[str, str, int], set[Any]]:
-    """The numbers that each line of the program has handed over, and whether it has what a capture computes."""
+    """The numbers that each line of the program passed, and ``TRACED`` if it passed a traced tensor."""
     numbers: dict[tuple[str, str, int], set[Any]] = defaultdict(set)
     for call, events in transcript.events.items():
         values = (value for event in events for value in event.values)

@@ -1,4 +1,4 @@
-"""The Python values that one run of a program hands to torch and Pyro.
+"""The Python values that one run of a program passes to torch and Pyro.
 
 A capture burns Python values in. What a program takes from an iterator, a clock or a counter is another value in each
 run, and would be frozen. The rehearsal and the capture are two runs of one program on the same tensors and random
@@ -31,7 +31,7 @@ MEASURED = (int, float, complex)
 _PLAIN = (bool, *MEASURED, str, bytes)
 _GETTERS = frozenset(("__get__", "__set__"))
 _IN_PYTHON = READS | {"__hash__"}
-"""What Python does with a tensor that a capture may have in the place of a number, or does by other functions."""
+"""Functions that Python calls on a tensor by itself; a capture may call others, or none."""
 
 _REFLECTED = {"gt": "lt", "ge": "le"}
 _NESTED = (list, tuple, set, frozenset)
@@ -211,7 +211,7 @@ def _is_taken_back(event: Event) -> bool:
 
 
 _VARYING = frozenset(("_validate_args", "_cached_x_y", "_inv"))
-"""Attributes of a distribution or transform that are not the program's."""
+"""Attributes of distributions and transforms that differ between runs of the same program."""
 
 
 def _user_frame(frame: FrameType | None) -> tuple[FrameType | None, bool]:

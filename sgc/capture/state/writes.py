@@ -1,4 +1,4 @@
-"""Takes back what an eager run of a program writes into tensors that were there before.
+"""Undoes what an eager run writes into tensors that existed before it.
 
 Nothing is copied in advance: every operator is seen before it runs, its schema says what it writes into, and the memory
 that it is about to write is copied first.
@@ -22,23 +22,23 @@ _LIFT_FRESH = torch.ops.aten.lift_fresh.default  # its operand was made by Pytho
 
 
 class Written:
-    """Memory that a program writes into, with what it held before; known by its address."""
+    """Storages that a program writes into, with copies of their contents before."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
 
     def keep(self, storage: torch.UntypedStorage) -> None:
-        """Copy it, unless there is a copy."""
+        """Copy a storage, unless there is a copy."""
         if storage._cdata not in self._kept:
             self._kept[storage._cdata] = storage, _bytes(storage).clone()
 
     def before(self, tensor: Tensor) -> Tensor:
-        """The tensor as it was: a view of the copy, or itself if it is not written into."""
-        found = self._kept.get(tensor.untyped_storage()._cdata) if _tensors(tensor) else None
-        if found is None:
+        """The tensor as it was before: a view of the copy, or the tensor if it was not written into."""
+        kept = self._kept.get(tensor.untyped_storage()._cdata) if _tensors(tensor) else None
+        if kept is None:
             return tensor
         view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return view.set_(found[1].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        return view.set_(kept[1].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
     @contextmanager
     def again(self) -> Iterator[Written]:
@@ -52,7 +52,7 @@ class Written:
             present.put_back()
 
     def put_back(self, but: Collection[int] = ()) -> None:
-        """Undo the writes, some memory aside."""
+        """Undo the writes, except into some storages."""
         for key, (storage, before) in self._kept.items():
             if key not in but:
                 if storage.nbytes() != before.numel():
@@ -61,7 +61,7 @@ class Written:
 
 
 class _Mode(TorchDispatchMode):
-    """Keeps memory before the first write into it, that aside which operators have made meanwhile."""
+    """Copies each storage before the first write into it, unless it was allocated inside."""
 
     supports_higher_order_operators = True
 
@@ -88,7 +88,7 @@ class _Mode(TorchDispatchMode):
 
 @contextmanager
 def undone_writes(*, on_error_only: bool = False) -> Iterator[Written]:
-    """A program runs: afterwards the tensors that existed before hold what they held.
+    """Restore afterwards the contents of all tensors that existed before.
 
     Parameters that it puts into Pyro's store keep their memory, whatever that was before: they are made only once.
 

@@ -1,4 +1,4 @@
-"""Reads of values in a program that switches autocast: what is read is computed under the switches of its operators."""
+"""Autocast during reads: a value is computed under the same autocast as in the program."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Switches = dict[str, tuple[bool, torch.dtype]]
 
 
 def switches() -> Switches:
-    """Autocast as it is now, for each kind of device."""
+    """The present autocast settings by device type."""
     return {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in _KINDS}
 
 
 @contextmanager
 def switched_back(before: Switches) -> Iterator[None]:
-    """Autocast as it was before."""
+    """Restore earlier autocast settings inside."""
     with ExitStack() as stack:
         for kind, (enabled, dtype) in before.items():
             if (enabled, dtype) != (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)):
@@ -30,7 +30,7 @@ def switched_back(before: Switches) -> Iterator[None]:
 
 
 def close(graph: fx.Graph) -> None:
-    """Leave the autocast regions that a part of a program has entered and not left."""
+    """Exit the autocast regions that a part of a program enters and does not exit."""
     left = {node.args[0] for node in graph.find_nodes(op="call_function", target=AUTOCAST[1])}
     for node in reversed(graph.find_nodes(op="call_function", target=AUTOCAST[0])):
         if node not in left:

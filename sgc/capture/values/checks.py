@@ -1,4 +1,4 @@
-"""Calls that a program makes for the error that they raise, as conditions of validity.
+"""Calls made only for the error that they may raise, as conditions of validity.
 
 ``torch._assert_async``, a custom operator that looks at data and returns nothing, a Cholesky factor that nobody uses:
 no value of the program depends on them, so that a compiler drops them. A condition of validity is computed with the
@@ -23,7 +23,7 @@ _aten = torch.ops.aten
 
 
 class CheckingCall:
-    """A call of an operator as a function of its tensors; true, unless it raises."""
+    """A call of an operator as a function of its tensors that returns whether it does not raise."""
 
     def __init__(self, node: fx.Node) -> None:
         self._target = node.target
@@ -39,13 +39,13 @@ class CheckingCall:
 
 
 def checks_of_calls(graph: fx.Graph) -> Iterator[Requirement]:
-    """Replace each call that only checks by a condition of validity."""
+    """Replace each checking call by a condition of validity."""
     mode = detect_fake_mode([node.meta["val"] for node in graph.nodes if "val" in node.meta])
     for node in list(graph.nodes):
         if not _only_checks(node):
             continue
         tensors = [leaf for leaf in tree_flatten((node.args, node.kwargs))[0] if isinstance(leaf, fx.Node)]
-        # What looks at no tensor did not raise in the rehearsal.
+        # Without tensors the outcome is the same as in the rehearsal, where it did not raise.
         if tensors and mode is not None and all(_is_tensor(tensor) for tensor in tensors):
             with mode, graph.inserting_before(node):
                 yield _requirement(graph, node, tensors)

@@ -1,4 +1,4 @@
-"""Conditions under which torch's functions do not raise, where a compiler loses the look at the data.
+"""Conditions under which torch functions do not raise, where compiled code no longer checks the data.
 
 ``one_hot`` looks at its classes in its own code, which fake tensors replace by arithmetic. Inductor draws from
 probabilities without looking at them.
@@ -19,7 +19,7 @@ _Condition = Callable[..., Tensor | None]
 
 
 def condition_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """A tensor that is true everywhere unless the call raises; None if no such condition is lost."""
+    """A tensor that is true everywhere unless the call raises; None if compiled code checks by itself."""
     rule = _RULES.get(func)
     return None if rule is None else rule(*args, **kwargs)
 

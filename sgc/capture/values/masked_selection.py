@@ -11,7 +11,7 @@ from sgc.errors import DataDependenceError
 
 
 class MaskedSelection:
-    """``tensor[mask]`` where the mask depends on a sample: how long it is, is not known.
+    """``tensor[mask]`` with a mask that depends on a sample, so that its length is unknown.
 
     All that it can be used for is ``other[mask] = tensor[mask]``, the idiom of Pyro's splines. Any other use
     raises the error that names the site.
@@ -21,7 +21,7 @@ class MaskedSelection:
         self.__dict__.update(_tensor=tensor, _mask=mask, _error=error)
 
     def write_to(self, target: Tensor, mask: Any) -> None:
-        """``target[mask] = tensor[mask]``, without knowing how many entries that is."""
+        """``target[mask] = tensor[mask]``, for any number of true entries."""
         if mask is not self._mask or target.shape != self._tensor.shape:
             raise self._error
         shaped = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))

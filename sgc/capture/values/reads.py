@@ -1,4 +1,4 @@
-"""What a program reads from its tensors in Python while it is captured.
+"""Tensor values that a program reads in Python while it is captured.
 
 A branch, ``.item()`` or a Boolean index makes the structure of the program depend on a value. Where that value
 follows from the inputs alone, it is computed and becomes a guard: a later call with another value specialises
@@ -36,7 +36,7 @@ READS = frozenset(
         *("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "nonzero", "argwhere"),
     )
 )
-"""Functions that give values of a tensor to Python."""
+"""Functions that return values of a tensor to Python."""
 
 UNKNOWN = (
     GuardOnDataDependentSymNode,
@@ -47,7 +47,7 @@ UNKNOWN = (
 """What torch raises where a fake tensor would need a value."""
 
 DATA_DEPENDENT = (DataDependenceError, *UNKNOWN)
-"""What code raises during a capture that needs a value which is not known then."""
+"""Errors of code that needs a value which is not known during a capture."""
 
 _REMEDY = (
     "a compiled program has one structure: write the choice with tensors (torch.where, indexing, poutine.mask), "
@@ -175,7 +175,7 @@ class Reads:
 
     @contextmanager
     def refused(self) -> Iterator[None]:
-        """Let every read be an error, so that none becomes a guard."""
+        """Make every read an error, so that none becomes a guard."""
         self.is_refusing = True
         try:
             yield
@@ -183,7 +183,7 @@ class Reads:
             self.is_refusing = False
 
     def concrete(self, node: fx.Node) -> Tensor:
-        """The tensor that a source of the program stands for."""
+        """The tensor that a placeholder or attribute of the graph stands for."""
         if node.op == "placeholder":
             return self.concrete_inputs[node.name]
         value = getattr(tracer.current_tracer().root, str(node.target))

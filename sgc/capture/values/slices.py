@@ -1,4 +1,4 @@
-"""The part of a program under construction that computes one of its values."""
+"""Slices of the graph under construction: the part that computes one value."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def slice_of(graph: fx.Graph, node: fx.Node, needed: set[fx.Node]) -> tuple[fx.G
 
 
 def is_literal(tensor: Tensor) -> bool:
-    """Whether a traced tensor follows from literals of the program alone, so that no guard is needed to know it."""
+    """Whether a traced tensor depends on literals of the program alone, so that reading it needs no guard."""
     if not tracer.is_capturing():
         return False
     needed = ancestors([tracer.node_of(tensor)], dependencies(tracer.current_tracer().graph))
@@ -36,6 +36,6 @@ def is_literal(tensor: Tensor) -> bool:
 
 
 def is_external(node: fx.Node) -> bool:
-    """Whether a ``get_attr`` node holds a tensor of the user's, and not a literal of the program."""
+    """Whether a ``get_attr`` node holds a tensor from outside, and not a literal of the program."""
     lifted = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default)
     return node.op == "get_attr" and not (node.users and all(user.target in lifted for user in node.users))

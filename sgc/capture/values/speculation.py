@@ -1,4 +1,4 @@
-"""Branches on samples that are assumed to go as they do in one run, where that is asked for.
+"""Speculation: branches on samples are assumed to go as in the captured run (``dynamic="speculate"``).
 
 The answer of such a read is a Boolean. It is that of the call which is being captured: what is recorded of the program
 is run on real tensors, from the random state before the call on. That the answer is the same again is a condition that
@@ -22,7 +22,7 @@ from sgc.graph.effects import AUTOCAST
 
 
 class ConcreteRun:
-    """A program run on real tensors as far as it is recorded, each operator once; nothing outside of it is changed.
+    """Runs the recorded part of a program on real tensors, each operator once, without effects outside.
 
     :param concrete: the tensor that a placeholder or an attribute of the graph stands for.
     :param before: a tensor as it was before the call.
@@ -71,13 +71,13 @@ class ConcreteRun:
         return node.target(*args, **kwargs)
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        """A copy that the program may write into, one for each tensor."""
+        """A copy of a tensor that the program may write into; the same copy each time."""
         known = self._copies.setdefault(id(tensor), (tensor, self._before(tensor).detach().clone()))
         return known[1]
 
 
 class Speculation:
-    """Answers reads of samples, and gives what it has assumed to others.
+    """Answers reads of samples, and reports each answer as an assumption.
 
     :param run: gives the answers.
     :param assume: takes a 0-d Boolean tensor that must be true for the answer to be right, what it says, and the error
@@ -106,7 +106,7 @@ class Speculation:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Assume nothing: what cannot be traced now becomes one call of Python."""
+        """Assume nothing inside; what cannot be traced becomes an opaque call."""
         before, self._suspended = self._suspended, True
         try:
             yield
@@ -115,7 +115,7 @@ class Speculation:
 
 
 def truth_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What a read gives that gives a Boolean, as a 0-d tensor; None of a read that gives something else."""
+    """The result of a Boolean read as a 0-d tensor; None for other reads."""
     name = getattr(func, "__name__", "")
     tensor = args[0] if args else None
     if name in ("__bool__", "is_nonzero"):

@@ -49,7 +49,7 @@ class Requirements:
     """The conditions met so far, each once."""
 
     reads: Reads
-    found: list[Requirement] = field(default_factory=list)
+    conditions: list[Requirement] = field(default_factory=list)
     _known: dict[Hashable, tuple[Requirement, Any]] = field(default_factory=dict)
 
     def parameters(self, distribution: Distribution) -> None:
@@ -66,7 +66,7 @@ class Requirements:
             self.add(constraint, getattr(distribution, name), f"{name} of {_name(distribution)}")
 
     def value(self, distribution: Distribution, value: Tensor) -> None:
-        """What ``Distribution._validate_sample`` checks, but for shapes, which the rehearsal has checked."""
+        """What ``Distribution._validate_sample`` checks, except shapes, which the rehearsal has checked."""
         try:
             support = distribution.support
         except NotImplementedError:
@@ -92,18 +92,18 @@ class Requirements:
         self._known[key] = made, (constraint, value)  # kept, so that the identities in the key stay theirs
 
     def condition(self, holds: Tensor, what: str) -> None:
-        """Record what a distribution, a handler or the program checks by itself, and would raise an error for."""
+        """Record a condition for which the program or a library would raise an error."""
         self._require(holds, what, opaque=False)
 
     def assume(self, holds: Tensor, what: str, error: DataDependenceError) -> None:
-        """Record under what condition a branch on samples goes as it does in the capture."""
+        """Record the condition under which a branch on samples goes as it did in the capture."""
         made = Requirement(tracer.node_of(holds), what, error.source, error.site, assumed=True)
-        self.found.append(made)
+        self.conditions.append(made)
 
     def _require(self, valid: Tensor, what: str, opaque: bool) -> Requirement:
         valid = valid if valid.dtype is torch.bool else valid.bool()
         made = Requirement(tracer.node_of(valid), what, current_line(), opaque=opaque)
-        self.found.append(made)
+        self.conditions.append(made)
         return made
 
 
@@ -182,7 +182,7 @@ _ELEMENTWISE = tuple(
 
 
 def _narrowed(constraint: Constraint, value: Tensor) -> Tensor:
-    """One of each group of elements that share memory, where the constraint looks at each element by itself."""
+    """For elementwise constraints, only one element along each expanded dim."""
     if isinstance(constraint, _ELEMENTWISE):
         for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
             if size > 1 and stride == 0:
@@ -191,7 +191,7 @@ def _narrowed(constraint: Constraint, value: Tensor) -> Tensor:
 
 
 def _identity(value: Any) -> Hashable:
-    """Equal for constraints that say the same."""
+    """A key that is equal for equal constraints."""
     if isinstance(value, Constraint):
         return type(value), *((name, _identity(part)) for name, part in sorted(vars(value).items()))
     return value if isinstance(value, (int, float)) else id(value)

@@ -1,4 +1,4 @@
-"""Computes once what many elements use.
+"""Materialises costly operands before they are broadcast.
 
 A compiler that fuses pointwise operators computes an operand that is broadcast anew for each element that it meets: the
 bias correction of Adam, ``1 - beta ** step``, for every weight of a layer. Here such an operand, if it is costly, is
@@ -21,14 +21,14 @@ _NANOSECONDS = {
     **dict.fromkeys(("exp", "expm1", "log", "log1p", "log2", "tanh", "sigmoid", "log_sigmoid_forward"), 1.0),
     **dict.fromkeys(("sin", "cos", "atan", "erf", "erfc", "logit", "softplus", "softplus_backward"), 1.0),
 }
-"""What an operator takes for an element, about: those that are not vectorised, and those that are."""
+"""Rough time of an operator for an element, in nanoseconds: not vectorised, and vectorised."""
 
 _WORTH = 200.0
-"""Nanoseconds that another tensor costs, about."""
+"""Rough cost of another tensor, in nanoseconds."""
 
 
 def compute_once(module: fx.GraphModule) -> bool:
-    """Give memory of their own to costly operands of pointwise operators that are broadcast, on the CPU.
+    """Materialise costly broadcast operands of pointwise operators, on the CPU.
 
     A GPU computes them anew in less time than it takes to start another kernel.
     """

@@ -1,4 +1,4 @@
-"""Elementwise arithmetic as C++: the loop that one update of many tensors of one shape becomes.
+"""Elementwise arithmetic as C++ loops.
 
 The operators are few, those of which optimizers are made; each is written as ATen computes it on the CPU, operand by
 operand in the type of the result. Nothing is contracted (``a * b + c`` rounds twice), as in Inductor.
@@ -212,11 +212,11 @@ def _expression(node: fx.Node, names: dict[fx.Node, str]) -> str:
         condition, one, other = node.args
         return f"{text(condition, torch.bool)} ? {text(one)} : {text(other)}"
     if node.target is _aten.clamp.default:
-        found = text(node.args[0])
+        clamped = text(node.args[0])
         for bound, sign in zip(node.args[1:], "<>", strict=False):
             if bound is not None:
-                found = f"({found} {sign} {text(bound)} ? {text(bound)} : {found})"
-        return found
+                clamped = f"({clamped} {sign} {text(bound)} ? {text(bound)} : {clamped})"
+        return clamped
     if node.target is _aten.pow.Tensor_Scalar:
         return _power(text(node.args[0]), node.args[1], kind)
     table = next(table for table in (_ARITHMETIC, _COMPARISONS, _OF_BOOLS) if node.target in table)

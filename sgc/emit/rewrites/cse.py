@@ -1,4 +1,4 @@
-"""Common subexpressions: what is computed twice from the same arguments is computed once."""
+"""Common subexpression elimination."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def merge_common_subexpressions(module: fx.GraphModule) -> bool:
 
 
 def _key(value: Any) -> Hashable | None:
-    """Equal for arguments that are equal in type and every bit; None for what cannot be compared."""
+    """A key that is equal for arguments of equal type and bits; None for what cannot be compared."""
     if isinstance(value, (list, tuple)):
         parts = tuple(_key(part) for part in value)
         return None if None in parts else ("sequence", parts)

@@ -1,4 +1,4 @@
-"""Writes functions of many elements as arithmetic that a compiler vectorises, on the CPU in float32.
+"""Lowers elementary functions to arithmetic that a compiler vectorises, on the CPU in float32.
 
 Inductor calls a library (SLEEF) for ``tanh`` and ``log1p``, whose every step is in twice the precision: an element of
 ``tanh`` takes as long as four of ``exp``, and one of ``softplus`` as three. What is written here instead rounds each
@@ -20,11 +20,11 @@ from sgc.emit.fx.rewriting import call, is_static, replace, same_kind, tensor_of
 _aten = torch.ops.aten
 
 _MANY = 4096
-"""Elements from which on some nanoseconds for each are worth twenty more nodes to compile."""
+"""The number of elements from which the gain is worth twenty more nodes to compile."""
 
 
 def lower_elementary(module: fx.GraphModule) -> bool:
-    """Lower every function of many elements that a rule is known for.
+    """Lower every large enough call that has a rule.
 
     For backends that fuse pointwise operators: on others each step is a pass over memory.
     """
@@ -99,7 +99,7 @@ _RULES: dict[object, Callable[[fx.Node], fx.Node | None]] = {
 # -- what they share
 
 _At = Callable[..., fx.Node]
-"""Makes a node in front of the one that is replaced."""
+"""Makes a node before the replaced one."""
 
 _TANH = (-3.33332819422e-1, 1.33314422036e-1, -5.37397155531e-2, 2.06390887954e-2, -5.70498872745e-3)
 """``(tanh(x) / x - 1) / x**2`` for ``|x| < 0.625``, by powers of ``x**2``; from Cephes, ``single/tanhf.c``."""

@@ -45,7 +45,7 @@ _FILL_VALUE_AT: dict[Any, int] = {
 
 
 def fold_constants(module: fx.GraphModule) -> bool:
-    """Replace each tensor of one number by ``full``, and each other value of literals by the tensor itself.
+    """Replace each value of literals by ``full`` if it is one number, else by a constant tensor.
 
     What is larger than :data:`~sgc.emit.rewrites.merge_constants.LIMIT` is left to be computed at run time, and so are
     views (which cost nothing) and what leaves the graph (of which the caller must own a fresh copy).
@@ -64,7 +64,7 @@ def fold_constants(module: fx.GraphModule) -> bool:
         if node not in values:
             continue
         if not node.users:
-            # All that used it has been folded.
+            # Everything that used it was folded.
             graph.erase_node(node)
             changed = True
         elif node.op != "get_attr" and node.target is not FULL and isinstance(values[node], Tensor):
@@ -73,7 +73,7 @@ def fold_constants(module: fx.GraphModule) -> bool:
 
 
 def _spell_as_full(graph: fx.Graph) -> bool:
-    """Spell every tensor that is filled with one known number as ``full``, whatever it took its shape from."""
+    """Write every tensor that is filled with one known number as ``full``."""
     changed = False
     for node in list(graph.nodes):
         if node.target in _FILLED_WITH:
@@ -102,7 +102,7 @@ def _full(node: fx.Node, tensor: Tensor, number: Any) -> fx.Node:
 
 
 def _evaluate(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    """The value of a node that depends on literals alone, as real tensors; None if there is none to be had."""
+    """The value of a node that depends on literals alone, as real tensors; None if it cannot be computed."""
     if node.op == "get_attr":
         return literal(node)
     if not is_pure(node) or any(argument not in values for argument in node.all_input_nodes):
@@ -136,7 +136,7 @@ def _materialise(node: fx.Node, value: Tensor, *, fresh: bool) -> bool:
 
 
 def uniform(tensor: Tensor) -> Any:
-    """The one number that all elements are, bit by bit; None if they differ or there are none."""
+    """The one number that all elements equal bit by bit; None if they differ or there are none."""
     if tensor.numel() == 0 or tensor.numel() * tensor.itemsize > LIMIT or tensor.dtype.is_complex:
         return None
     raw = raw_bytes(tensor).view(tensor.numel(), -1)

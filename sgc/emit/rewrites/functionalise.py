@@ -1,4 +1,4 @@
-"""Rewrites a graph with in-place operators into one without, but for copies into inputs at its end.
+"""Makes a graph functional, except for copies into inputs at its end.
 
 The graph is traced once more, under torch's own functionalisation. An in-place draw becomes a functional one at the
 same place, so that the random numbers stay what they were.
@@ -39,7 +39,7 @@ def functionalise(module: fx.GraphModule) -> bool:
     _declare_hidden_writes(before)
     draw_in_rows(before)
     placeholders = [node for node in before.nodes if node.op == "placeholder"]
-    # A tensor of the module is passed as one more input while tracing: functionalisation knows its inputs only.
+    # Functionalisation handles inputs only, so tensors of the module are passed as inputs while tracing.
     owned: dict[str, fx.Node] = {}
     for node in before.nodes:
         if node.op == "get_attr":
@@ -185,7 +185,7 @@ def _adopt(traced: fx.Graph, before: fx.Graph, owned: list[str], origins: dict[s
 
 
 def _inputs_of(graph: fx.Graph, traced: fx.Graph, before: fx.Graph, owned: list[str]) -> dict[fx.Node, fx.Node]:
-    """The inputs as they were before, and attributes for those that were added; by the inputs of the traced graph."""
+    """The original inputs and attributes, by the inputs of the traced graph that stand for them."""
     inputs = []
     for original in before.find_nodes(op="placeholder"):
         node = graph.create_node("placeholder", original.target, original.args, name=original.name)
@@ -196,18 +196,18 @@ def _inputs_of(graph: fx.Graph, traced: fx.Graph, before: fx.Graph, owned: list[
 
 
 def _origin(node: fx.Node) -> str:
-    """The name of the node that a traced one was traced from; empty if from none."""
+    """The name of the node that this one was traced from; empty if there is none."""
     return str(node.meta.get("custom", {}).get(ORIGIN, ""))
 
 
 def _names(traced: fx.Graph) -> dict[fx.Node, str]:
-    """The last node that was traced from another takes its name, without the mark of a write."""
+    """Names: the last node traced from an original takes its name, without the ``_`` of in-place operators."""
     last = {origin: node for node in traced.nodes if node.op == "call_function" and (origin := _origin(node))}
     return {node: origin.rstrip("_") for origin, node in last.items()}
 
 
 def _look_again(graph: fx.Graph, results: list[Any], looks: list[fx.Node]) -> list[Any]:
-    """Check the factors, which are the last results, where they are computed; the other results."""
+    """Put the checks of factors back, directly after the factors, and return the results without these."""
     others = results[: len(results) - len(looks)]
     for look, info in reversed(list(zip(looks, results[len(others) :], strict=True))):
         with graph.inserting_after(info):

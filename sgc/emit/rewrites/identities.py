@@ -32,7 +32,7 @@ _aten = torch.ops.aten
 
 
 def remove_identities(module: fx.GraphModule) -> bool:
-    """Replace each node that equals one of its arguments, or its negative, by that."""
+    """Replace each node that equals one of its arguments, or the negative of one."""
     graph = module.graph
     if not is_functional(graph):
         return False
@@ -63,7 +63,7 @@ class Simpler:
 
 
 def _may_alias(node: fx.Node, source: fx.Node, leaving: set[fx.Node]) -> bool:
-    """Whether ``node`` may give up memory of its own for that of ``source``."""
+    """Whether ``node`` may share the memory of ``source``."""
     if any(user.target is _aten.as_strided.default for user in node.users):
         return False  # it counts from the start of the memory
     owner = list(lineage(source))[-1]
@@ -73,7 +73,7 @@ def _may_alias(node: fx.Node, source: fx.Node, leaving: set[fx.Node]) -> bool:
 
 
 def number_of(value: Any) -> float | int | None:
-    """The number that an argument is in every element: a plain one, a ``full``, a literal."""
+    """The one number that all elements of an argument equal: of a number, a ``full`` or a literal."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
     if not isinstance(value, fx.Node):
@@ -81,12 +81,12 @@ def number_of(value: Any) -> float | int | None:
     if value.target is FULL:
         return number_of(value.args[1])
     tensor = literal(value)
-    found = uniform(tensor) if tensor is not None and tensor.layout is torch.strided else None
-    return number_of(found)
+    element = uniform(tensor) if tensor is not None and tensor.layout is torch.strided else None
+    return number_of(element)
 
 
 def _equal(node: fx.Node, source: Any) -> Simpler | None:
-    """``source`` if it may stand where ``node`` stands, as far as shape, dtype and strides say."""
+    """``source`` if it has the shape, dtype and strides of ``node``."""
     own, other = tensor_of(node), tensor_of(source)
     if own is None or other is None or not is_static(own) or not is_static(other):
         return None
@@ -101,7 +101,7 @@ def _operands(node: fx.Node) -> tuple[Any, Any] | None:
 
 
 def _scaled(node: fx.Node, value: Any, factor: Any) -> Simpler | None:
-    """The value of ``node`` if ``factor``, that ``value`` is multiplied with or divided by, is 1 or -1."""
+    """``value`` or its negative, if it is multiplied with or divided by a ``factor`` of 1 or -1."""
     number = number_of(factor)
     equal = _equal(node, value) if number in (1, -1) else None
     return equal if equal is None or number == 1 else Simpler(equal.source, _aten.neg.default)
@@ -135,7 +135,7 @@ def _sub(node: fx.Node) -> Simpler | None:
 
 
 def _is_zero(value: Any, node: fx.Node, *, negative: bool) -> bool:
-    """Whether adding ``value`` changes no element; for floating point that takes a zero of the right sign."""
+    """Whether adding ``value`` changes no element: for floating point, a zero of the right sign."""
     number, tensor = number_of(value), tensor_of(node)
     if number is None or number != 0 or tensor is None:
         return False
@@ -157,12 +157,12 @@ def _neg(node: fx.Node) -> Simpler | None:
 
 
 def _idle(node: fx.Node) -> Simpler | None:
-    """A view of all there is, or a copy, which nobody writes into."""
+    """A view of the whole tensor, or a copy, in a graph without writes."""
     return _equal(node, node.args[0])
 
 
 def _copy(node: fx.Node) -> Simpler | None:
-    """What functionalisation makes of ``x.copy_(y)``, where ``x`` gives no more than shape and dtype."""
+    """The functional form of ``x.copy_(y)``, where ``x`` gives only shape and dtype."""
     return _equal(node, node.args[1])
 
 

@@ -1,4 +1,4 @@
-"""Writes matrix products as the library that computes them on a CPU is fastest.
+"""Writes matrix products in the form in which the CPU's library computes them fastest.
 
 MKL goes through a product in vectors along the rows of the result. Rows shorter than a vector (a latent space of ten
 dimensions) take it two to four times as long as the transposed product, whose rows are long.
@@ -26,10 +26,10 @@ _VECTOR = 64
 """Bytes of the widest vectors."""
 
 _LONG = 64
-"""Terms of each sum below which putting the rows back in order costs what was gained."""
+"""The fewest terms of each sum for which the gain exceeds the cost of transposing back."""
 
 _WORTH = 2**14
-"""Multiplications of a single product whose time is more than that of its call."""
+"""The number of multiplications from which a product takes longer than its call."""
 
 
 def lay_out_products(module: fx.GraphModule) -> bool:
@@ -75,14 +75,14 @@ def _transpose(node: fx.Node) -> None:
     product = call(node, node.target, *swapped)  # type: ignore[arg-type]
     strided = call(node, _aten.transpose.int, product, -2, -1)
     _hand_on(node, strided)
-    # Everything else was traced with a result that lies row by row, and may view it as something else.
+    # All other users were traced with a contiguous result, and may view it.
     if node.users:
         node.replace_all_uses_with(call(node, _aten.clone.default, strided, memory_format=torch.contiguous_format))
     node.graph.erase_node(node)
 
 
 def _hand_on(node: fx.Node, strided: fx.Node) -> None:
-    """Let other products, to which it is all one, read what stands in for a node with other strides."""
+    """Make other matrix products, which accept any strides, read the replacement of a node."""
     for user in list(node.users):
         if user.target in _PRODUCTS:
             user.replace_input_with(node, strided)

@@ -10,11 +10,11 @@ from torch import Tensor, fx
 from sgc.emit.fx.rewriting import attribute, is_functional, literal, replace
 
 LIMIT = 1 << 20
-"""The most bytes of a tensor that is compared element by element, or computed at compile time."""
+"""The largest tensor, in bytes, that is compared element by element or computed at compile time."""
 
 
 def merge_constants(module: fx.GraphModule) -> bool:
-    """Let equal literals be one node: equal in dtype, shape, strides, device and every bit.
+    """Merge equal literals: equal in dtype, shape, strides, device and every bit.
 
     Of other tensors, which the user may change, only several reads of the very same one are merged.
     """
@@ -40,5 +40,5 @@ def _identity(node: fx.Node) -> Hashable:
 
 
 def raw_bytes(tensor: Tensor) -> Tensor:
-    """The elements in order, bit by bit: tells -0.0 from 0.0, and finds NaN equal to itself."""
+    """The elements as bits: -0.0 differs from 0.0, and NaN equals itself."""
     return tensor.detach().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)

@@ -19,11 +19,11 @@ _aten = torch.ops.aten
 _STANDARD = {_aten.rand.default, _aten.randn.default}
 
 _LARGEST = 4096
-"""Numbers of a draw for which a call of its own costs little."""
+"""The size of a draw from which the cost of a separate call is small."""
 
 
 def merge_draws(module: fx.GraphModule, rng: Rng) -> bool:
-    """With ``rng="fast"``, on the CPU, let small uniform or standard normal draws of one type be pieces of one.
+    """Merge small uniform or standard normal draws of one dtype into one, on the CPU with ``rng="fast"``.
 
     Their joint law stays; the numbers are others. On a GPU draws fuse with what uses them.
     """

@@ -1,4 +1,4 @@
-"""Sums all at once what is summed dimension by dimension.
+"""Merges nested sums.
 
 A density of an event is summed over the event, and a cost is the sum of that. Over a dimension shorter than a vector
 Inductor computes number by number, the density too, which it fuses with its sum; over all elements it uses vectors.
@@ -15,7 +15,7 @@ _aten = torch.ops.aten
 
 
 def merge_sums(module: fx.GraphModule) -> bool:
-    """Let a sum over everything of sums that nothing else uses be one sum. Results may differ in their last digits."""
+    """Merge a total sum with the sums that it adds up, if nothing else uses these. Changes rounding."""
     changed = False
     for node in list(module.graph.nodes):
         if node.target is not _aten.sum.default or node.kwargs:

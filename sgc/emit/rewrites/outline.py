@@ -1,4 +1,4 @@
-"""Takes the update of parameters and of the optimizer's state out of a training step, as loops in C++ of its own.
+"""Moves the updates of parameters and optimizer state out of a training step into C++ loops.
 
 An optimizer does the same arithmetic for each parameter, element by element. Inductor generates and compiles it for
 each, which takes longer than the whole rest of a step; here parameters that are updated alike share one function, and
@@ -47,14 +47,14 @@ class Outlined:
 
 @dataclass
 class _Part:
-    """Inputs whose new values depend on one another's old ones, what computes these, and what is there before."""
+    """Inputs that are updated together, the nodes that compute their new values, and the operands of these."""
 
     updates: dict[fx.Node, fx.Node]  # the new value of each input
     nodes: list[fx.Node]
     leaves: list[fx.Node]
 
     def layout(self) -> Tensor | None:
-        """A tensor of the shape that all have which are not single numbers; None if they are no kernel's.
+        """A tensor of the shape that all non-scalar values share; None if they do not fit one kernel.
 
         Those that are inputs lie in memory in the order of their elements.
         """
@@ -69,7 +69,7 @@ class _Part:
 
 
 def outline(step: fx.GraphModule, positions: Collection[int]) -> Outlined | None:
-    """Split a functional step; None if there is nothing to take out.
+    """Split a functional step; None if no update can be moved out.
 
     :param positions: of the inputs that may be written by the kernels. Each has memory of its own.
     """
@@ -89,7 +89,7 @@ def outline(step: fx.GraphModule, positions: Collection[int]) -> Outlined | None
 
 
 def _parts(nodes: list[fx.Node], copies: dict[fx.Node, fx.Node]) -> list[_Part]:
-    """The parts that consist of these copies, by the input that each writes, and of all that nothing else uses."""
+    """Group the updates of inputs, given as the final copies by input, into parts that are independent."""
     moved = _moved(nodes, copies.values())
     slices = {target: _slice(_argument(copy, 1), moved) for target, copy in copies.items()}
     order = {node: position for position, node in enumerate(nodes)}
@@ -103,7 +103,7 @@ def _parts(nodes: list[fx.Node], copies: dict[fx.Node, fx.Node]) -> list[_Part]:
 
 
 def _moved(nodes: list[fx.Node], copies: Iterable[fx.Node]) -> set[fx.Node]:
-    """Copies, and the elementwise operators behind the gradients whose results are used for nothing else."""
+    """The copies, and the elementwise operators after the gradients that only they use."""
     moved = set(copies)
     for node in reversed(nodes):
         if node.users and not IS_GRADIENT.of(node) and is_elementwise(node) and moved.issuperset(node.users):
@@ -112,7 +112,7 @@ def _moved(nodes: list[fx.Node], copies: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def _connected(read: dict[fx.Node, set[fx.Node]]) -> list[list[fx.Node]]:
-    """The inputs in groups, such that each reads the old values of inputs of its own group alone.
+    """Connected groups of inputs: an update reads old values of its own group only.
 
     :param read: the inputs whose old values the new value of each depends on.
     """
@@ -128,7 +128,7 @@ def _connected(read: dict[fx.Node, set[fx.Node]]) -> list[list[fx.Node]]:
 
 
 def _slice(value: fx.Node, moved: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
-    """What moves of all that a value depends on, and what it depends on directly and stays."""
+    """The moved nodes that a value depends on, and their operands that are not moved."""
     inside: set[fx.Node] = set()
     leaves: set[fx.Node] = set()
     ahead = [value]

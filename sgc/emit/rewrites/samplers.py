@@ -137,7 +137,7 @@ def _of_few(node: fx.Node, weights: fx.Node, uniform: fx.Node) -> fx.Node:
 
 
 def _of_many(node: fx.Node, weights: fx.Node, uniform: fx.Node) -> fx.Node:
-    """Sums of a scan may fall: should none exceed the product, the last category of positive weight is drawn."""
+    """Rounded sums of a scan may decrease: if none exceeds the product, draw the last category of positive weight."""
     categories, device = value_of(weights).shape[-1], value_of(weights).device
     index = call(node, _aten.arange.start_step, 0, categories, 1, dtype=torch.int64, device=device, pin_memory=False)
     cumulative = call(node, _aten.cumsum.default, weights, -1)
@@ -169,12 +169,12 @@ def _in_proportion(node: fx.Node, weights: fx.Node) -> fx.Node:
         return weights  # of half precision a softmax computes in float32
     if not _are_normalised(logits):
         logits = call(node, _aten.sub.Tensor, logits, call(node, _aten.amax.default, logits, [-1], True))
-    found = call(node, _aten.exp.default, logits)
+    weights = call(node, _aten.exp.default, logits)
     for step in reversed(views):
         # The logits may be laid out otherwise than the softmax was, so that no view of them has this shape.
         reshape: Any = _aten.reshape.default if step.target is _aten.view.default else step.target
-        found = call(node, reshape, found, *step.args[1:], **step.kwargs)
-    return found
+        weights = call(node, reshape, weights, *step.args[1:], **step.kwargs)
+    return weights
 
 
 _KEEPS_ROWS = frozenset({_aten.view.default, _aten.expand.default, _aten.detach.default})

@@ -1,4 +1,4 @@
-"""What becomes of a matrix that has no factor or inverse.
+"""Matrices without a factor or inverse: NaN instead of an error.
 
 torch's ``cholesky``, ``inv`` and ``solve`` look at the outcome of what they have computed, and raise. Traced, that look
 is an operator of its own, which gives nothing: a graph in which it has no effect goes on with numbers that mean
@@ -20,7 +20,7 @@ _aten = torch.ops.aten
 
 
 def failures_are_nan(module: fx.GraphModule, *, validates: bool) -> None:
-    """Let what could not be computed be NaN, instead of looking and raising.
+    """Replace error checks of factorisations by NaN results where they fail.
 
     :param validates: whether the last result of the module says that a call was valid: then this is part of it.
     """
@@ -44,7 +44,7 @@ def failures_are_nan(module: fx.GraphModule, *, validates: bool) -> None:
 
 
 def _nan_unless_computed(info: fx.Node, look: fx.Node) -> fx.Node:
-    """Whether an operator has succeeded, by its ``info``. All that reads its results reads NaN if not."""
+    """A node: whether the factorisation succeeded, by its ``info``. Its results are NaN if not."""
     if info.target is not operator.getitem:  # a literal by now: what was computed of literals, when the graph was made
         return call(look, _aten.eq.Scalar, info, 0)
     computed: Any = info.args[0]

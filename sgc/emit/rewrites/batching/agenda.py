@@ -1,4 +1,4 @@
-"""The order in which the nodes of a graph run, and which of them run together.
+"""Schedules the nodes of a graph in groups that run as one operator.
 
 The agenda of DyNet (Neubig, Goldberg and Dyer 2017, "On-the-fly Operation Batching in Dynamic Computation Graphs"):
 among the signatures that have ready nodes take the one whose nodes have the lowest mean depth in the graph, and run
@@ -19,7 +19,7 @@ from sgc.emit.rewrites.batching.roles import SMALLEST, roles
 
 
 class Agenda:
-    """Schedules ``nodes``, given in an order that works, in time that grows as ``n log n``.
+    """Schedules ``nodes``, given in a topological order, in time ``O(n log n)``.
 
     :param nodes: what to run; what they use and is not among them is there from the start.
     """
@@ -74,7 +74,7 @@ class Agenda:
         return depth
 
     def _start(self, nodes: list[fx.Node]) -> None:
-        """Put nodes on the agenda that have become ready; those that join no group run now."""
+        """Add ready nodes to the agenda; those that join no group run now."""
         changed: dict[int, None] = {}
         while nodes:
             alone = []
@@ -100,7 +100,7 @@ class Agenda:
                 heapq.heappush(self._heap, (rank, self._mean[sign], first, sign, len(group)))
 
     def _released(self, nodes: list[fx.Node]) -> list[fx.Node]:
-        """The nodes that waited for these, and now wait for nothing."""
+        """The nodes that waited for these and are ready now."""
         ready = []
         for node in nodes:
             for user in self._users[node]:

@@ -51,7 +51,7 @@ def batch(module: fx.GraphModule, *, rng: Rng) -> tuple[fx.GraphModule, bool]:
 
 
 def batch_small_operators(module: fx.GraphModule, rng: Rng) -> bool:
-    """Let a module compute what :func:`batch` makes of it; returns whether that is another."""
+    """Apply :func:`batch` to a module in place; returns whether it changed."""
     made, changed = batch(module, rng=rng)
     if changed:
         for node in made.graph.find_nodes(op="get_attr"):

@@ -1,4 +1,4 @@
-"""Turns a sum of matrix products, or of column sums, into one, which sums as it goes.
+"""Turns a sum of matrix products, or of column sums, into one product or sum.
 
 The gradient of a weight that is used at many times is the sum of a product for each: of the output's gradients and the
 inputs of that time. It is one product of all of these, the times below one another; likewise a bias' gradient is one
@@ -22,14 +22,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Contraction:
-    """``left.t() @ right``, or the sums of the columns of ``left``; the first transposed if that is said."""
+    """``left.t() @ right``, possibly transposed; without ``right`` the column sums of ``left``."""
 
     left: fx.Node
     right: fx.Node | None = None
     transposed: bool = False
 
     def is_worthwhile(self) -> bool:
-        """Whether what is put below others is small, or smaller than the results that need not be added then."""
+        """Whether the operands, which are stacked, are small or no larger than the results, which need not be added."""
         matrices = self._matrices()
         sizes = [matrix.numel() for matrix in matrices]
         result = math.prod(matrix.shape[-1] for matrix in matrices)
@@ -44,13 +44,13 @@ class _Contraction:
 
 
 def contract(graph: fx.Graph, terms: Iterable[fx.Node], fewest: int) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Contractions that are the sums of ``fewest`` terms and more each, and the terms that are in none."""
+    """Contractions that each sum at least ``fewest`` terms, and the remaining terms."""
     groups, others = _groups(terms, fewest)
     return [_join(graph, group) for group in groups], others
 
 
 def contracts(terms: Iterable[fx.Node], fewest: int) -> bool:
-    """Whether there are ``fewest`` terms and more that are one contraction."""
+    """Whether at least ``fewest`` of the terms are one contraction."""
     return bool(_groups(terms, fewest)[0])
 
 
@@ -70,7 +70,7 @@ def _groups(terms: Iterable[fx.Node], fewest: int) -> tuple[list[list[_Contracti
 
 
 def _contraction(term: fx.Node) -> _Contraction | None:
-    """What a term is, if nothing else uses it or what it is made from, and if it is worth a place among others."""
+    """The contraction that a term is; None if it is none, is used elsewhere too, or is not worthwhile."""
     node, transposed = _source(term)
     contraction = None
     if node.target is aten.mm.default and _dims(term) == 2:
@@ -85,7 +85,7 @@ def _contraction(term: fx.Node) -> _Contraction | None:
 
 
 def _source(term: fx.Node) -> tuple[fx.Node, bool]:
-    """What a term is a matrix transposed, or a vector reshaped, of, where nothing else uses that; and if transposed."""
+    """The node before transposes of a matrix, or reshapes of a vector, that nothing else uses; and if transposed."""
     node, transposed, is_matrix = term, False, _dims(term) == 2
     while len(node.users) == 1:
         if is_matrix and node.target is aten.t.default:

@@ -1,4 +1,4 @@
-"""Runs the schedule of a graph, each group as one operator; under a tracer that writes down the batched graph."""
+"""Runs a schedule, each group as one operator, under a tracer that records the batched graph."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Execution:
         self._same_as[node] = self._same(other)
 
     def _same(self, node: fx.Node) -> fx.Node:
-        """The node that stands for all whose value is that of ``node``."""
+        """The representative of all nodes with the value of ``node``."""
         return self._same_as.get(node, node)
 
     def _leaves(self, node: fx.Node) -> list[fx.Node]:
@@ -105,7 +105,7 @@ class Execution:
         nodes = tuple(self._same(node) for node in nodes)
         single = list(dict.fromkeys(node for node in nodes if node not in self._rows))
         if single:
-            # What has been stacked once is a row from now on.
+            # A stacked value is a row from now on.
             packet = self._packet(torch.stack([self._values[node] for node in single]))
             self._rows |= {node: Row(packet, index) for index, node in enumerate(single)}
         rows = tuple(self._rows[node] for node in nodes)
@@ -121,7 +121,7 @@ class Execution:
         return stacked.movedim(0, dim) if dim else stacked
 
     def _unbind(self, source: fx.Node, dim: int) -> Packet:
-        """A value that is no row, as the packet of its slices along ``dim``."""
+        """The slices of a value along ``dim``, as a packet."""
         if (source, dim) not in self._unbound:
             tensor = self._values[source]
             self._unbound[source, dim] = self._packet(tensor.movedim(dim, 0) if dim else tensor)

@@ -21,7 +21,7 @@ from sgc.graph.effects import is_random, written_arguments
 aten = torch.ops.aten
 
 LARGEST = 4096
-"""Elements of a value above which a kernel of its own costs little, and a copy into a stack costs something."""
+"""The size of a value, in elements, above which batching costs more in copies than it saves in calls."""
 
 _MORE_POINTWISE = frozenset(
     {
@@ -37,10 +37,10 @@ _MORE_POINTWISE = frozenset(
         torch.ops.prims.convert_element_type.default,
     }
 )
-"""Operators that treat each element alike and are not tagged so."""
+"""Pointwise operators that torch does not tag as such."""
 
 _JOINS = frozenset({aten.stack.default, aten.cat.default})
-"""What :mod:`~sgc.emit.rewrites.batching.rows` does better."""
+"""Operators that :mod:`~sgc.emit.rewrites.batching.rows` handles better."""
 
 RESHAPES = frozenset({aten.view.default, aten._unsafe_view.default, aten.reshape.default})
 
@@ -52,7 +52,7 @@ _IDLE = RESHAPES | {
     aten.squeeze.dim,
     aten.sum.default,
 }
-"""Operators that do nothing on some shapes."""
+"""Operators that change nothing for some shapes."""
 
 
 def tensor_of(node: fx.Node) -> Tensor | None:
@@ -74,7 +74,7 @@ def with_leaves(node: fx.Node, values: list[Any]) -> tuple[tuple[Any, ...], dict
 
 
 def call(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
-    """A new node at the graph's present place, with its fake value."""
+    """A new node at the insertion point of the graph, with its fake value."""
     node = graph.call_function(target, args)
     node.meta["val"] = target(*fx.map_arg(args, lambda argument: argument.meta["val"]))
     return node

@@ -26,25 +26,25 @@ from sgc.emit.rewrites.batching.operations import LARGEST, call, predecessors, t
 aten = torch.ops.aten
 
 FEWEST = 8
-"""Additions in a chain of numbers below which it stays as it is."""
+"""The fewest additions of a chain of numbers that is rewritten."""
 
 FEWEST_OF_TENSORS = 4
-"""Additions in a chain of larger tensors below which it stays: each is a loop, and numbers are added in one."""
+"""The fewest additions of a chain of larger tensors that is rewritten."""
 
 
 @dataclass(frozen=True)
 class _Chain:
-    """Additions, each of a term to the result of the one before."""
+    """A chain of additions, each of a term to the previous result."""
 
     nodes: list[fx.Node]
 
     def terms(self) -> list[tuple[fx.Node, bool]]:
-        """What is added up, and whether it is subtracted: one more than there are additions."""
-        found: list[Any] = [(self.nodes[0].args[0], False)]
+        """The terms, and whether each is subtracted."""
+        terms: list[Any] = [(self.nodes[0].args[0], False)]
         for node, before in zip(self.nodes, [self.nodes[0].args[0], *self.nodes], strict=False):
             left, right = node.args
-            found.append((right if left is before else left, node.target is aten.sub.Tensor))
-        return found
+            terms.append((right if left is before else left, node.target is aten.sub.Tensor))
+        return terms
 
     def added(self) -> Iterator[fx.Node]:
         return (term for term, negative in self.terms() if not negative)
@@ -58,7 +58,7 @@ class _Chain:
 
 
 def reduce_sums(graph: fx.Graph, rng: Rng) -> bool:
-    """Rewrite the chains of a functional graph, whose nodes have fake values, in place. Says whether there are any."""
+    """Rewrite the chains of a functional graph with fake values, in place; returns whether there were any."""
     contracted, others = [], []
     for chain in _chains(graph):
         contracted.append(chain) if _is_contraction(chain) else others.append(chain)
@@ -80,7 +80,7 @@ def _is_contraction(chain: _Chain) -> bool:
 
 
 def _chains(graph: fx.Graph) -> list[_Chain]:
-    """Disjoint chains, the longest first."""
+    """Disjoint chains, longest first."""
     length: dict[fx.Node, int] = {}
     previous: dict[fx.Node, Any] = {}
     for node in graph.nodes:
@@ -122,7 +122,7 @@ def _is_addition(node: fx.Node) -> bool:
 
 
 def _unlike_others(chains: list[_Chain]) -> Iterator[_Chain]:
-    """The chains that stand alone; as many as they are long, or more, the agenda groups step by step."""
+    """The chains that the agenda would not group: fewer alike than they are long."""
     alike: dict[Hashable, list[_Chain]] = defaultdict(list)
     for chain in chains:
         value = tensor_of(chain.nodes[0])
@@ -188,7 +188,7 @@ def _sum(graph: fx.Graph, terms: list[fx.Node]) -> fx.Node:
 
 
 def _unselect(graph: fx.Graph, terms: list[tuple[fx.Node, bool]]) -> tuple[list[fx.Node], list[tuple[fx.Node, bool]]]:
-    """Stacks of what ``select_backward`` pads with zeros, and the terms that are no such padding, or too few."""
+    """Stacks for terms that ``select_backward`` pads with zeros, and the remaining terms."""
     padded: dict[tuple[int, int], dict[int, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
     for term, negative in terms:
         place = _padding(term)
@@ -219,7 +219,7 @@ def _padding(node: fx.Node) -> tuple[fx.Node, int, int, int] | None:
 
 
 def _sort(graph: fx.Graph, rng: Rng) -> None:
-    """Move nodes behind what they use; of those that might come next, the first in the old order does."""
+    """Sort the nodes topologically, as near to the old order as possible."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     waits: dict[fx.Node, int] = {}
     after: dict[fx.Node, list[fx.Node]] = defaultdict(list)

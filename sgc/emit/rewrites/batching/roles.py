@@ -1,4 +1,4 @@
-"""Tells the places of a program's loop apart, so that each is a group of its own.
+"""Distinguishes the operators of a loop body, so that each is a group of its own.
 
 Signatures alone would put every addition of two numbers into one group. Its operands would then be scattered over the
 results of many groups, and it would never be known when to stop waiting for more.
@@ -20,11 +20,11 @@ aten = torch.ops.aten
 _PRODUCTS = {aten.mm.default, aten.addmm.default}
 
 CONTEXT = 2
-"""How many operators back the operands count. More tells more places apart, and cuts off more at a loop's ends."""
+"""How many operators back the operands count. More distinguishes more, and loses more at the ends of a loop."""
 
 
 SMALLEST = 4
-"""Members of a group below which its stacks and selects cost more than it saves."""
+"""The fewest members of a group that saves more than its stacks and selects cost."""
 
 
 def roles(nodes: list[fx.Node], rng: Rng) -> tuple[dict[fx.Node, int], set[int]]:

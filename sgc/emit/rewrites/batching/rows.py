@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _PIECES = 4
-"""Slices of one operand above which it is gathered by an index instead."""
+"""The most slices of one operand that are concatenated; with more it is gathered by an index."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Row:
     index: int
 
     def value(self) -> Tensor:
-        """The value alone, without the packet's first dimension."""
+        """The value of the row, without the packet's first dim."""
         return self.packet.tensor.select(0, self.index)
 
 
@@ -45,7 +45,7 @@ class _Slice:
     length: int = 1
 
     def take(self, row: Row) -> bool:
-        """Whether the row continues the slice, which it then does."""
+        """Extend the slice by the row if it comes next; returns whether it did."""
         step = row.index - self.start - self.step * (self.length - 1)
         if row.packet is not self.packet or step < 0 or (self.length > 1 and step != self.step):
             return False
@@ -64,7 +64,7 @@ class _Slice:
 
 
 def gather(rows: Sequence[Row]) -> Tensor:
-    """A tensor whose rows are ``rows``, with as few operators as it takes."""
+    """A tensor of these rows, made with as few operators as possible."""
     slices = [_Slice(rows[0].packet, rows[0].index)]
     for row in rows[1:]:
         if not slices[-1].take(row):

@@ -1,4 +1,4 @@
-"""The density of a multivariate normal at its own sample, from the numbers that the sample was made of.
+"""The density of a multivariate normal at its own sample, from the standard normal numbers of the sample.
 
 A sample is ``loc + L @ e``, and its density asks for ``solve(L, sample - loc)``. That is ``e``, if ``L`` is lower
 triangular: the solution, and its gradient with its own solution, need not be computed. It is how every
@@ -23,11 +23,11 @@ _SAME_VECTOR = {
     *_SAME_MATRIX,
     *(_aten.permute.default, _aten.t.default, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.numpy_T.default),
 }
-"""Operators that leave the elements, and of a vector with other dimensions of one their order."""
+"""Operators that keep the elements of a vector and their order."""
 
 
 def take_whitened(module: fx.GraphModule) -> bool:
-    """Replace such solutions, in place; whether there were any.
+    """Replace triangular solves of a normal's own sample, in place; returns whether there were any.
 
     :param module: a graph of aten operators with fake values in ``meta["val"]``, before differentiation.
     """
@@ -35,22 +35,22 @@ def take_whitened(module: fx.GraphModule) -> bool:
     if depends_on_data(graph):
         return False
     writers = [node for node in graph.nodes if written_arguments(node)]
-    found = False
+    changed = False
     for node in list(graph.nodes):
         if node.target is not _aten.linalg_solve_triangular.default or dict(node.kwargs) != {"upper": False}:
             continue
         matched = _match(*node.args)
         if matched is not None and not any(_changes(writer, matched) for writer in writers):
             replace(node, call(node, _aten.reshape.default, matched[0], list(node.meta["val"].shape)))
-            found = True
-    if found:
+            changed = True
+    if changed:
         drop_dead(graph)
         module.recompile()
-    return found
+    return changed
 
 
 def _changes(writer: fx.Node, matched: tuple[fx.Node, ...]) -> bool:
-    """Whether a node may change one of these values after it was used. Random numbers are drawn by a write, too."""
+    """Whether a node writes into one of these values. In-place draws write, too."""
     written = written_storages([writer])
     return any(writer is not node and written & storages(node) for node in matched)
 
@@ -80,7 +80,7 @@ def _match(matrix: Any, difference: Any) -> tuple[fx.Node, ...] | None:
 
 
 def _lineage(node: Any, operators: Collection[Any]) -> Iterator[fx.Node]:
-    """The node, and what it is but for its shape."""
+    """The node, and the nodes that it is a reshaped form of."""
     while isinstance(node, fx.Node):
         yield node
         if node.target not in operators:
@@ -89,18 +89,18 @@ def _lineage(node: Any, operators: Collection[Any]) -> Iterator[fx.Node]:
 
 
 def _origin(node: Any, size: int) -> fx.Node | None:
-    """The node that computed a vector of so many elements; None if it is none, or was expanded to one."""
-    found = None
+    """The node that computed a vector of ``size`` elements; None if it is no such vector, or an expanded one."""
+    computed = None
     for step in _lineage(node, _SAME_VECTOR):
         value = tensor_of(step)
         if value is None or value.numel() != size or (value.dim() and size not in value.shape):
             return None
-        found = step
-    return found
+        computed = step
+    return computed
 
 
 def _is_lower_triangular(node: Any) -> bool:
-    """Whether a matrix is made so that nothing stands above its diagonal."""
+    """Whether a matrix is lower triangular by construction."""
     if not isinstance(node, fx.Node) or tensor_of(node) is None:
         return False
     if node.target in _SAME_MATRIX:

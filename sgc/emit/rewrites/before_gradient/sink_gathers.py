@@ -29,16 +29,16 @@ _WITHIN = {
     *(_aten.all.dim, _aten.any.dim, _aten.softmax.int, _aten.log_softmax.int, _aten.cumsum.default),
     *(_aten._softmax.default, _aten._log_softmax.default, _aten.squeeze.dim, _aten.select.int, _aten.slice.Tensor),
 }
-"""Operators on some dimensions of their first argument, which the second names."""
+"""Operators on the dims of their first argument that the second argument names."""
 
 _SHAPED = {_aten.expand.default, _aten.reshape.default, _aten.view.default}
-"""Operators that give the elements of their first argument another shape, which the second is."""
+"""Operators that change the shape of their first argument to the second argument."""
 
 _ALONE = {
     *(_aten.to.dtype, _aten.alias.default, _aten.detach.default, _aten._to_copy.default, _aten.clamp.default),
     *(_aten.__and__.Tensor, _aten.__or__.Tensor),
 }
-"""Operators on each element by itself that torch does not tag as such."""
+"""Elementwise operators that torch does not tag as pointwise."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Rows:
 
 
 def gather_last(module: fx.GraphModule) -> bool:
-    """Move look-ups behind what is computed of each row by itself, in place; whether any were.
+    """Move look-ups behind row-wise operators, in place; returns whether any moved.
 
     :param module: a graph of aten operators with fake values in ``meta["val"]``, before or after differentiation.
     """
@@ -123,7 +123,7 @@ def _looked_up(node: fx.Node, rows: dict[fx.Node, _Rows]) -> _Rows | None:
 
 
 def _reindexed(node: fx.Node, rows: _Rows) -> _Rows | None:
-    """Rows of a selection of the index, or of an expanded one: what ``table[z.reshape(1)][0]`` comes to."""
+    """A selection or expansion of looked-up rows as a look-up by a selected or expanded index."""
     given, shape = value_of(rows.index), value_of(node).shape
     tail = value_of(rows.table).shape[1:]
     if node.target is _aten.select.int:
@@ -156,7 +156,7 @@ def _entries(node: fx.Node, rows: dict[fx.Node, _Rows]) -> fx.Node | None:
 
 
 def _of_table(node: fx.Node, rows: dict[fx.Node, _Rows], operands: Sequence[fx.Node]) -> _Rows | None:
-    """The rows that a node computes, if it does so of each by itself: as rows of what it computes of the table."""
+    """The result of a row-wise operator, as rows of the operator's result on the table; None if it is not row-wise."""
     known = rows[operands[0]]
     if any(rows[operand].index is not known.index for operand in operands):
         return None
@@ -172,7 +172,7 @@ def _of_table(node: fx.Node, rows: dict[fx.Node, _Rows], operands: Sequence[fx.N
 
 
 def _arguments(node: fx.Node, rows: dict[fx.Node, _Rows], known: _Rows) -> list[Any] | None:
-    """The arguments with which the node would compute the table; None if its rows depend on one another."""
+    """The arguments of a row-wise operator on the table; None if the operator is not row-wise."""
     if any(isinstance(value, fx.Node) for value in node.kwargs.values()):
         return None
     if torch.Tag.pointwise in node.target.tags or node.target in _ALONE:  # type: ignore[union-attr]
@@ -188,7 +188,7 @@ def _arguments(node: fx.Node, rows: dict[fx.Node, _Rows], known: _Rows) -> list[
 
 
 def _pointwise_arguments(node: fx.Node, rows: dict[fx.Node, _Rows], known: _Rows) -> list[Any] | None:
-    """Tables in the place of rows; other tensors must be the same for each row."""
+    """For pointwise operators: tables instead of rows; other operands must be the same for all rows."""
     args: list[Any] = []
     dims = value_of(node).dim()
     for argument in node.args:
@@ -206,7 +206,7 @@ def _pointwise_arguments(node: fx.Node, rows: dict[fx.Node, _Rows], known: _Rows
 
 
 def _arguments_within(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any] | None:
-    """The dimensions that the operator works on, counted from behind, if all are of the rows."""
+    """For operators on some dims: the dims counted from the end, if all are dims of a row."""
     given, before = node.args[1], value_of(source).dim()
     dims = [given] if isinstance(given, int) else given
     if not isinstance(dims, Sequence) or not dims or any(dim % before < known.depth for dim in dims):  # type: ignore
@@ -216,7 +216,7 @@ def _arguments_within(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any]
 
 
 def _unsqueezed(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any] | None:
-    """The place of the new dimension, counted from behind, if that is within the rows."""
+    """For ``unsqueeze``: the new dim counted from the end, if it is a dim of a row."""
     given, after = node.args[1], value_of(source).dim() + 1
     assert isinstance(given, int)
     place = given % after
@@ -224,7 +224,7 @@ def _unsqueezed(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any] | Non
 
 
 def _shape_arguments(node: fx.Node, source: fx.Node, known: _Rows) -> list[Any] | None:
-    """The new shape of each row, if the node leaves the dimensions of the index as they are."""
+    """For operators on shapes: the new shape of each row, if the dims of the index stay."""
     shape, index = value_of(node).shape, value_of(known.index).shape
     # New dimensions of an expanded tensor come first.
     is_longer = node.target is _aten.expand.default and len(shape) > value_of(source).dim()
