@@ -22,6 +22,7 @@ from torch.utils import _device
 from torch.utils._device import DeviceContext, _device_constructors
 
 import sgc
+from sgc.capture.values import torch_functions
 
 NAME = "other"
 _KEY = "PrivateUse1"
@@ -294,12 +295,13 @@ class MadeOnDevice(DeviceContext):
 
 _SGC = os.path.dirname(sgc.__file__) + os.sep
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_ANSWERS = str(torch_functions.__file__)
 
 
 def _caller() -> str:
-    """The file of the innermost call that is neither torch's nor a mode's that torch calls."""
+    """The file of the innermost call that is neither torch's nor a mode's that torch calls, nor of what a mode does."""
     frame = sys._getframe(1)
-    while frame.f_code.co_name == "__torch_function__" or frame.f_code.co_filename.startswith(_TORCH):
+    while frame.f_code.co_name == "__torch_function__" or frame.f_code.co_filename.startswith((_TORCH, _ANSWERS)):
         assert frame.f_back is not None
         frame = frame.f_back
     return frame.f_code.co_filename
