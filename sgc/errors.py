@@ -127,3 +127,7 @@ class StandInWarning(UserWarning):
 
 class CacheWarning(UserWarning):
     """What was compiled before cannot be used, or what is compiled now cannot be kept; the text names the directory."""
+
+
+class WorkaroundWarning(UserWarning):
+    """A workaround or tuning that this release of torch has no place for was left out; results are right without it."""

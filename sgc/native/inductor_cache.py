@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 import torch._inductor.config as inductor_config
 
 from sgc.errors import CacheWarning, SgcError
 from sgc.native.compiler_errors import cause, explained, first_line, is_without_compiler
 from sgc.native.directory import temporary_directory
-from sgc.native.processor import trusting
+from sgc.native.private_attributes import entered, replaced
+from sgc.native.processor import trusted_processor, trusting
+from sgc.native.switches import is_on
 
 T = TypeVar("T")
 
@@ -35,8 +36,14 @@ T = TypeVar("T")
 def compiled(attempt: Callable[[], T], again: Callable[[], T]) -> T:
     """What ``attempt`` compiles by Inductor; or what ``again`` does apart from what is kept, if that is at fault.
 
+    Where that is switched off (``without("checked_files")`` spares tests of what fails the second attempt), it is what
+    ``attempt`` compiles.
+
     :raises sgc.errors.BackendError: if neither can; the text says why, and what to do.
     """
+    if not is_on("checked_files"):
+        with trusted_processor():
+            return attempt()
     try:
         with _checked_files() as unusable:
             done = trusting(attempt, again)
@@ -87,24 +94,26 @@ def _checked_files() -> Iterator[set[str]]:
 
     :return: why it could not use what it has compiled anew by itself.
     """
-    from torch._inductor import codecache
-
     unusable: set[str] = set()
-    write = codecache.write
-    load = vars(codecache.CppCodeCache)["_load_library"].__func__
 
-    def write_and_read(content: str | bytes, *options: Any, **named: Any) -> tuple[str, str]:
-        name, path = write(content, *options, **named)
-        # The hash is of the content without what is white at its ends.
-        there = Path(path).read_bytes() if isinstance(content, bytes) else Path(path).read_text(errors="replace")
-        if there.strip() != content.strip():
-            raise _cut_short(path)
-        return name, path
+    def and_read(write: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
+        def write_and_read(content: str | bytes, *options: Any, **named: Any) -> tuple[str, str]:
+            name, path = write(content, *options, **named)
+            # The hash is of the content without what is white at its ends.
+            there = Path(path).read_bytes() if isinstance(content, bytes) else Path(path).read_text(errors="replace")
+            if there.strip() != content.strip():
+                raise _cut_short(path)
+            return name, path
 
-    def load_whole(cls: type, path: str, key: str) -> Any:
-        if not is_whole(path):
-            raise _cut_short(path)
-        return load(cls, path, key)
+        return write_and_read
+
+    def if_whole(load: Callable[..., Any]) -> Callable[..., Any]:
+        def load_whole(cls: type, path: str, key: str) -> Any:
+            if not is_whole(path):
+                raise _cut_short(path)
+            return load(cls, path, key)
+
+        return load_whole
 
     def note(record: logging.LogRecord) -> bool:
         if not record.msg.startswith(_LOGGED):
@@ -113,11 +122,13 @@ def _checked_files() -> Iterator[set[str]]:
             unusable.add(first_line(record.exc_info[1]))
         return False
 
+    codecache = "torch._inductor.codecache"
+    checks = replaced({f"{codecache}:write": and_read, f"{codecache}:CppCodeCache._load_library": if_whole})
     with (
         _filtered("torch._inductor.codecache", note),
         _filtered("torch._inductor.output_code", note),
-        mock.patch.object(codecache, "write", write_and_read),
-        mock.patch.object(codecache.CppCodeCache, "_load_library", classmethod(load_whole)),
+        # Without it a program is compiled as well, but a damaged file may end the process.
+        entered("checked_files", checks, right_without=True),
     ):
         yield unusable
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
-from unittest import mock
 
 import torch._inductor.config as inductor_config
+
+from sgc.native.private_attributes import entered, replaced
+from sgc.native.switches import is_on
 
 T = TypeVar("T")
 
@@ -21,14 +23,13 @@ T = TypeVar("T")
 @contextmanager
 def trusted_processor() -> Iterator[None]:
     """Compile without trials, unless the user has decided about them (``TORCHINDUCTOR_VEC_ISA_OK``)."""
-    from torch._inductor.cpu_vec_isa import VecISA
-
-    if inductor_config.cpp.vec_isa_ok is not None:
+    if inductor_config.cpp.vec_isa_ok is not None or not is_on("trusted_processor"):
         yield
         return
+    untried = replaced({"torch._inductor.cpu_vec_isa:VecISA.check_build": lambda _: lambda self, code: True})
     with (
         inductor_config.patch({"cpp.vec_isa_ok": True}),
-        mock.patch.object(VecISA, "check_build", lambda self, code: True),
+        entered("trusted_processor", untried, right_without=True),
     ):
         yield
 

@@ -6,24 +6,27 @@ what an earlier version of sgc has generated.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from sgc.emit.inductor.tuning import lean_wrapper, plain_strides
-from sgc.emit.inductor.workarounds import boolean_masks, concatenated_memory, order_of_draws, reads_before_writes
-
-_SOURCES = tuple(
-    str(module.__file__)
-    for module in (boolean_masks, reads_before_writes, order_of_draws, concatenated_memory, plain_strides, lean_wrapper)
-)
+from sgc.native.switches import switched_off
 
 
 class Generator(CustomGraphPass):
-    """A pass that changes nothing. Passes are part of the key."""
+    """A pass that changes nothing. Passes are part of the key.
+
+    :param folder: where the files are that what is generated depends on: all that sgc does with Inductor.
+    """
+
+    def __init__(self, folder: Path = Path(__file__).parent) -> None:
+        self._folder = folder
 
     def __call__(self, graph: fx.Graph) -> None:
         pass
 
     def uuid(self) -> bytes:
-        """Another one for other sources."""
-        return get_hash_for_files(_SOURCES)
+        """Another one for other sources, and where workarounds or tunings are switched off."""
+        files = tuple(sorted(str(path) for path in self._folder.rglob("*.py")))
+        return get_hash_for_files(files, extra=",".join(switched_off()))

@@ -21,6 +21,7 @@ from sgc.emit.rewrites.optimize import Report, optimize
 from sgc.emit.rewrites.outline import Outlined
 from sgc.emit.rollback import written_inputs
 from sgc.graph.aliasing import shares_storage
+from sgc.native.switches import is_on
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class BuiltStep:
         """
         examples = self.examples
         native = all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, self.written)
+        native = native and is_on("cpp_entry")
         particle = None if self.loop is None else self._compile(self.loop.particle, examples, [], native=native)
         attributes = [] if particle is None else particle.attributes
         whole = None

@@ -24,6 +24,7 @@ from torch.autograd.graph import increment_version
 
 from sgc.emit.rewrites.outline import Kernel
 from sgc.native.library import library, shared_library
+from sgc.native.switches import is_on
 
 _ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
 """``void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs)``: uses the inputs' handles up."""
@@ -205,7 +206,7 @@ def direct(
     :param takes: which of its inputs, and of the attributes behind them, it takes.
     :param written: the positions of the inputs that it writes.
     """
-    module = next(_recognised(compiled, len(takes), results), None)
+    module = next(_recognised(compiled, len(takes), results), None) if is_on("cpp_entry") else None
     if module is None:
         return None
     program = module.inductor_entry_cpp

@@ -34,11 +34,7 @@ def test_others_are_left_to_inductor(index: object) -> None:
     assert not is_linear(index)
 
 
-def test_inductor_is_as_it_was() -> None:
-    before = cpp.stride_at_vec_range
-    with pytest.raises(ZeroDivisionError), quick_strides():
-        assert cpp.stride_at_vec_range is not before
+def test_while_a_program_is_generated() -> None:
+    with quick_strides():
         assert cpp.stride_at_vec_range(ModularIndexing(X, 1, 16), X, 16) == 1
         assert cpp.stride_at_vec_range(3 * X + Y, X, 16) == 3
-        raise ZeroDivisionError
-    assert cpp.stride_at_vec_range is before

@@ -4,25 +4,21 @@ Inductor's C++ wrapper (torch 2.11 to 2.13) makes a tensor of each buffer and of
 most of them are passed to its own kernels, which take addresses: in a program of many small kernels that is a fifth of
 the time. Here a buffer that is taken from a pool is an address, and a tensor only where an operator asks for one.
 
-Operators with a generator of random numbers it calls through Python, 5 us each, also where none is given. Those that
-have nothing to complain of are called by torch's dispatcher here, whose errors say less.
-
-Of some operators that write into a buffer (``bernoulli_``, ``scatter_reduce``) it does not look at whether they failed.
-
-There is no option for any of this. Methods of the wrapper are replaced while a program is generated: those that write
-the lines by which a pool and a buffer are made, those that write any line, the one that writes what stands before the
-program, and the one that says whether the dispatcher may call an operator.
+There is no option for it. Three methods are replaced while a program is generated: those that write the lines by which
+a pool and a buffer are made, and the one that writes what stands before the program. No line that Inductor has written
+is read or changed.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
+
+from sgc.emit.inductor.tuning.record import Tuning
+from sgc.native.private_attributes import private, replaced
 
 _HEADER = """
 #if defined(__GNUC__)
@@ -106,67 +102,56 @@ class Pooled {
 """
 
 
-_DRAWS = frozenset(("aten::_sample_dirichlet", "aten::_standard_gamma"))
-"""Operators with a generator that raise nothing, whatever their parameters. In a traced graph none is given."""
-
-_POOL = re.compile(r"pool\d+")
-"""What Inductor calls its pools."""
-
-_UNCHECKED = re.compile(r"(aoti_torch_(?:cpu|cuda|xpu|mps)_\w+\(.*\));")
-"""A call of an operator whose outcome is not looked at."""
-
-
-def _checked(line: Any) -> Any:
-    """A line of a program, which raises if it calls an operator that fails."""
-    operator = _UNCHECKED.fullmatch(line) if isinstance(line, str) else None
-    return f"AOTI_TORCH_ERROR_CODE_CHECK({operator[1]});" if operator else line
-
-
 @contextmanager
 def lean_wrapper() -> Iterator[None]:
     """While this is entered, C++ wrappers are generated in this way."""
-    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+    expression = private("torch._inductor.codegen.cpp_utils:cexpr")
 
-    methods: Any = CppWrapperCpu
-    make_allocation, alloc_from_pool = methods.make_allocation, methods.codegen_alloc_from_pool
-    write_header = methods.write_header
-    write_line, set_writeline = methods.writeline, methods.set_writeline
-    by_dispatcher = methods._compatible_with_stableivalue
+    def with_memory(create_pool: Callable[..., None]) -> Callable[..., None]:
+        def create_pool_and_memory(self: Any, wrapper: Any, code: Any) -> None:
+            create_pool(self, wrapper, code)
+            code.writeline(f"PoolMemory {self.name}_memory({self.name});")
 
-    def make_pool(self: Any, name: str, *arguments: Any, **options: Any) -> Any:
-        line = make_allocation(self, name, *arguments, **options)
-        return f"{line} PoolMemory {name}_memory({name});" if _POOL.fullmatch(name) else line
+        return create_pool_and_memory
 
-    def take_address(self: Any, pool: str, offset: Any, dtype: torch.dtype, *layout: Any) -> tuple[str, list[str]]:
-        _, (declaration, call) = alloc_from_pool(self, pool, offset, dtype, *layout)
-        name = declaration.removeprefix("AtenTensorHandle ").removesuffix(";")
-        inside = call.partition(f"aoti_torch__alloc_from_pool({pool}, ")[2].rpartition(f", &{name}")[0]
-        kind = self.codegen_dtype(dtype)
-        place, _, sizes = inside.partition(f", {kind}, ")
-        # The text of each is another: Inductor takes equal texts for one buffer.
-        return f"Pooled({pool}_memory, {place}, {dtype.itemsize}, {kind}, {sizes}) /* {name} */", []
+    def by_address(_: Callable[..., Any]) -> Callable[..., Any]:
+        def take_address(
+            self: Any, pool: str, offset: Any, dtype: torch.dtype, shape: Any, stride: Any
+        ) -> tuple[str, list[str]]:
+            sizes, strides = (
+                self.codegen_int_array_var(
+                    self.codegen_shape_tuple(each), self.wrapper_call.writeline, graph=self.get_codegened_graph()
+                )
+                for each in (shape, stride)
+            )
+            place = f"{pool}_memory, {expression(offset)}, {dtype.itemsize}, {self.codegen_dtype(dtype)}"
+            # The text of each is another: Inductor takes equal texts for one buffer.
+            number = next(self.tmp_tensor_id)
+            return f"Pooled({place}, {len(shape)}, {sizes}, {strides}) /* {number} */", []
 
-    def write_checked(self: Any, line: Any) -> None:
-        write_line(self, _checked(line))
+        return take_address
 
-    def set_checked(self: Any, *target: Any) -> AbstractContextManager[Any]:
-        *before, write = target  # one more in torch 2.13 than in torch 2.11
-        return set_writeline(self, *before, lambda line: write(_checked(line)))
+    def with_classes(write_header: Callable[..., None]) -> Callable[..., None]:
+        def write_more(self: Any) -> None:
+            write_header(self)
+            self.header.splice(_HEADER)
 
-    def write_more(self: Any) -> None:
-        write_header(self)
-        self.header.splice(_HEADER)
+        return write_more
 
-    def may_be_dispatched(operator: Any) -> bool:
-        return operator._schema.name in _DRAWS or bool(by_dispatcher(operator))
-
-    with mock.patch.multiple(
-        methods,
-        make_allocation=make_pool,
-        codegen_alloc_from_pool=take_address,
-        writeline=write_checked,
-        set_writeline=set_checked,
-        write_header=write_more,
-        _compatible_with_stableivalue=staticmethod(may_be_dispatched),
+    wrapper = "torch._inductor.codegen.cpp_wrapper_cpu:CppWrapperCpu"
+    with replaced(
+        {
+            "torch._inductor.codegen.memory_planning:AllocationPool.codegen_create": with_memory,
+            f"{wrapper}.codegen_alloc_from_pool": by_address,
+            f"{wrapper}.write_header": with_classes,
+        }
     ):
         yield
+
+
+TUNING = Tuning(
+    name="lean_wrapper",
+    what="buffers are addresses, and tensors only where an operator asks for one",
+    faster="steps",
+    patch=lean_wrapper,
+)

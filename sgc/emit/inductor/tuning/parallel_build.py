@@ -7,32 +7,46 @@ function private to it (torch 2.11 to 2.13), which is replaced here while a prog
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
+
+from sgc.emit.inductor.tuning.record import Tuning
+from sgc.native.private_attributes import replaced
 
 
 @contextmanager
 def concurrent_builds() -> Iterator[None]:
     """While this is entered, what does not depend on each other is compiled at the same time."""
-    from torch._inductor import codecache
-
-    build = codecache._worker_compile_cpp
     headers: list[Future[None]] = []
 
-    def build_concurrently(lock: str, builders: Sequence[Any]) -> None:
-        if builders[0].get_target_file_path().endswith((".gch", ".pch")):
-            headers.append(executor.submit(build, lock, builders))  # the files that include it come later
-            return
-        while headers:
-            headers.pop().result()
-        halves = builders[:-1]  # there are none if there is nothing to link
-        started = [executor.submit(build, f"{lock}.{i}", (half,)) for i, half in enumerate(halves)]
-        for half in started:
-            half.result()
-        build(lock, builders)  # what exists is not built again
+    def concurrently(build: Callable[..., None]) -> Callable[..., None]:
+        def build_concurrently(lock: str, builders: Sequence[Any]) -> None:
+            if builders[0].get_target_file_path().endswith((".gch", ".pch")):
+                headers.append(executor.submit(build, lock, builders))  # the files that include it come later
+                return
+            while headers:
+                headers.pop().result()
+            halves = builders[:-1]  # there are none if there is nothing to link
+            started = [executor.submit(build, f"{lock}.{i}", (half,)) for i, half in enumerate(halves)]
+            for half in started:
+                half.result()
+            build(lock, builders)  # what exists is not built again
 
-    with ThreadPoolExecutor() as executor, mock.patch.object(codecache, "_worker_compile_cpp", build_concurrently):
+        return build_concurrently
+
+    with (
+        ThreadPoolExecutor() as executor,
+        replaced({"torch._inductor.codecache:_worker_compile_cpp": concurrently}),
+    ):
         yield
+
+
+TUNING = Tuning(
+    name="parallel_build",
+    what="the two halves of a program, and their headers, are compiled at the same time",
+    faster="compilation",
+    options=lambda compilation: {"cpp_wrapper_build_separate": True},
+    patch=concurrent_builds,
+)

@@ -8,30 +8,29 @@ There is no option for it; a function of Inductor's is replaced while a program 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 from torch.utils._sympy.functions import Identity
 
+from sgc.emit.inductor.tuning.record import Tuning
+from sgc.native.private_attributes import replaced
+
 
 @contextmanager
 def quick_strides() -> Iterator[None]:
     """While this is entered, loops are generated in this way."""
-    from torch._inductor.codegen import cpp
 
-    module: Any = cpp
-    simplified = module.stride_at_vec_range
+    def with_plain_ones(simplified: Callable[..., Any]) -> Callable[..., Any]:
+        def stride_at_vec_range(index: Any, variable: sympy.Symbol, length: int | None = None) -> Any:
+            return linear_stride(index, variable) if is_linear(index) else simplified(index, variable, length)
 
-    def stride_at_vec_range(index: Any, variable: sympy.Symbol, length: int | None = None) -> Any:
-        return linear_stride(index, variable) if is_linear(index) else simplified(index, variable, length)
+        return stride_at_vec_range
 
-    module.stride_at_vec_range = stride_at_vec_range
-    try:
+    with replaced({"torch._inductor.codegen.cpp:stride_at_vec_range": with_plain_ones}):
         yield
-    finally:
-        module.stride_at_vec_range = simplified
 
 
 def is_linear(index: Any) -> bool:
@@ -47,3 +46,11 @@ def _is_part(part: Any) -> bool:
 def linear_stride(index: sympy.Expr, variable: sympy.Symbol) -> sympy.Expr:
     """By how much a linear index grows when a variable grows by one: a number, or a difference of marked sums."""
     return index.xreplace({variable: variable + 1}) - index
+
+
+TUNING = Tuning(
+    name="plain_strides",
+    what="strides of loops that are sums of variables are told without sympy's simplification",
+    faster="compilation",
+    patch=quick_strides,
+)

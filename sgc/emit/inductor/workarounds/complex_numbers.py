@@ -8,9 +8,10 @@ result is complex128, and what follows reads its memory as complex64.
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, tensor_of
+from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
 
 _aten = torch.ops.aten
 _ARITHMETIC = {_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor}
@@ -27,3 +28,17 @@ def type_numbers(module: fx.GraphModule) -> None:
                 typed = call(node, _aten.full.default, [], argument, dtype=value.dtype, device=value.device)
                 node.update_arg(position, typed)
     module.recompile()
+
+
+def _tenth(a: Tensor, b: Tensor) -> list[Tensor]:
+    return [torch.view_as_real(torch.complex(a, b) * 0.1)]
+
+
+WORKAROUND = Workaround(
+    name="complex_numbers",
+    defect="the C++ wrapper multiplies a complex64 tensor without dimensions by a number to a complex128 one",
+    reported="docs/upstream.md#numbers-beside-complex-tensors-without-dimensions",
+    seen=("2.11", "2.12", "2.13"),
+    programs=[MinimalProgram(_tenth, lambda: [torch.tensor(0.3), torch.tensor(1.1)])],
+    rewrite=type_numbers,
+)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, literal, value_of
+from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
 from sgc.graph.meta_keys import IS_LITERAL
 
 _aten = torch.ops.aten
@@ -47,3 +48,25 @@ def refuse_negative_indices(module: fx.GraphModule) -> None:
             negative = call(node, _aten.logical_and.default, negative, counts)
         node.update_arg(position, call(node, _aten.where.ScalarSelf, negative, beyond, index))
     module.recompile()
+
+
+def _selected(x: Tensor, index: Tensor) -> list[Tensor]:
+    return [x.index_select(0, index)]
+
+
+def _added(x: Tensor, index: Tensor) -> list[Tensor]:
+    return [x.index_add(0, index, torch.ones(2, 3))]
+
+
+def _at(*index: int) -> list[Tensor]:
+    return [torch.arange(12.0).reshape(4, 3), torch.tensor(index)]
+
+
+WORKAROUND = Workaround(
+    name="negative_indices",
+    defect="operators that refuse negative indices take them, and read or write another row",
+    reported="https://github.com/pytorch/pytorch/issues/169779, https://github.com/pytorch/pytorch/issues/185885",
+    seen=("2.11", "2.12", "2.13"),
+    programs=[MinimalProgram(each, lambda: _at(0, 1), others=lambda: _at(0, -1)) for each in (_selected, _added)],
+    rewrite=refuse_negative_indices,
+)

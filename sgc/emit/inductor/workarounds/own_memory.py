@@ -20,17 +20,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from sgc.emit.fx.lazy_modules import graph_module
 from sgc.emit.fx.rewriting import call, is_final_copy, is_static, lineage, writes
+from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
 from sgc.emit.rewrites.batching.operations import leaves
 
 STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 
 
-def own_memory(module: fx.GraphModule) -> fx.GraphModule:
-    """A module in which each value that needs memory of its own gets it."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(module.graph, {}))
+def own_memory(module: fx.GraphModule) -> None:
+    """Let each value that needs memory of its own get it, in place."""
+    graph = module.graph
     finals = [node for node in graph.nodes if is_final_copy(node)]
     _keep_what_is_written_first(finals)
     updated, leaving = {node.args[0] for node in finals}, _leaving(graph)
@@ -49,7 +48,7 @@ def own_memory(module: fx.GraphModule) -> fx.GraphModule:
             or _origin(written) in pieces
         ):
             node.update_arg(0, _chosen(written, node))
-    return graph_module(module, graph)
+    module.recompile()
 
 
 def _reads_what_it_writes(node: fx.Node) -> bool:
@@ -151,3 +150,51 @@ def _shares_memory(tensor: Tensor) -> bool:
     if not is_static(tensor):
         return True  # it may
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+_ROWS = torch.tensor([1, 2, 3])
+_AGAIN = torch.tensor([1, 2, 3, 1])
+
+
+def _expanded(x: Tensor, y: Tensor) -> list[Tensor]:
+    return [(x[:1] * 2).expand(4, 4).index_add(0, _AGAIN, y)]
+
+
+def _from_itself(x: Tensor, y: Tensor) -> list[Tensor]:
+    product = x @ y
+    return [product.index_add(0, _AGAIN, product)]
+
+
+def _a_piece(x: Tensor, y: Tensor) -> list[Tensor]:
+    piece = x.sum(1)
+    return [torch.cat([piece, *x, *x, *x]), piece.index_put((_ROWS,), y[0, :3])]
+
+
+def _a_result(x: Tensor, y: Tensor) -> list[Tensor]:
+    changed = torch.slice_scatter(x, y[1:3] * 2, 0, 1, 3)
+    x.copy_(torch.zeros_like(x))
+    return [changed]
+
+
+def _swapped(x: Tensor, y: Tensor) -> list[Tensor]:
+    before = x.clone()
+    x.copy_(y)
+    y.copy_(before)
+    return []
+
+
+def _squares() -> list[Tensor]:
+    x = torch.arange(16.0).reshape(4, 4)
+    return [x, 10 - x]
+
+
+WORKAROUND = Workaround(
+    name="own_memory",
+    defect="what is written into a copy is written into memory that something else reads, and copies are left out",
+    reported="https://github.com/pytorch/pytorch/issues/183986, https://github.com/pytorch/pytorch/issues/174074, "
+    "https://github.com/pytorch/pytorch/issues/198094, https://github.com/pytorch/pytorch/issues/198131, "
+    "docs/upstream.md#a-piece-of-a-concatenation-that-is-written-into",
+    seen=("2.11", "2.12", "2.13"),
+    programs=[MinimalProgram(each, _squares) for each in (_expanded, _from_itself, _a_piece, _a_result, _swapped)],
+    rewrite=own_memory,
+)

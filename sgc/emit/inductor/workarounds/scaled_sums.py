@@ -8,9 +8,10 @@ there is nothing to overlook; the two are one loop anyway.
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, value_of
+from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
 
 _aten = torch.ops.aten
 
@@ -28,3 +29,17 @@ def multiply_apart(module: fx.GraphModule) -> None:
         node.args = (node.args[0], call(node, _aten.mul.Scalar, term, factor))
         node.kwargs = {}
     module.recompile()
+
+
+def _half(a: Tensor, b: Tensor, c: Tensor) -> list[Tensor]:
+    return [torch.add(a @ b, c, alpha=0.5)]
+
+
+WORKAROUND = Workaround(
+    name="scaled_sums",
+    defect="`torch.add(a @ b, c, alpha=0.5)` becomes `addmm` without the factor",
+    reported="docs/upstream.md#a-product-of-matrices-plus-a-multiple",
+    seen=("2.11", "2.12", "2.13"),
+    programs=[MinimalProgram(_half, lambda: [torch.ones(2, 3), torch.ones(3, 4), torch.arange(4.0)])],
+    rewrite=multiply_apart,
+)

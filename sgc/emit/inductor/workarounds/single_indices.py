@@ -9,9 +9,10 @@ right.)
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, replace, value_of
+from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
 
 _aten = torch.ops.aten
 
@@ -35,3 +36,25 @@ def index_by_vectors(module: fx.GraphModule) -> None:
             one = call(node, _aten.take.default, source, call(node, _aten.view.default, index, [1]))
             replace(node, call(node, _aten.view.default, one, []))
     module.recompile()
+
+
+def _taken(x: Tensor, index: Tensor) -> list[Tensor]:
+    return [x.take(index)]
+
+
+def _added(x: Tensor, index: Tensor) -> list[Tensor]:
+    return [x.index_add(0, index, torch.ones(1, 3))]
+
+
+def _at(index: int) -> list[Tensor]:
+    return [torch.arange(12.0).reshape(4, 3), torch.tensor(index)]
+
+
+WORKAROUND = Workaround(
+    name="single_indices",
+    defect="0-d indices of `take` are read when the graph is made, and those of `index_add` are not compiled",
+    reported="docs/upstream.md#0-d-indices",
+    seen=("2.11", "2.12", "2.13"),
+    programs=[MinimalProgram(each, lambda: _at(1), others=lambda: _at(2)) for each in (_taken, _added)],
+    rewrite=index_by_vectors,
+)

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from sgc.emit.differentiate import trace
-from sgc.emit.inductor import cache_key
-from sgc.emit.inductor.cache_key import Generator
 from sgc.emit.inductor.compile_graph import compile_graph
 from sgc.emit.rewrites.optimize import optimize
 
 pytestmark = pytest.mark.inductor
-
-
-def program(x: Tensor, w: Tensor) -> list[Tensor]:
-    """``c`` reads the concatenation last, by one of its pieces, and is needed after as much memory is asked for."""
-    pieces = [x[:, :, k].sin() for k in range(10)]
-    y = torch.cat(pieces, 0) @ w
-    c = pieces[3] * y[:64]
-    d = (c @ w).repeat(10, 1) + y
-    e = d @ w
-    return [c @ e[:64]]
-
-
-def test_a_piece_is_not_written_over() -> None:
-    torch.manual_seed(0)
-    x, w = torch.rand(64, 64, 10) / 9, torch.rand(64, 64) / 64
-    (found,) = compile_graph(trace(program, [x, w]), [x, w], "torch")(x, w)
-    (expected,) = program(x, w)
-    assert torch.allclose(found, expected, rtol=1e-4)
 
 
 def view_of_a_piece(x: Tensor, w: Tensor) -> list[Tensor]:
@@ -67,23 +44,3 @@ def test_a_row_of_a_packet_is_a_result() -> None:
     module = optimize(trace(program, [x, w]), [x, w]).module
     for ours, expected in zip(compile_graph(module, [x, w], "torch")(x, w), program(x, w), strict=True):
         torch.testing.assert_close(ours, expected)
-
-
-def test_a_piece_that_is_written_into_is_read_after_the_whole() -> None:
-    def program(x: Tensor) -> list[Tensor]:
-        piece = x.index_put((torch.tensor([1, 2, 3, 1]),), x[:4], accumulate=True)
-        y = (torch.cat([piece, *[(x + k).sin() for k in range(9)]]) @ x @ x).cumsum(0) @ x
-        return [y, piece * y[:48]]
-
-    torch.manual_seed(0)
-    x = torch.rand(48, 48) / 48
-    for ours, expected in zip(compile_graph(trace(program, [x]), [x], "torch")(x), program(x), strict=True):
-        torch.testing.assert_close(ours, expected)
-
-
-def test_another_generator_has_another_key(monkeypatch: Any, tmp_path: Path) -> None:
-    before = Generator().uuid()
-    changed = tmp_path / "pieces.py"
-    changed.write_text(Path(cache_key._SOURCES[0]).read_text() + "\n")
-    monkeypatch.setattr(cache_key, "_SOURCES", (str(changed), *cache_key._SOURCES[1:]))
-    assert Generator().uuid() != before

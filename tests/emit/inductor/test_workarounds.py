@@ -1,0 +1,80 @@
+"""Each workaround is needed and enough: its programs err without it, and with it do what eager torch does.
+
+Where torch has mended a defect, the second test of its workaround fails: note the release in its record (``mended``),
+or delete its file if no release that sgc works with errs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor.exc import InductorError
+
+from sgc.emit.differentiate import trace
+from sgc.emit.inductor.compile_graph import compile_graph
+from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.registry import WORKAROUNDS
+from sgc.native.switches import without
+
+PROGRAMS = [
+    pytest.param(workaround, program, id=f"{workaround.name}-{program.function.__name__.strip('_')}")
+    for workaround in WORKAROUNDS
+    for program in workaround.programs
+]
+
+
+def outcome(run: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor] | None:
+    """Results, the inputs afterwards, and the random state; None where that is refused."""
+    given = [tensor.clone() for tensor in inputs]
+    torch.manual_seed(0)
+    try:
+        return [*run(*given), *given, torch.rand(3)]
+    except (IndexError, RuntimeError):
+        return None
+
+
+def compare(program: MinimalProgram) -> None:
+    """Raise if the compiled program does anything else than the eager one."""
+    inputs = program.inputs()
+    module = trace(program.function, inputs)
+    compiled = compile_graph(module, inputs, program.rng, in_one_piece=program.in_one_piece)
+    for given in (inputs, program.others() if program.others is not None else inputs):
+        ours, expected = outcome(compiled, given), outcome(program.function, given)
+        if expected is None or ours is None:
+            assert ours is None and expected is None
+        else:
+            torch.testing.assert_close(ours, expected)
+
+
+def skip_elsewhere(workaround: Workaround, program: MinimalProgram) -> None:
+    if program.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    if program.device == "cpu" and torch.get_default_device().type != "cpu":
+        pytest.skip("is about the CPU")
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("workaround, program", PROGRAMS)
+def test_right_with_it(workaround: Workaround, program: MinimalProgram) -> None:
+    skip_elsewhere(workaround, program)
+    compare(program)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("workaround, program", PROGRAMS)
+def test_wrong_without_it(workaround: Workaround, program: MinimalProgram) -> None:
+    """A ``pytest.mark.xfail(strict=True)``, of which a test that is skipped first is none."""
+    skip_elsewhere(workaround, program)
+    if program.device == "cuda":
+        pytest.skip("the GPU would compute nothing afterwards")
+    if not workaround.is_needed:
+        pytest.skip(f"torch {torch.__version__} does not need it")
+    with (
+        without(workaround.name, "checked_files"),
+        pytest.raises((AssertionError, InductorError, IndexError, RuntimeError)),
+    ):
+        compare(program)
