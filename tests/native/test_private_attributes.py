@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +15,8 @@ from torch._inductor.scheduler import SchedulerNode
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor.compilation import Compilation
 from sgc.emit.inductor.compile_graph import compile_graph
-from sgc.emit.inductor.tuning.registry import TUNINGS
-from sgc.emit.inductor.workarounds.registry import WORKAROUNDS
+from sgc.emit.inductor.tuning.all_tunings import TUNINGS
+from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
 from sgc.errors import BackendError, WorkaroundWarning
 from sgc.native.private_attributes import MissingAttribute, entered, private, replaced
 
@@ -89,11 +88,13 @@ def test_the_text_of_the_error() -> None:
 
 def test_the_text_of_the_warning() -> None:
     patch = replaced({f"{SCHEDULER}:Scheduler.nothing": ten_times})
-    with pytest.warns(
-        WorkaroundWarning, match="'lean_wrapper' is left out: torch .* has no .*nothing. Results are right"
+    with (
+        pytest.warns(
+            WorkaroundWarning, match="'lean_wrapper' is left out: torch .* has no .*nothing. Results are right"
+        ),
+        entered("lean_wrapper", patch, right_without=True),
     ):
-        with entered("lean_wrapper", patch, right_without=True):
-            pass
+        pass
 
 
 def test_every_patch_finds_its_attributes_and_puts_them_back() -> None:
@@ -125,14 +126,10 @@ def doubled(x: Tensor) -> list[Tensor]:
 def test_a_release_of_torch_without_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled where results may be wrong, and nothing is lost."""
     x = torch.ones(3)
-    missing: Any = SchedulerNode.recompute_size_and_body
-    monkeypatch.delattr(SchedulerNode, "recompute_size_and_body")
-    with pytest.raises(BackendError, match="the workaround 'lost_renames' .* SchedulerNode.recompute_size_and_body"):
+    with monkeypatch.context() as patch, pytest.raises(BackendError, match="the workaround 'lost_renames' of a defect"):
+        patch.delattr(SchedulerNode, "recompute_size_and_body")
         compile_graph(trace(doubled, [x]), [x], "fast")
-    SchedulerNode.recompute_size_and_body = missing
-    monkeypatch.delattr(cpp, "stride_at_vec_range")
-    with pytest.warns(WorkaroundWarning, match="'plain_strides' is left out"):
-        with entered(
-            "plain_strides", next(t.patch for t in TUNINGS if t.name == "plain_strides")(), right_without=True
-        ):
-            pass
+    with pytest.warns(WorkaroundWarning, match="'dispatched_draws' is left out"):
+        monkeypatch.delattr(cpp_wrapper_cpu.CppWrapperCpu, "_compatible_with_stableivalue")
+        compiled = compile_graph(trace(doubled, [x]), [x], "fast")
+    assert torch.equal(compiled(x)[0], 2 * x)

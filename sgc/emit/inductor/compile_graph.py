@@ -18,8 +18,8 @@ from sgc.emit.fx.module_laws import devices
 from sgc.emit.fx.rewriting import copy_of, depends_on_data
 from sgc.emit.inductor.cache_key import Generator
 from sgc.emit.inductor.compilation import Compilation
-from sgc.emit.inductor.tuning.registry import TUNINGS
-from sgc.emit.inductor.workarounds.registry import WORKAROUNDS
+from sgc.emit.inductor.tuning.all_tunings import TUNINGS
+from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
 from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.errors import BackendError
 from sgc.native.inductor_cache import compiled

@@ -9,8 +9,8 @@ import pytest
 
 from sgc.emit.inductor import cache_key
 from sgc.emit.inductor.cache_key import Generator
-from sgc.emit.inductor.tuning.registry import TUNINGS
-from sgc.emit.inductor.workarounds.registry import WORKAROUNDS
+from sgc.emit.inductor.tuning.all_tunings import TUNINGS
+from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
 from sgc.native.switches import without
 
 FOLDER = Path(cache_key.__file__).parent

@@ -16,8 +16,8 @@ from torch._inductor.exc import InductorError
 
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor.compile_graph import compile_graph
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
-from sgc.emit.inductor.workarounds.registry import WORKAROUNDS
+from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.native.switches import without
 
 PROGRAMS = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgc.emit.inductor.tuning.record import Tuning
+from sgc.emit.inductor.tuning.tuning import Tuning
 
 FEWER_CHECKS = Tuning(
     name="fewer_checks",

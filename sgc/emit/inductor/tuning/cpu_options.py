@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from sgc.emit.fx.purity import is_view
 from sgc.emit.fx.rewriting import elements
-from sgc.emit.inductor.tuning.record import Tuning
+from sgc.emit.inductor.tuning.tuning import Tuning
 
 POOLED_BUFFERS = Tuning(
     name="pooled_buffers",

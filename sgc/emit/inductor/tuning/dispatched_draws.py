@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sgc.emit.inductor.tuning.record import Tuning
+from sgc.emit.inductor.tuning.tuning import Tuning
 from sgc.native.private_attributes import replaced
 
 _DRAWS = frozenset(("aten::_sample_dirichlet", "aten::_standard_gamma"))

@@ -6,7 +6,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from sgc.emit.fx.rewriting import elements
-from sgc.emit.inductor.tuning.record import Tuning
+from sgc.emit.inductor.tuning.tuning import Tuning
 
 COMBINED_KERNELS = Tuning(
     name="combined_kernels",

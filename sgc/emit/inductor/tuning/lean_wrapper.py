@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sgc.emit.inductor.tuning.record import Tuning
+from sgc.emit.inductor.tuning.tuning import Tuning
 from sgc.native.private_attributes import private, replaced
 
 _HEADER = """

@@ -15,7 +15,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 from torch.utils._sympy.functions import Identity
 
-from sgc.emit.inductor.tuning.record import Tuning
+from sgc.emit.inductor.tuning.tuning import Tuning
 from sgc.native.private_attributes import replaced
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import value_of
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 
 _ASSERT = torch.ops.aten._assert_async.msg
 _PLAIN = frozenset((string.ascii_letters + string.digits + " .,:;_+-=<>()[]/").encode())

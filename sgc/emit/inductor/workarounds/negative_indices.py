@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, literal, value_of
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.graph.meta_keys import IS_LITERAL
 
 _aten = torch.ops.aten

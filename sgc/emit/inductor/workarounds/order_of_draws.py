@@ -25,7 +25,7 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 from torch.utils._pytree import tree_leaves
 
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.errors import BackendError
 from sgc.graph.effects import functionalised_operator, is_random
 from sgc.graph.meta_keys import DRAW

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, is_final_copy, is_static, lineage, writes
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.emit.rewrites.batching.operations import leaves
 
 STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}

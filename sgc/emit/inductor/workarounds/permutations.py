@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 
 
 def say_not_pinned(module: fx.GraphModule) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sgc.emit.inductor.workarounds.buffer_names import names_behind
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.native.private_attributes import private, replaced
 
 

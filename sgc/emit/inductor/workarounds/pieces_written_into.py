@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._ordered_set import OrderedSet
 
 from sgc.emit.inductor.workarounds.buffer_names import names_behind
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.native.private_attributes import private, replaced
 
 

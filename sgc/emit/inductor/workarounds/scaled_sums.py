@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, value_of
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 
 _aten = torch.ops.aten
 

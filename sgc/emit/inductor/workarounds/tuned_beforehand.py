@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgc.emit.inductor.workarounds.record import MinimalProgram, Workaround
+from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 
 
 def _looked_up(table: Tensor, x: Tensor) -> list[Tensor]:

@@ -9,7 +9,7 @@ from sgc.emit.inductor.tuning import dispatched_draws, lean_wrapper, parallel_bu
 from sgc.emit.inductor.tuning.any_device_options import FEWER_CHECKS, FEWER_FUSIONS_TRIED, UNROLLED_SUMS
 from sgc.emit.inductor.tuning.cpu_options import NO_VECTORS, ONE_PIECE, POOLED_BUFFERS, SMALL_STACKS
 from sgc.emit.inductor.tuning.gpu_options import COMBINED_KERNELS, UNTUNED_KERNELS
-from sgc.emit.inductor.tuning.record import Tuning
+from sgc.emit.inductor.tuning.tuning import Tuning
 
 _ELSEWHERE = (
     # What asks its switch by itself, since it is no part of the compilation of one graph.

@@ -30,7 +30,7 @@ from sgc.emit.inductor.workarounds import (
     tuned_beforehand,
     unchecked_calls,
 )
-from sgc.emit.inductor.workarounds.record import Workaround
+from sgc.emit.inductor.workarounds.workaround import Workaround
 
 WORKAROUNDS: tuple[Workaround, ...] = tuple(
     module.WORKAROUND
