@@ -18,6 +18,7 @@ LAYERS = (
     {"runtime"},
     {"training", "api"},
     {"infer"},
+    {"doctor"},
     {"__init__"},
 )
 INDEPENDENT = {"capture", "passes", "emit"}
