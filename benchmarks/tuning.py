@@ -1,4 +1,4 @@
-"""What each tuning of Inductor's gains: each is switched off in turn, and steps and starts are measured with and without.
+"""What each tuning of Inductor's gains: each is switched off in turn, and steps and starts are measured.
 
     python -m benchmarks.tuning                        # the workloads of the table in docs/performance.md
     python -m benchmarks.tuning --all                  # all workloads
@@ -29,7 +29,7 @@ from benchmarks.systems.compiled import SviRun
 from benchmarks.workloads import make
 from sgc.emit.inductor.tuning.all_tunings import TUNINGS
 from sgc.emit.inductor.tuning.tuning import Tuning
-from sgc.native import library
+from sgc.native import library, processor
 from sgc.native.switches import without
 
 USUAL = ("beta_bernoulli", "vae", "sigmoid_belief_net", "gamma_family", "regression_normal", "gaussian_chain_50")
@@ -40,14 +40,21 @@ STARTS = 2
 
 
 def first_call(name: str, off: Sequence[str]) -> tuple[SviRun, float]:
-    """A workload's program, compiled from an empty cache without some tunings; and the seconds of the first call."""
+    """A workload's program, compiled without some tunings; and the seconds of the first call."""
     entry = WORKLOADS[name]
-    with without(*off), fresh_cache():
+    processor.forget()
+    with without(*off):
         system = SviRun(make(entry.family, entry.sizes))
         start = time.perf_counter()
         system.prepare()
         system.advance()
         return system, time.perf_counter() - start
+
+
+def start(name: str, off: Sequence[str]) -> float:
+    """The seconds of the first call, from an empty cache."""
+    with fresh_cache():
+        return first_call(name, off)[1]
 
 
 def steps(calls: dict[str, Callable[[], Any]], seconds: float, rounds: int) -> dict[str, float]:
@@ -71,11 +78,12 @@ def gains(name: str, tunings: Sequence[Tuning], seconds: float, rounds: int) -> 
     found: dict[str, float] = {}
     compiling = [tuning.name for tuning in tunings if tuning.faster == "compilation"]
     if compiling:
-        starts = {each: [first_call(name, off)[1] for _ in range(STARTS)] for each, off in _each_off(compiling)}
-        found |= {each: min(starts[each]) / min(starts[""]) for each in compiling}
+        starts = {each: min(start(name, off) for _ in range(STARTS)) for each, off in _each_off(compiling)}
+        found |= {each: starts[each] / starts[""] for each in compiling}
     stepping = [tuning.name for tuning in tunings if tuning.faster == "steps"]
     if stepping:
-        systems = {each: first_call(name, off)[0] for each, off in _each_off(stepping)}
+        with fresh_cache():  # one for all: what is the same is compiled once
+            systems = {each: first_call(name, off)[0] for each, off in _each_off(stepping)}
         times = steps({each: system.advance for each, system in systems.items()}, seconds, rounds)
         found |= {each: times[each] / times[""] for each in stepping}
     return found
@@ -99,13 +107,12 @@ def main() -> None:
     torch.set_num_threads(1)
     if library.is_available():
         library.library()
-    with fresh_cache():  # what every compilation needs once is there then: the processor, precompiled headers
-        first_call("beta_bernoulli", ())
+    start("beta_bernoulli", ())  # precompiled headers are there then
     workloads = list(WORKLOADS) if options.all else (options.workload or USUAL)
     tunings = [known[name] for name in (options.tuning or known)]
-    start = time.perf_counter()
+    began = time.perf_counter()
     columns = {name: gains(name, tunings, options.seconds, options.rounds) for name in workloads}
-    print(f"sgc {sgc.__version__}, torch {torch.__version__}; {time.perf_counter() - start:.0f} s\n")
+    print(f"sgc {sgc.__version__}, torch {torch.__version__}; {time.perf_counter() - began:.0f} s\n")
     print(f"| without | faster | {' | '.join(workloads)} | most |")
     print(f"| --- | --- | {' | '.join('---:' for _ in workloads)} | ---: |")
     for tuning in tunings:

@@ -18,8 +18,8 @@ LAYERS = (
     {"runtime"},
     {"training", "api"},
     {"infer"},
-    {"doctor"},
     {"__init__"},
+    {"doctor"},
 )
 INDEPENDENT = {"capture", "passes", "emit"}
 WITHIN_EMIT = (

@@ -70,7 +70,7 @@ def test_python_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fences_are_closed_and_named(page: Path) -> None:
     fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(fences) % 2 == 0, "a fence is not closed"
-    assert all(language in {"python", "sh", "text"} for language in fences[::2]), fences[::2]
+    assert all(language in {"python", "py", "sh", "text"} for language in fences[::2]), fences[::2]
     assert not any(fences[1::2]), "a fence is not closed"
 
 
