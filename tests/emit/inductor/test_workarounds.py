@@ -6,7 +6,9 @@ or delete its file if no release that sgc works with errs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +18,13 @@ from torch._inductor.exc import InductorError
 
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor.compile_graph import compile_graph
+from sgc.emit.inductor.workarounds import all_workarounds
 from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
 from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.native.switches import without
 
+FOLDER = Path(all_workarounds.__file__).parent
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAMS = [
     pytest.param(workaround, program, id=f"{workaround.name}-{program.function.__name__.strip('_')}")
     for workaround in WORKAROUNDS
@@ -55,6 +60,24 @@ def skip_elsewhere(workaround: Workaround, program: MinimalProgram) -> None:
         pytest.skip("there is no GPU")
     if program.device == "cpu" and torch.get_default_device().type != "cpu":
         pytest.skip("is about the CPU")
+
+
+@pytest.mark.parametrize("workaround", WORKAROUNDS, ids=lambda workaround: workaround.name)
+def test_the_record(workaround: Workaround) -> None:
+    """It is named for its file, does something, and says where the defect was reported or can be read about."""
+    assert (FOLDER / f"{workaround.name}.py").exists()
+    assert workaround.seen and workaround.programs
+    assert workaround.rewrite or workaround.patch or workaround.options
+    for place in workaround.reported.split(", "):
+        if not place.startswith("https://github.com/pytorch/pytorch/"):
+            page, _, section = place.partition("#")
+            titles = re.findall(r"^## (.*)$", (ROOT / page).read_text(), re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_file_is_in_the_list() -> None:
+    names = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "all_workarounds", "workaround", "buffer_names"}
+    assert names == {workaround.name for workaround in WORKAROUNDS}
 
 
 @pytest.mark.inductor

@@ -35,7 +35,7 @@ def _of_float64(p: Tensor) -> list[Tensor]:
 WORKAROUND = Workaround(
     name="bernoulli_draws",
     defect="with fallback_random, `bernoulli` of float64 draws other numbers than eager torch",
-    reported="docs/upstream.md#bernoulli-draws-of-float64",
+    reported="https://github.com/pytorch/pytorch/issues/188074, docs/upstream.md#bernoulli-draws-of-float64",
     seen=("2.13",),
     programs=[MinimalProgram(_of_float64, lambda: [torch.full((5, 6), 0.5, dtype=torch.float64)])],
     rewrite=draw_into_a_tensor,

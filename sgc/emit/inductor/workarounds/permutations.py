@@ -1,7 +1,7 @@
 """Keeps Inductor from replacing a permutation of which a slice is an index.
 
-Of a slice of a permutation that something is indexed by, a subsample, Inductor makes another permutation, drawn where
-it is used, which has lost what is noted on the node (``node.meta["custom"]``): the number of the draw. It does so only
+Of a slice of a permutation that something is added at, as the gradient of a subsample is, Inductor makes another
+permutation, which has lost what is noted on the node (``node.meta["custom"]``): the number of the draw. It does so only
 where ``pin_memory`` is False, which is what None means.
 """
 
@@ -28,7 +28,7 @@ def _subsample(x: Tensor, y: Tensor) -> list[Tensor]:
 
 WORKAROUND = Workaround(
     name="permutations",
-    defect="a permutation of which a slice is an index is replaced by another, at another place",
+    defect="a permutation of which a slice is an index is replaced by one without the node's meta",
     reported="docs/upstream.md#a-slice-of-a-permutation-as-an-index",
     seen=("2.13",),
     programs=[MinimalProgram(_subsample, lambda: [torch.arange(18.0).reshape(6, 3), torch.ones(3, 3)])],
