@@ -85,7 +85,9 @@ class Sites:
         if not only_model:
             posterior = self.distribution(own, sides.guide, pair, sampled=True)
             tainted = not own.rsample or self.depends(posterior, sides.guide)
-            infer = self.baseline(sides.guide) if not own.rsample or self.chance(0.05) else NOTHING
+            # One that is pathwise in the guide alone has a baseline that Pyro trains and sgc does not.
+            may = not own.rsample or (self.chance(0.05) and family.rsample)
+            infer = self.baseline(sides.guide) if may else NOTHING
             if own.differs:
                 self.differs.append(own.name)
             sides.guide_statements.append(
