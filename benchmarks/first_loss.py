@@ -1,4 +1,4 @@
-"""How long the first loss takes: one step of eager Pyro, and sgc's first step with its rehearsal and capture.
+"""How long the first loss takes: one step of eager Pyro, and sgc's first step with its prototype and capture.
 
 ``python -m benchmarks.first_loss`` runs every program of the zoo (``tests/reference/zoo``), each in fresh state, and
 prints the deciles of both times and the line ``sgc = slope * Pyro + constant`` of least absolute errors.

@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import pyro
 import torch
@@ -25,6 +24,8 @@ import sgc
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.systems.compiled import Loop, SviStep
 from benchmarks.workloads import make
+from sgc.emit.backends.inductor_backend import Inductor
+from sgc.emit.backends.registry import registered
 
 NAMES = ("beta_bernoulli", "regression_normal", "sigmoid_belief_net", "vae", "deep_markov", "air")
 
@@ -82,10 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    with (
-        mock.patch("sgc.emit.backends.registry.compile_graph", nothing),
-        mock.patch("sgc.emit.inductor.compiled_step.compile_graph", nothing),
-    ):
+    with registered(Inductor(nothing)):
         if options.profile:
             step = calls(options.profile)["svi.step"]
             with cProfile.Profile() as profiler:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from sgc.config import Backend, Options, Rng
+from sgc.config import Options, Rng
 from sgc.errors import ArgumentError
 from sgc.graph.graph import StochasticGraph
 from sgc.runtime.loss_module import LossModule
@@ -19,7 +19,7 @@ def compile(
     num_particles: int = 1,
     vectorize_particles: bool = False,
     max_plate_nesting: float = math.inf,
-    backend: Backend = "inductor",
+    backend: str = "inductor",
     rng: Rng = "fast",
     cache_size: int = 16,
     validate: bool | None = None,

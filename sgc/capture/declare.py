@@ -12,12 +12,11 @@ from torch import Tensor, fx
 from sgc.capture import tracer
 from sgc.capture.arguments import argument_names
 from sgc.capture.inputs import declare_inputs
-from sgc.capture.prototype import Rehearsal
+from sgc.capture.prototype import PrototypeRun
 from sgc.capture.python.tensor_layouts import check_gradients
 from sgc.capture.recording import Recording, samples
 from sgc.capture.site_recorder import Statement
 from sgc.capture.state.owners import Owner, Ownership
-from sgc.capture.state.transcript import Transcript
 from sgc.capture.values.checks import checks_of_calls
 from sgc.capture.values.slices import is_external
 from sgc.capture.values.validation import Requirement
@@ -39,18 +38,17 @@ _LITERAL = torch.ops.aten.lift_fresh_copy.default
 
 @dataclass(frozen=True)
 class Capture:
-    """A program, for each of its inputs who owns the tensor, and what the captured run handed to torch and Pyro."""
+    """A program, and for each of its inputs who owns the tensor."""
 
     program: Program
     owners: dict[str, Owner]
-    transcript: Transcript
 
 
 def declare(
     module: fx.GraphModule,
     recording: Recording,
     positions: Sequence[int],
-    rehearsal: Rehearsal,
+    prototype: PrototypeRun,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Capture:
@@ -67,8 +65,8 @@ def declare(
     results = _results(graph, recording) | {("", node.name): node for node, _, _ in checks}
     _set_output(graph, results)
     drop_dead(graph, keep=guarded)
-    roots = [(_root_name(root, i), root) for i, root in enumerate(rehearsal.modules)]
-    ownership = Ownership(roots, rehearsal.store)
+    roots = [(_root_name(root, i), root) for i, root in enumerate(prototype.modules)]
+    ownership = Ownership(roots, prototype.store)
     inputs = declare_inputs(module, positions, argument_names(args, kwargs), ownership, guarded)
     results = {key: inputs.placeholders.get(node, node) for key, node in results.items()}
     _set_output(graph, results)
@@ -98,7 +96,7 @@ def declare(
             for node, requirement, random in checks
         ),
     )
-    return Capture(program, inputs.owners, recording.transcript)
+    return Capture(program, inputs.owners)
 
 
 def _results(graph: fx.Graph, recording: Recording) -> dict[tuple[str, str], fx.Node]:
@@ -118,7 +116,7 @@ def _set_output(graph: fx.Graph, results: dict[tuple[str, str], fx.Node]) -> Non
 def _checks(recording: Recording, graph: fx.Graph) -> Iterator[tuple[fx.Node, Requirement, bool]]:
     """The conditions of validity, and whether each depends on a draw.
 
-    What follows from literals alone has held in the rehearsal, and will.
+    What follows from literals alone has held in the prototype, and will.
     """
     required = {requirement.node: requirement for requirement in recording.requirements}
     varying: set[fx.Node] = set()

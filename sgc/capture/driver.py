@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ from sgc.capture.arguments import flatten, unflatten
 from sgc.capture.declare import Capture, declare
 from sgc.capture.leaves.autograd_functions import functions_as_leaves
 from sgc.capture.leaves.opaque_calls import rejection_as_leaves
-from sgc.capture.prototype import Rehearsal, preserved_state, pyro_elbo
+from sgc.capture.program_call import ProgramCall
+from sgc.capture.prototype import PrototypeRun, preserved_state, pyro_elbo
 from sgc.capture.python.partials import CallRecord, recorded
 from sgc.capture.python.refusals import refusals
 from sgc.capture.python.sequential_plates import subsamples_as_tensors
@@ -38,24 +39,18 @@ from sgc.capture.state.random_state import (
     same_random_state,
     torchs_on_cpu_alone_moved,
 )
+from sgc.capture.state.transcript import Transcript
 from sgc.capture.threads import here
 from sgc.capture.values.reads import DATA_DEPENDENT, Reads
 from sgc.capture.values.torch_functions import AnsweredFunctions
 from sgc.capture.values.validation import checks_as_nodes
-from sgc.config import Options
 from sgc.errors import CaptureError, DataDependenceError, SgcError
 
 
 def capture_program(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: Options,
-    rehearsal: Rehearsal,
-    records: Mapping[int, CallRecord] | None = None,
-) -> Capture:
-    """Trace one evaluation of every site's log density.
+    program: ProgramCall, prototype: PrototypeRun, records: Mapping[int, CallRecord] | None = None
+) -> tuple[Capture, Transcript]:
+    """Trace one evaluation of every site's log density; with what the captured run handed to torch and Pyro.
 
     :param records: for the positions of some partials among the leaves of the arguments, where to record their calls.
     :raises DataDependenceError: if the program's structure depends on a sample.
@@ -64,7 +59,7 @@ def capture_program(
     states: list[dict[str, Any]] = []
     for attempt in range(_ATTEMPTS):
         alone = threading.active_count() == 1
-        captured, before, after = _attempt(model, guide, args, kwargs, options, rehearsal, records, attempt > 0)
+        captured, before, after = _attempt(program, prototype, records, attempt > 0)
         error = drawn_between(before, after)
         if error is None or (attempt and torchs_on_cpu_alone_moved(before, after)):
             return captured
@@ -86,22 +81,16 @@ From the second time on every way to move torch's generator on the CPU is refuse
 
 
 def _attempt(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: Options,
-    rehearsal: Rehearsal,
-    records: Mapping[int, CallRecord] | None,
-    strictly: bool,
-) -> tuple[Capture, dict[str, Any], dict[str, Any]]:
+    program: ProgramCall, prototype: PrototypeRun, records: Mapping[int, CallRecord] | None, strictly: bool
+) -> tuple[tuple[Capture, Transcript], dict[str, Any], dict[str, Any]]:
     """A capture, and the random states before and after it."""
-    leaves, structure = flatten((args, kwargs))
+    leaves, structure = flatten((program.args, program.kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in positions]
-    elbo = pyro_elbo(options, rehearsal.max_plate_nesting)
+    options = program.options
+    elbo = pyro_elbo(options, prototype.max_plate_nesting)
     checked = None if options.validate is False else options.validate or Distribution._validate_args
-    recording = Recording(failed_before=rehearsal.failure is not None)
+    recording = Recording(failed_before=prototype.failure is not None)
 
     def run(*traced: Tensor) -> list[Tensor]:
         filled = list(leaves)
@@ -122,21 +111,21 @@ def _attempt(
             rejection_as_leaves(),
             densities_as_leaves(),
             subsamples_as_tensors(reads.names),
-            rebound_buffers(rehearsal.modules, rehearsal.filled),
+            rebound_buffers(prototype.modules, prototype.filled),
             checks_as_nodes(reads, checked, speculate=options.speculate) as requirements,
             recording.transcript,
-            ExternalReads(rehearsal.reads).noted(profiled=False),
+            ExternalReads(prototype.reads).noted(profiled=False),
         ):
             recording.requirements = requirements.conditions
             if reads.speculation is not None:
                 recording.recorder.attempting = reads.speculation.suspended
-            recording.run(elbo, model, guide, traced_args, traced_kwargs)
+            recording.run(elbo, program.model, program.guide, traced_args, traced_kwargs)
             recording.note_sites(named_by_samples=bool(reads.names))
         recording.reads = reads.guards
         return recording.outputs
 
     before = random_state()
-    with preserved_attributes(rehearsal.modules), _capture_context(rehearsal), rehearsal.written.again() as written:
+    with preserved_attributes(prototype.modules), _capture_context(prototype), prototype.written.again() as written:
         try:
             module = tracer.trace(run, tensors, pre_dispatch=True)
             after = random_state()
@@ -148,12 +137,13 @@ def _attempt(
             raise _untraceable(error) from error
         finally:
             restore_random_state(before)
-    return declare(module, recording, positions, rehearsal, args, kwargs), before, after
+    captured = declare(module, recording, positions, prototype, program.args, program.kwargs)
+    return (captured, recording.transcript), before, after
 
 
 @contextmanager
-def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
-    """Pyro's own checks of traces and warnings are the rehearsal's; those of distributions become nodes."""
+def _capture_context(prototype: PrototypeRun) -> Iterator[None]:
+    """Pyro's own checks of traces and warnings are the prototype's; those of distributions become nodes."""
 
     def read_only(self: ParamStoreDict, name: str, value: Tensor) -> None:
         raise CaptureError(
@@ -164,10 +154,10 @@ def _capture_context(rehearsal: Rehearsal) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(preserved_state(rehearsal.modules, watch=False))
+        stack.enter_context(preserved_state(prototype.modules, watch=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # the rehearsal has given every warning
+        warnings.simplefilter("ignore")  # the prototype has given every warning
         store_set = ParamStoreDict.__setitem__
         ParamStoreDict.__setitem__ = here(read_only, store_set)  # type: ignore[method-assign]
         try:
@@ -195,7 +185,7 @@ def _data_dependence(error: BaseException, recording: Recording) -> DataDependen
 
 
 def _untraceable(error: Exception) -> CaptureError:
-    """For what Python and torch do with tensors that have values, as the rehearsal has shown, and with no others."""
+    """For what Python and torch do with tensors that have values, as the prototype has shown, and with no others."""
     text = _in_words_of_the_user(str(error).strip().partition("\n")[0])
     return CaptureError(
         f"the program ran once, but cannot be captured: {type(error).__name__}{': ' * bool(text)}{text}",

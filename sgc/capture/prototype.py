@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sgc.capture.error_notes import located
+from sgc.capture.program_call import ProgramCall
 from sgc.capture.python.refusals import Refusing, refusals
 from sgc.capture.source import current_line
 from sgc.capture.state.baseline_averages import BASELINE_PREFIX, put_averages, take_averages
@@ -36,25 +36,38 @@ from sgc.errors import CaptureError
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """The results of the eager run.
+class Prototype:
+    """The results of the eager run that every call of the program has in common.
 
-    ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
-    sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``params`` are the names that
-    the program asked Pyro's param store for, in its order; ``written`` is the memory that it writes into; ``filled``
-    are buffers that held None before it ran, by the identities of their modules and their names; ``store`` is where its
-    parameters are.
+    ``params`` are the names that it asked Pyro's param store for, in its order; ``store`` is where its parameters are.
     """
 
     max_plate_nesting: float
+    params: tuple[str, ...]
+    store: Store
+
+
+@dataclass(frozen=True)
+class PrototypeRun(Prototype):
+    """The eager run itself, for the capture that follows.
+
+    ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
+    sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``written`` is the memory
+    that the program writes into; ``filled`` are buffers that held None before it ran, by the identities of their
+    modules and their names.
+    """
+
     modules: tuple[nn.Module, ...]
     failure: Exception | None
-    params: tuple[str, ...]
     written: Written
     filled: dict[tuple[int, str], nn.Module]
-    store: Store
     transcript: Transcript
     reads: ExternalReads
+
+    @property
+    def prototype(self) -> Prototype:
+        """What remains of it: it keeps no memory of the run alive."""
+        return Prototype(self.max_plate_nesting, self.params, self.store)
 
     def empty_again(self) -> None:
         """Set the buffers that the run filled to None again, for a call that fails later."""
@@ -75,14 +88,7 @@ def pyro_elbo(
     return elbo
 
 
-def rehearse(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: Options,
-    store: Store = PYROS,
-) -> Rehearsal:
+def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
     """Run Pyro once as eager TraceGraph_ELBO would.
 
     The random state is left as it was, unless parameters were created from random numbers: then it is left
@@ -90,10 +96,10 @@ def rehearse(
 
     :param store: where its parameters are; it is lent to Pyro by now.
     """
-    callables = [part for part in (model, guide) if isinstance(part, nn.Module)]
+    callables = [part for part in (program.model, program.guide) if isinstance(part, nn.Module)]
     start = random_state()
     before = set(_parameter_ids(callables))
-    elbo = _elbo_of_a_run(options)
+    elbo = _elbo_of_a_run(program.options)
     reads = ExternalReads()
     try:
         # Outermost, so that it comes last: what it puts back was there before the program wrote anything.
@@ -102,13 +108,13 @@ def rehearse(
             ModuleWatch() as watch,
             preserved_state() as empty,
             poutine.trace(param_only=True) as asked,
-            validated(options),
+            validated(program.options),
             refusals(),
             Refusing(),
             Transcript() as transcript,
             reads.noted(profiled=True),
         ):
-            failure = _run(elbo, model, guide, args, kwargs, transcript)
+            failure = _run(elbo, program, transcript)
     except BaseException:
         restore_random_state(start)
         raise
@@ -119,26 +125,15 @@ def rehearse(
     restore_random_state(start)
     if created and not same_random_state(start, end):
         # Does the creation itself draw random numbers? A second run, now without creation, tells.
-        transcript = _run_again(elbo, model, guide, args, kwargs, options, roots, reads)
+        transcript = _run_again(elbo, program, roots, reads)
         drew = not same_random_state(random_state(), end)
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
-    return Rehearsal(
-        elbo.max_plate_nesting, (*callables, *roots), failure, params, written, empty, store, transcript, reads
-    )
+    modules = (*callables, *roots)
+    return PrototypeRun(elbo.max_plate_nesting, params, store, modules, failure, written, empty, transcript, reads)
 
 
-def refuse_changing(
-    captured: Transcript,
-    rehearsal: Rehearsal,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: Options,
-    *,
-    keeps_state: bool,
-) -> bool:
+def refuse_changing(captured: Transcript, first: PrototypeRun, program: ProgramCall, *, keeps_state: bool) -> bool:
     """Refuse a program whose runs differ, for a compiled one would keep what it was in one of them.
 
     What the first run of all has made and keeps, later ones find: where it differs from the captured one, this is
@@ -148,14 +143,14 @@ def refuse_changing(
     :returns: whether the program has run again.
     :raises CaptureError: with the line and the two values.
     """
-    if difference(captured, rehearsal.transcript) is None:
+    if difference(captured, first.transcript) is None:
         return False
-    elbo = _elbo_of_a_run(options, rehearsal.max_plate_nesting)
+    elbo = _elbo_of_a_run(program.options, first.max_plate_nesting)
     start = random_state()
 
     def again() -> Transcript:
         restore_random_state(start)
-        return _run_again(elbo, model, guide, args, kwargs, options, rehearsal.modules, rehearsal.reads)
+        return _run_again(elbo, program, first.modules, first.reads)
 
     try:
         later = again()
@@ -177,27 +172,20 @@ def _elbo_of_a_run(options: Options, max_plate_nesting: float | None = None) -> 
 
 
 def _run_again(
-    elbo: TraceGraph_ELBO,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: Options,
-    modules: Sequence[nn.Module],
-    earlier: ExternalReads,
+    elbo: TraceGraph_ELBO, program: ProgramCall, modules: Sequence[nn.Module], earlier: ExternalReads
 ) -> Transcript:
     with (
         undone_writes(),
         preserved_state(modules),
         warnings.catch_warnings(),
-        validated(options),
+        validated(program.options),
         refusals(),
         Refusing(),
         Transcript() as transcript,
         ExternalReads(earlier).noted(profiled=False),
     ):
         warnings.simplefilter("ignore")
-        _run(elbo, model, guide, args, kwargs, transcript)
+        _run(elbo, program, transcript)
     return transcript
 
 
@@ -212,18 +200,11 @@ def _check_not_scripted(modules: Sequence[nn.Module]) -> None:
                 )
 
 
-def run_validated(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    options: Options,
-    max_plate_nesting: float,
-) -> None:
+def run_validated(program: ProgramCall, max_plate_nesting: float) -> None:
     """Run Pyro once, with every particle, for the errors of its validation; tensors and averages are put back."""
-    with undone_writes(), preserved_state(), warnings.catch_warnings(), validated(options):
+    with undone_writes(), preserved_state(), warnings.catch_warnings(), validated(program.options):
         warnings.simplefilter("ignore")
-        failure = _run(pyro_elbo(options, max_plate_nesting), model, guide, args, kwargs)
+        failure = _run(pyro_elbo(program.options, max_plate_nesting), program)
     if isinstance(failure, ValueError):
         raise failure
 
@@ -243,16 +224,9 @@ def validated(options: Options, *, at_least: bool = True) -> Iterator[None]:
         Distribution.set_default_validate_args(switch)
 
 
-def _run(
-    elbo: TraceGraph_ELBO,
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    transcript: Transcript | None = None,
-) -> Exception | None:
+def _run(elbo: TraceGraph_ELBO, program: ProgramCall, transcript: Transcript | None = None) -> Exception | None:
     with located() as statements:
-        for traces in list(elbo._get_traces(model, guide, args, kwargs)):
+        for traces in list(elbo._get_traces(program.model, program.guide, program.args, program.kwargs)):
             if transcript is not None:
                 transcript.note_sites(traces)
             try:

@@ -25,7 +25,7 @@ from sgc.graph.program import Baseline
 class Recording:
     """The traces, and for each ``(site, role)`` the position of its tensor among the outputs.
 
-    :param failed_before: whether the rehearsal failed, when Pyro combined costs and baselines.
+    :param failed_before: whether the prototype failed, when Pyro combined costs and baselines.
     """
 
     def __init__(self, *, failed_before: bool = False) -> None:

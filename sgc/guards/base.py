@@ -32,10 +32,9 @@ LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex, str, bytes,
 
 
 class Call:
-    """The arguments of one call, flattened, and the input tensors that the last :class:`TensorGuard` fetched."""
+    """The arguments of one call, flattened."""
 
-    __slots__ = ("args", "kwargs", "leaves", "spec", "tensors")
-    tensors: list[Tensor]
+    __slots__ = ("args", "kwargs", "leaves", "spec")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args
@@ -53,8 +52,12 @@ class Guard(ABC):
     """A condition on a call."""
 
     def conditions(self) -> list[Condition]:
-        """The usual case in which it holds. Where they are not all true, :meth:`miss` is asked."""
+        """The usual case in which it holds. Where they are not all true, :meth:`check` is asked."""
         return [conditions.NEVER]
+
+    def check(self, call: Call) -> list[Tensor] | str | None:
+        """What :meth:`miss` says; the inputs of the call where that is None and the guard has fetched them."""
+        return self.miss(call)
 
     @abstractmethod
     def miss(self, call: Call) -> str | None:
@@ -161,9 +164,7 @@ def _check(name: str, leaf: Any) -> None:
 
 
 class TensorGuard(Guard):
-    """The metadata of parameters, buffers and constants; it also fetches them from their owners, for all guards
-    after it and for the call itself.
-    """
+    """The metadata of parameters, buffers and constants, which it fetches from their owners."""
 
     def __init__(self, inputs: Sequence[Input], owners: dict[str, Owner]) -> None:
         self._names = [declared.name for declared in inputs]
@@ -188,13 +189,17 @@ class TensorGuard(Guard):
         return [*self._store.constrained(self._constraints), conditions.alike(reads, self._alike.check, gives)]
 
     def miss(self, call: Call) -> str | None:
-        """None where all tensors are as expected; then ``call.tensors`` holds them."""
-        found: list[Tensor] = []
+        answer = self.check(call)
+        return answer if isinstance(answer, str) else None
+
+    def check(self, call: Call) -> list[Tensor] | str:
+        """The inputs of the call where all are as expected, else what differs."""
+        fetched: list[Tensor] = []
         for name, owner, position, expected in zip(
             self._names, self._owners, self._positions, self._expected, strict=True
         ):
             if position is not None:
-                found.append(call.leaves[position])
+                fetched.append(call.leaves[position])
                 continue
             tensor = owner.fetch()
             if tensor is None:
@@ -202,15 +207,21 @@ class TensorGuard(Guard):
             if meta(tensor) != expected:
                 assert expected is not None
                 return meta_difference(name, expected, meta(tensor))
-            found.append(tensor)
+            fetched.append(tensor)
         for name, constraint in self._constraints.items():
             current = self._store.constraint(name)
             if current is not constraint and repr(current) != repr(constraint):
                 return f"the constraint of parameter {name} was {constraint}, is {current}"
-        if twins([found[i] for i in self._fetched]) != self._twins:
+        if twins([fetched[i] for i in self._fetched]) != self._twins:
             return "other parameters or buffers than before are one and the same tensor"
-        call.tensors = found
-        return None
+        return fetched
+
+    def fetch(self, call: Call, position: int) -> Tensor:
+        """The input at a position, of a call for which this guard holds."""
+        leaf = self._positions[position]
+        tensor: Tensor | None = self._owners[position].fetch() if leaf is None else call.leaves[leaf]
+        assert tensor is not None
+        return tensor
 
     def gone(self) -> bool:
         """Whether a tensor has no owner any more (``clear_param_store()`` was called, say)."""
@@ -267,9 +278,13 @@ class EnvironmentGuard(Guard):
 
 
 class ValuesGuard(Guard):
-    """The values that the program read from its inputs while it was captured (``int(lengths.max())``)."""
+    """The values that the program read from its inputs while it was captured (``int(lengths.max())``).
 
-    def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input]) -> None:
+    :param tensors: the guard of these inputs; it comes before this one.
+    """
+
+    def __init__(self, guards: Sequence[ValueGuard], inputs: Sequence[Input], tensors: TensorGuard) -> None:
+        self._tensors = tensors
         position = {declared.name: i for i, declared in enumerate(inputs)}
         self._guards = [(guard, [position[name] for name in guard.inputs]) for guard in guards]
 
@@ -279,7 +294,7 @@ class ValuesGuard(Guard):
     def miss(self, call: Call) -> str | None:
         with torch.no_grad():
             for guard, positions in self._guards:
-                value = guard.module(*(call.tensors[i].detach().clone() for i in positions))
+                value = guard.module(*(self._tensors.fetch(call, i).detach().clone() for i in positions))
                 if value.shape != guard.value.shape or not torch.equal(value, guard.value):
                     where = f" (read at {guard.source})" if guard.source else ""
                     return f"a value computed from {', '.join(guard.inputs)} changed{where}"

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from sgc.capture.prototype import pyro_elbo
 from sgc.capture.source import warn
-from sgc.config import Backend, Dynamic, Options
+from sgc.config import Dynamic, Options
+from sgc.emit.backends.protocol import Backend
+from sgc.emit.backends.registry import TIERS, backend_of
 from sgc.errors import BackendError, CaptureError, DataDependenceError, SgcError, StandInWarning
 from sgc.guards.base import Call
 from sgc.runtime.eager_loss import eager_loss
@@ -31,7 +33,8 @@ PATIENCE = 1000
 class Settings:
     """What an ELBO class asks of its loss modules.
 
-    ``tiered`` starts each specialization eagerly and compiles it by Inductor after :data:`PATIENCE` calls;
+    ``tiered`` moves each specialization from the first to the second of :data:`sgc.emit.backends.registry.TIERS` after
+    :data:`PATIENCE` calls;
     ``dynamic`` says what becomes of a program that cannot be captured.
     """
 
@@ -55,7 +58,7 @@ class CompiledELBO(LossModule):
         same_settings = self._settings is settings or self._settings == settings
         return same_settings and _same(own_model, model) and _same(own_guide, guide)
 
-    def _tell_of_idle_baselines(self, made: Specialization) -> None:
+    def _tell_of_idle_baselines(self, specialization: Specialization) -> None:
         """Nothing: the class of Pyro's that this one stands in for ignores them without a word."""
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -75,13 +78,14 @@ class CompiledELBO(LossModule):
             latest = self._latest()
             with_gradient = torch.is_grad_enabled()
             if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) >= PATIENCE:
-                if latest.backend(with_gradient=with_gradient) == "eager":
-                    latest.use_backend("inductor", with_gradient=with_gradient)
+                first, second = map(backend_of, TIERS)
+                if latest.backend_of(with_gradient=with_gradient) is first:
+                    latest.use_backend(second, with_gradient=with_gradient)
             if runtime.am_i_wrapped() and latest.tally is None:
                 # SVI finds the parameters to optimise by a trace of its own, also those that took the place of others.
                 self._forget_replaced()
                 with torch.no_grad(), self.param_store_scope():
-                    for name in latest.params:
+                    for name in latest.prototype.params:
                         pyro.param(name)
             return loss
 
@@ -90,9 +94,9 @@ class CompiledELBO(LossModule):
         if isinstance(error, BackendError) and self._settings.tiered:
             self._inductor_works = False
             warn(f"this program stays on the eager backend: {error}", StandInWarning)
-            for made in self.specializations:
+            for specialization in self.specializations:
                 for with_gradient in (True, False):
-                    made.use_backend("eager", with_gradient=with_gradient)
+                    specialization.use_backend(backend_of(TIERS[0]), with_gradient=with_gradient)
             return True
         if isinstance(error, (DataDependenceError, CaptureError)) and self._settings.dynamic == "eager":
             self._eager_only = self._is_initialized = True  # it shows no more than it does now

@@ -12,7 +12,8 @@ from pyro.infer.util import torch_backward, torch_item
 from torch import Tensor
 
 from sgc.capture.source import warn
-from sgc.config import Backend, Dynamic, Options, Rng
+from sgc.config import Dynamic, Options, Rng
+from sgc.emit.backends.registry import TIERS, backend_of
 from sgc.errors import ArgumentError, RespecializationWarning
 from sgc.infer.compiled import CompiledELBO, Settings
 from sgc.native import conditions
@@ -80,7 +81,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         retain_graph: bool | None = None,
         tail_adaptive_beta: float = -1.0,
         *,
-        backend: Backend | None = None,
+        backend: str | None = None,
         rng: Rng = "torch",
         dynamic: Dynamic = "error",
         validate: bool | None = None,
@@ -191,7 +192,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             num_particles=self.num_particles,
             vectorize_particles=self.vectorize_particles,
             max_plate_nesting=nesting,
-            backend="eager" if self.backend is None else self.backend,
+            backend=backend_of(TIERS[0] if self.backend is None else self.backend).name,
             rng="torch" if self.dynamic == "speculate" else self.rng,
             validate=self.validate,
             speculate=self.dynamic == "speculate",

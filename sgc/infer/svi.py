@@ -214,7 +214,7 @@ class SVI(pyro.infer.SVI):
 
         :raises sgc.errors.SgcError: if no step has been taken, or the loss is not one of sgc's.
         """
-        return checkpoint.state_dict(self._own_stepper())
+        return checkpoint.state_dict(self.stepper)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put everything back, in the very tensors that Pyro's store and the modules hold.
@@ -223,12 +223,17 @@ class SVI(pyro.infer.SVI):
 
         :raises sgc.errors.SgcError: if the state is another program's, or nothing has been captured yet.
         """
-        checkpoint.load_state_dict(self._own_stepper(), dict(state))
+        checkpoint.load_state_dict(self.stepper, dict(state))
 
     def _steps(self) -> Steps:
         return self._stepper or PyroSteps(super().step)
 
-    def _own_stepper(self) -> Stepper:
+    @property
+    def stepper(self) -> Stepper:
+        """What takes the compiled steps: its optimizers and compiled steps, for those who look into them.
+
+        :raises sgc.errors.SgcError: if the loss is not one of sgc's.
+        """
         if self._stepper is None:
             raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
         return self._stepper

@@ -1,5 +1,5 @@
-// watch(groups): groups of conditions, taken apart. holds(watched, call): whether they hold for a call. What the tuples
-// mean is said in conditions.py, whose all_hold gives the same answers.
+// watch(groups): groups of conditions, taken apart. inputs_of(watched, call): the inputs of a call for which
+// they hold, or None. What the tuples mean is said in conditions.py, whose inputs_of gives the same answers.
 //
 // A step of a large program leaves little of Python's objects in the caches, and each look at one waits for memory. So
 // what dictionaries alone decide is asked by their versions once it has held, and other entries are looked up only if
@@ -31,7 +31,7 @@ struct Condition {
 
 struct Group {
     std::vector<Condition> conditions;
-    PyObject* miss;
+    PyObject* check;
     std::vector<size_t> open;  // the conditions that are not settled
 };
 
@@ -186,15 +186,14 @@ PyObject* watch(PyObject*, PyObject* groups) {
 
 // Whether what a group stands for is so, though its conditions are not all true; -1 with an exception.
 int is_so_yet(const Group& group, Asked& asked) {
-    if (group.miss == Py_None) return 0;
+    if (group.check == Py_None) return 0;
     PyObject* call = asked.call();
-    if (!call || (asked.tensors && PyObject_SetAttr(call, TENSORS, asked.tensors.get()) < 0)) return -1;
-    Ref missed(PyObject_CallOneArg(group.miss, call));
-    if (!missed) return -1;
-    if (missed.get() != Py_None) return 0;
-    // It may have found the inputs.
-    asked.tensors.take(PyObject_GetAttr(call, TENSORS));
-    if (!asked.tensors) PyErr_Clear();
+    if (!call) return -1;
+    Ref answer(PyObject_CallOneArg(group.check, call));
+    if (!answer) return -1;
+    if (answer.get() == Py_None) return 1;
+    if (!PyList_CheckExact(answer.get())) return 0;
+    asked.tensors.take(Py_NewRef(answer.get()));
     return 1;
 }
 
@@ -272,17 +271,18 @@ int all_hold(Watched& watched, Asked& asked) {
     return 1;
 }
 
-PyObject* holds(PyObject*, PyObject* const* args, Py_ssize_t count) {
+PyObject* inputs_of(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "holds(watched, call)");
+        PyErr_SetString(PyExc_TypeError, "inputs_of(watched, call)");
         return nullptr;
     }
     auto watched = held<Watched>(args[0]);
     if (!watched) return nullptr;
     Asked asked(args[1]);
     const int all = all_hold(*watched, asked);
-    if (all < 0 || (asked.tensors && PyObject_SetAttr(args[1], TENSORS, asked.tensors.get()) < 0)) return nullptr;
-    return PyBool_FromLong(all);
+    if (all < 0) return nullptr;
+    if (!all) Py_RETURN_NONE;
+    return asked.tensors ? Py_NewRef(asked.tensors.get()) : PyList_New(0);
 }
 
 }  // namespace

@@ -19,7 +19,8 @@ from sgc.native.library import is_available, library
 Read = tuple[Any, ...]
 Condition = tuple[Any, ...]
 Group = tuple[tuple[Condition, ...], Callable[[Any], Any] | None]
-"""Conditions, and a function of the call that says None where these, though not true, need not be; or None."""
+"""Conditions, and a function of the call that is asked where they are not all true; or None. It answers None where they
+need not be, a list where they need not be and it has found the call's inputs, and anything else where they must."""
 
 
 class _Read(IntEnum):
@@ -132,31 +133,35 @@ def holds(
 def alike(reads: Sequence[Read], check: Callable[..., bool], gives: Sequence[int] | None = None) -> Condition:
     """They are tensors for which ``check(*tensors)`` is true.
 
-    :param gives: what becomes the call's ``tensors`` then: positions among these, or ``-1 - i`` for the leaf ``i``.
+    :param gives: what the call's inputs are then: positions among these, or ``-1 - i`` for the leaf ``i``.
     """
     return _Condition.ALIKE, tuple(reads), check, None if gives is None else tuple(gives)
 
 
 def same_tensors(expected: Sequence[Any]) -> Condition:
-    """The call's ``tensors`` are these objects; None stands for any."""
+    """The call's inputs are these objects; None stands for any."""
     return _Condition.SAME, tuple(expected)
 
 
 NEVER = is_same(fixed(None), True)
-"""Is not true."""
+"""Always false."""
 
 
 # -- asking
 
 
-def watch(groups: Sequence[Group], *, native: bool) -> Callable[[Any], bool]:
-    """A function that says of a call whether all groups hold, asked one after another.
+Ask = Callable[[Any], list[Any] | None]
+"""Asks groups one after another about a call: its inputs (none, where no condition finds them) if all hold, or None."""
+
+
+def watch(groups: Sequence[Group], *, native: bool) -> Ask:
+    """A function that asks all groups about a call.
 
     :param native: ask in C++ if there is a compiler, as there must be for Inductor on a CPU.
     """
     if native and is_available():
         return asking(watched(groups))
-    return partial(all_hold, tuple(groups))
+    return partial(inputs_of, tuple(groups))
 
 
 def watched(groups: Sequence[Group]) -> Any:
@@ -164,22 +169,26 @@ def watched(groups: Sequence[Group]) -> Any:
     return library().watch(tuple(groups))
 
 
-def asking(watched: Any) -> Callable[[Any], bool]:
-    """A function that says of a call whether they all hold."""
-    return partial(library().holds, watched)
+def asking(watched: Any) -> Ask:
+    """A function that asks them all about a call."""
+    return partial(library().inputs_of, watched)
 
 
-def all_hold(groups: Sequence[Group], call: Any) -> bool:
-    """What ``holds`` of ``conditions.cpp`` does, in Python."""
-    for conditions, miss in groups:
+def inputs_of(groups: Sequence[Group], call: Any) -> list[Any] | None:
+    """What ``inputs_of`` of ``conditions.cpp`` does, in Python."""
+    inputs: list[Any] = []
+    for conditions, check in groups:
         try:
-            if all(_is_true(condition, call) for condition in conditions):
+            if all(_is_true(condition, call, inputs) for condition in conditions):
                 continue
         except (AttributeError, LookupError, ValueError):
-            pass  # What is no tensor any more lacks attributes, an empty cell contents. It is for ``miss`` to say more.
-        if miss is None or miss(call) is not None:
-            return False
-    return True
+            pass  # What is no tensor any more lacks attributes, an empty cell contents. The guard itself says more.
+        answer = () if check is None else check(call)
+        if type(answer) is list:
+            inputs = answer
+        elif answer is not None:
+            return None
+    return inputs
 
 
 def value(read: Read) -> Any:
@@ -214,14 +223,15 @@ def _value(read: Read, call: Any) -> Any:
             return of
 
 
-def _is_true(condition: Condition, call: Any) -> bool:
+def _is_true(condition: Condition, call: Any, inputs: list[Any]) -> bool:
+    """Whether a condition holds; one that finds the call's inputs puts them into the list."""
     kind = condition[0]
     if kind == _Condition.ALIKE:
-        return _are_alike(condition, call)
+        return _are_alike(condition, call, inputs)
     if kind == _Condition.SAME:
         _, expected = condition
-        return len(call.tensors) == len(expected) and all(
-            wanted is None or tensor is wanted for tensor, wanted in zip(call.tensors, expected, strict=True)
+        return len(inputs) == len(expected) and all(
+            wanted is None or tensor is wanted for tensor, wanted in zip(inputs, expected, strict=True)
         )
     _, read, expected = condition
     value = _value(read, call)
@@ -256,12 +266,12 @@ def _is_same_array(value: Any, expected: Array) -> bool:
     return type(value) is kind and value.dtype is dtype and value.shape == shape and value.tobytes() == content
 
 
-def _are_alike(condition: Condition, call: Any) -> bool:
+def _are_alike(condition: Condition, call: Any, inputs: list[Any]) -> bool:
     _, reads, check, gives = condition
     tensors = [_value(read, call) for read in reads]
     # A nested tensor has no sizes; torch would end the process when asked for them.
     if any(tensor.is_nested for tensor in tensors) or (tensors and not check(*tensors)):
         return False
     if gives is not None:
-        call.tensors = [tensors[i] if i >= 0 else call.leaves[-1 - i] for i in gives]
+        inputs[:] = [tensors[i] if i >= 0 else call.leaves[-1 - i] for i in gives]
     return True

@@ -7,7 +7,6 @@ enum Kind { ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, SPEC, FIXED };
 // Names of attributes.
 PyObject* const LEAVES = PyUnicode_InternFromString("leaves");
 PyObject* const CALL_SPEC = PyUnicode_InternFromString("spec");
-PyObject* const TENSORS = PyUnicode_InternFromString("tensors");
 PyObject* const DTYPE = PyUnicode_InternFromString("dtype");
 PyObject* const SHAPE = PyUnicode_InternFromString("shape");
 PyObject* const IS_NESTED = PyUnicode_InternFromString("is_nested");

@@ -84,7 +84,7 @@ PyCFunction method(T function) { return reinterpret_cast<PyCFunction>(reinterpre
 
 PyMethodDef methods[] = {
     {"watch", watch, METH_O, nullptr},
-    {"holds", method(holds), METH_FASTCALL, nullptr},
+    {"inputs_of", method(inputs_of), METH_FASTCALL, nullptr},
     {"prepare", prepare, METH_VARARGS, nullptr},
     {"bind", bind, METH_VARARGS, nullptr},
     {"call", method(call), METH_FASTCALL, nullptr},

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sgc.emit.inductor.compile_graph import Runner
-from sgc.emit.rewrites.optimize import Report
+from sgc.runtime.program_text import Rewritten
 from sgc.graph.aliasing import have_own_storage
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Compiled:
-    """A runnable, for which of its inputs it returns gradients, its module as traced, and how that was rewritten.
+    """A runnable, for which of its inputs it returns gradients, and how its module was rewritten.
 
     If the specialization validates, its last result says whether the call was valid; if not, it has written nothing.
     ``calls`` counts those of the loss module, not what :meth:`LossModule.verify` runs.
@@ -31,13 +31,16 @@ class Compiled:
 
     run: Runner
     gradient_of: tuple[int, ...]
-    module: fx.GraphModule
-    report: Report
+    rewritten: Rewritten
     calls: int = 0
     separate: bool | None = None
     owned: tuple[int, ...] = ()
     trained: list[int] = field(default_factory=list)
     references: list[weakref.ref[Tensor]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        count = len(self.gradient_of)
+        return f"a callable that gives the loss and {count} gradient{'s' * (count != 1)}, called {self.calls} times"
 
 
 class Loss(torch.autograd.Function):

@@ -1,112 +1,147 @@
-"""Makes a specialization: the one place that sees every stage, from the captured run to the guards."""
+"""The whole way from a call of a program to what runs: each stage takes what the one before it gave.
+
+    prototype run     eager Pyro, once                               Prototype
+    capture           Pyro's handlers under torch's tracer           Capture
+    graph, passes     the statistical decisions, as nodes            StochasticGraph
+    emission          the arithmetic of these nodes                  Emitted
+    differentiation   the gradient of the surrogate, traced          Differentiated
+    rewrites          fx to fx, as the backend wants it              Optimized
+    backend           a callable                                     Compiled
+
+The first four are made at the first call. The others are made when a gradient, a loss without one, or a whole step is
+first asked for. A :class:`~sgc.runtime.specialization.Specialization` keeps what they gave, and
+``loss_module.stages()`` prints it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from sgc.capture.arguments import argument_names
-from sgc.capture.declare import Capture
-from sgc.capture.driver import capture_program
-from sgc.capture.prototype import Rehearsal, refuse_changing
-from sgc.capture.python.partials import CallRecord
-from sgc.capture.source import warn
-from sgc.config import Options
+from torch import Tensor
+
+from sgc.capture.leaves.autograd_functions import own_functions
+from sgc.capture.program_call import ProgramCall
+from sgc.capture.prototype import PrototypeRun
+from sgc.capture.python.garbage import rarely_collected
+from sgc.capture.state.random_state import random_state, restore_random_state
+from sgc.emit.backends.protocol import Backend, StepBackend
+from sgc.emit.backends.registry import backend_of
+from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.emitter import emit_surrogate
-from sgc.errors import SideEffectWarning
+from sgc.emit.inductor.compiled_step import BuiltStep
+from sgc.emit.rollback import undone_if_invalid
+from sgc.emit.train_step import Update, emit_step, new_flag
 from sgc.graph.build import build_graph
-from sgc.guards.base import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
-from sgc.guards.handlers import HandlerGuard
-from sgc.guards.modes import ModeGuard
-from sgc.guards.structure import StructureGuard
+from sgc.guards.base import Call
+from sgc.native import library
 from sgc.passes.pipeline import run_passes
+from sgc.runtime.autograd import Compiled
+from sgc.runtime.checked_capture import capture_checked, guards_of
 from sgc.runtime.generated_sources import forget_with, known_sources
-from sgc.runtime.particles import particles
-from sgc.runtime.residue.leftovers import Leftovers, roots
+from sgc.runtime.particles import Repeated, particles
+from sgc.runtime.program_text import Rewritten
+from sgc.runtime.residue.leftovers import taken_from
 from sgc.runtime.specialization import Specialization
+from sgc.runtime.turns import capturing
 
 
 def specialize(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    call: Call,
-    options: Options,
-    rehearsal: Rehearsal,
-    earlier: Sequence[Specialization] = (),
+    program: ProgramCall, call: Call, run: PrototypeRun, earlier: Sequence[Specialization] = ()
 ) -> Specialization:
-    """Compile model and guide for calls like this one, which none of the ``earlier`` specializations fits."""
-    known = known_sources()
-    names = argument_names(call.args, call.kwargs)
-    surroundings = EnvironmentGuard(model, guide, call, rehearsal.reads)
-    leftovers = Leftovers(roots(model, guide, zip(names, call.leaves, strict=True), rehearsal.modules))
-    try:
-        captured, records = _capture(model, guide, call, options, rehearsal, _records(call, names, earlier))
-    finally:
-        left = leftovers.put_back()
-    leftovers.refuse_lasting(left)
-    leftovers.warn(left)
-    surroundings.refuse_used_up()
-    changed = surroundings.miss(call)
-    traced = model, guide, call.args, call.kwargs, options
-    keeps_state = changed is not None or bool(left)
-    ran_again = refuse_changing(captured.transcript, rehearsal, *traced, keeps_state=keeps_state)
-    if changed is not None:
-        warn(
-            f"the program changes what is around it each time it runs, which a compiled program does not: {changed}. "
-            "Keep such state in a buffer, or pass it as an argument.",
-            SideEffectWarning,
-        )
-    if ran_again or changed is not None:
-        surroundings = EnvironmentGuard(model, guide, call, rehearsal.reads)
-    program = captured.program
-    graph = run_passes(build_graph(program))
-    if rehearsal.failure is not None:
-        raise rehearsal.failure
+    """The stages up to emission, and the guards, for calls like this one; none of the ``earlier`` ones fits it."""
+    known, options = known_sources(), program.options
+    checked = capture_checked(program, call, run, earlier)
+    graph = run_passes(build_graph(checked.capture.program))
+    if run.failure is not None:
+        raise run.failure
     emitted = emit_surrogate(graph, *particles(options)[:2])
-    tensors = TensorGuard(program.inputs, captured.owners)
-    guards: tuple[Guard, ...] = (
-        ArgumentGuard(call, names, records),
-        StructureGuard([*rehearsal.modules, *surroundings.modules], captured.owners.values()),
-        ModeGuard(rehearsal.modules, follows_validation=options.validate is None),
-        tensors,
-        HandlerGuard(),
-        surroundings,
-        ValuesGuard(program.value_guards, program.inputs),
-    )
-    made = Specialization(
-        graph,
-        emitted,
-        program.inputs,
-        captured.owners,
-        options,
-        tensors,
-        guards,
-        rehearsal.max_plate_nesting,
-        rehearsal.params,
-        program.checks,
-        rehearsal.store,
-    )
-    forget_with(made, known)
-    return made
+    tensors, guards = guards_of(checked, call, run, options)
+    backend = backend_of(options.backend)
+    specialization = Specialization(run.prototype, checked.capture, graph, emitted, options, backend, tensors, guards)
+    forget_with(specialization, known)
+    return specialization
 
 
-def _records(call: Call, names: list[str], earlier: Sequence[Specialization]) -> dict[int, CallRecord]:
-    """A record for each partial that has changed from call to call."""
-    guards = [guard for made in earlier for guard in made.guards if isinstance(guard, ArgumentGuard)]
-    return {position: CallRecord(names[position]) for guard in guards for position in guard.varying(call)}
+def differentiate_loss(specialization: Specialization, tensors: list[Tensor]) -> Differentiated:
+    """The module that computes loss and gradients; made once.
+
+    :param tensors: those that the emitted module takes.
+    """
+    if specialization.differentiated is None:
+        with _compiling(specialization):
+            wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+            module = specialization.backend.before_gradient(specialization.emitted.module)
+            specialization.differentiated = differentiate(module, tensors, wanted)
+    return specialization.differentiated
 
 
-def _capture(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    call: Call,
-    options: Options,
-    rehearsal: Rehearsal,
-    records: dict[int, CallRecord],
-) -> tuple[Capture, dict[int, CallRecord]]:
-    if records:
+def compile_loss(
+    specialization: Specialization, tensors: list[Tensor], *, with_gradient: bool, backend: Backend
+) -> Compiled:
+    """What computes loss and gradients, or the loss alone, on a backend; made once."""
+    key = with_gradient, backend
+    if key not in specialization.compiled:
+        specialization.compiled[key] = _compile(specialization, tensors, with_gradient, backend)
+    return specialization.compiled[key]
+
+
+def _compile(specialization: Specialization, tensors: list[Tensor], with_gradient: bool, backend: Backend) -> Compiled:
+    options = specialization.options
+    if backend.needs_compiler:
+        library.start()
+    if with_gradient:
+        differentiated = differentiate_loss(specialization, tensors)
+    with _compiling(specialization):
+        if not with_gradient:
+            emitted = emit_surrogate(specialization.graph, *particles(options)[:2], loss_only=True)
+            module = specialization.backend.before_gradient(emitted.module)
+            differentiated = without_gradient(module, tensors)
+        module = differentiated.module
+        if differentiated.validates:
+            module = undone_if_invalid(module, tensors)
+        examples = [tensor.detach() for tensor in tensors]
+        optimized = backend.after_gradient(module, examples, options.rng)
+        run = backend.build(optimized, examples, options.rng)
+        if backend.needs_compiler:
+            specialization.watch_natively()
+    if specialization.repeats > 1:
+        run = Repeated(run, specialization.repeats, specialization.written if differentiated.validates else None)
+    wanted, brought = differentiated.gradient_of, specialization.brought
+    owned = wanted if set(brought).isdisjoint(wanted) else tuple(i for i in wanted if i not in brought)
+    return Compiled(run, wanted, Rewritten.of(optimized, module), owned=owned)
+
+
+def build_step(
+    specialization: Specialization, backend: StepBackend, tensors: list[Tensor], state: list[Tensor], update: Update
+) -> BuiltStep:
+    """The whole step, of ``(*tensors, *state, halted)``, not compiled yet; see :mod:`sgc.emit.train_step`."""
+    library.start()
+    differentiated = differentiate_loss(specialization, tensors)
+    with _compiling(specialization):
+        module = emit_step(differentiated, tensors, state, update)
+        updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
+        examples = [*tensors, *state, new_flag(differentiated.device)]
+        built = backend.build_step(module, examples, specialization.options.rng, updated)
+    specialization.steps.append((backend, built.report))
+    return built
+
+
+def compile_step(specialization: Specialization, built: BuiltStep) -> None:
+    """Compile a whole step."""
+    with _compiling(specialization):
+        built.compile()
+        specialization.watch_natively()
+
+
+@contextmanager
+def _compiling(specialization: Specialization) -> Iterator[None]:
+    """Compilers draw random numbers and leave sources behind, and run the program's own functions."""
+    with capturing():
+        state, known = random_state(), known_sources()
         try:
-            return capture_program(model, guide, call.args, call.kwargs, options, rehearsal, records), records
-        except Exception:  # The program looked into a partial, or has a fault that shows again below.
-            records = {}
-    return capture_program(model, guide, call.args, call.kwargs, options, rehearsal), records
+            with rarely_collected(), taken_from(own_functions(specialization.emitted.module)):
+                yield
+        finally:
+            restore_random_state(state)
+            forget_with(specialization, known)

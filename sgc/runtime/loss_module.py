@@ -1,4 +1,4 @@
-"""The loss module: chooses the specialization for a call, runs it, and hands its gradients to autograd."""
+"""The loss module: runs the specialization for a call, and hands its gradients to autograd."""
 
 from __future__ import annotations
 
@@ -13,36 +13,29 @@ import pyro.util
 import torch
 from torch import Tensor, fx
 
-from sgc.capture.prototype import Rehearsal, rehearse
-from sgc.capture.python.garbage import rarely_collected
-from sgc.capture.source import warn
 from sgc.capture.state.param_store import Store
-from sgc.config import Backend, Options
-from sgc.errors import BaselineWarning, RespecializationWarning, SgcError
+from sgc.emit.backends.protocol import Backend
+from sgc.errors import SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.guards.base import Call
 from sgc.guards.handlers import unobserved
-from sgc.native import conditions
-from sgc.native.conditions import Condition
-from sgc.passes.baselines import idle_baselines
 from sgc.runtime.async_number import LateNumber
 from sgc.runtime.autograd import Compiled, Loss
-from sgc.runtime.compiler import specialize
+from sgc.runtime.choosing import Choosing
+from sgc.runtime.compiler import compile_loss
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.restore_on_error import undone_on_error
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import speculate
-from sgc.runtime.turns import TURN, capturing, nothing_captured
+from sgc.runtime.stages import Stages, reports
+from sgc.runtime.turns import TURN, capturing
 from sgc.runtime.validity import RandomState, Trial, judge, late_error
-from sgc.runtime.view.module_view import Showing
 
 if TYPE_CHECKING:
     from sgc.runtime.parity.compare import Verification
 
-_WARN_AFTER = 4
 
-
-class LossModule(Showing):
+class LossModule(Choosing):
     """A compiled ``TraceGraph_ELBO`` of one model and guide; made by :func:`sgc.compile`.
 
     ``loss_module(*args, **kwargs)`` takes the model's arguments and returns minus the ELBO, a scalar whose
@@ -56,15 +49,8 @@ class LossModule(Showing):
 
     _OF_CAPTURES = frozenset(("_specializations", "_misses", "_unchecked", "_unjudged"))
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
-        super().__init__(model, guide)
-        self.options = options
-        self._eager_only = False
-
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
         super()._begin(program, store)
-        self._specializations: list[Specialization] = []
-        self._misses: list[str] = []
         self._unchecked: LateNumber | float | None = None
         self._unjudged: tuple[Trial, LateNumber | float] | None = None
 
@@ -88,18 +74,19 @@ class LossModule(Showing):
     def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
         with TURN:
-            found, tensors = self._select(call)
+            specialization, inputs = self._choose(call)
             with_gradient = torch.is_grad_enabled()
-            tensors = tensors if with_gradient else call.tensors
-            backend = backend or found.backend(with_gradient=with_gradient)
-            compiled = found.compiled(tensors, with_gradient=with_gradient, backend=backend)
-            trial = Trial.of(call, found, backend)
+            averaged = specialization.with_averages(inputs)  # makes those that are not there yet
+            tensors = averaged if with_gradient else inputs
+            backend = backend or specialization.backend_of(with_gradient=with_gradient)
+            compiled = compile_loss(specialization, tensors, with_gradient=with_gradient, backend=backend)
+            trial = Trial.of(call, specialization, inputs, backend)
             wanted = [tensors[i] for i in compiled.gradient_of]
             owned = wanted if compiled.owned is compiled.gradient_of else [tensors[i] for i in compiled.owned]
             if compiled.trained != list(map(id, owned)):
-                self._note_trained(found, compiled, owned)
+                self._note_trained(specialization, compiled, owned)
             run = partial(Loss.apply, compiled, tensors, trial, *wanted)
-            if trial is not None and found.tally is not None:
+            if trial is not None and specialization.tally is not None:
                 compiled.calls += 1
                 return speculate(self, trial, run)
             try:
@@ -113,17 +100,6 @@ class LossModule(Showing):
             self._warn_if_nan(loss)
             return loss
 
-    def _select(self, call: Call) -> tuple[Specialization, list[Tensor]]:
-        """The specialization for a call, captured if need be, and the tensors that its emitted module takes."""
-        found = self._lookup(call)
-        return found, call.tensors + found.averages() if found.emitted.averages else call.tensors
-
-    def _conditions(self, found: Specialization) -> list[Condition]:
-        """Where these and the guards are true, :meth:`_select` would choose ``found`` again, with the same averages."""
-        latest = conditions.item(self._specializations, -1)
-        compiles = conditions.is_same(conditions.entry(vars(self), "_eager_only"), False)
-        return [nothing_captured(), compiles, conditions.is_same(latest, found), *found.baselines.conditions()]
-
     def _goes_on_after(self, error: SgcError) -> bool:
         """Whether calls will be answered in another way after an error."""
         return False
@@ -132,7 +108,7 @@ class LossModule(Showing):
     def initialize(self, *args: Any, **kwargs: Any) -> LossModule:
         """Capture for these arguments without taking a step, so that ``parameters()`` is complete."""
         with TURN:
-            self._lookup(Call(args, kwargs))
+            self._choose(Call(args, kwargs))
         return self
 
     @untraced
@@ -147,8 +123,8 @@ class LossModule(Showing):
         model, guide = self._program
         call = Call(args, kwargs)
         with capturing(), self._store.lent():
-            found = self._lookup(call)
-            return verify(model, guide, call, found, call.tensors, self._modules_of())
+            specialization, inputs = self._choose(call)
+            return verify(model, guide, call, specialization, inputs, self._modules_of())
 
     @property
     def graph(self) -> StochasticGraph:
@@ -168,11 +144,6 @@ class LossModule(Showing):
         """The Python of :attr:`module`."""
         return str(self.module.code)
 
-    @property
-    def specializations(self) -> tuple[Specialization, ...]:
-        """What is in the cache, the latest last."""
-        return tuple(self._specializations)
-
     def guards(self) -> str:
         """What the latest specialization relies on, in words."""
         return "\n".join(self._latest().describe())
@@ -182,112 +153,40 @@ class LossModule(Showing):
 
         :raises sgc.errors.SgcError: if the store lacks them.
         """
-        for candidate in self._specializations:
-            if candidate.tensors.gone():
+        for specialization in self._specializations:
+            if specialization.tensors.gone():
                 raise SgcError(
                     "the parameters are gone from Pyro's store", remedy="call initialize(*args), which makes them anew"
                 )
-            self._show_tensors(candidate)
+            self._show_tensors(specialization)
+
+    def stages(self) -> Stages:
+        """What each stage of the compilation has given for the latest specialization; prints as one program after each.
+
+        :raises sgc.errors.SgcError: if nothing has been captured yet.
+        """
+        return Stages(self._latest())
 
     def profile(self) -> str:
         """How the modules of the latest specialization were rewritten before their backend: nodes by pass.
 
         :raises sgc.errors.SgcError: if nothing has been compiled yet.
         """
-        tables = [f"{title}\n{report}" for title, report in self._latest().reports()]
+        tables = [f"{title}\n{report}" for title, report in reports(self._latest())]
         if not tables:
             raise SgcError("nothing has been compiled yet", remedy="call loss_module(*args) first")
         return "\n\n".join(tables)
 
-    # -- choosing a specialization
-
-    def _latest(self) -> Specialization:
-        if not self._specializations:
-            raise SgcError(
-                "nothing has been captured yet",
-                remedy="call loss_module.initialize(*args) or loss_module(*args) first",
-            )
-        return self._specializations[-1]
-
-    def _lookup(self, call: Call) -> Specialization:
-        """The specialization for a call, made if need be; ``call.tensors`` holds its inputs then."""
-        found = self._match(call)
-        if found is not None:
-            return found
-        reason = self._specializations[-1].miss(call) if self._specializations else None
-        recreated = any(candidate.tensors.gone() for candidate in self._specializations)
-        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
-            rehearsal = self._rehearse(call)
-            if recreated:
-                # clear_param_store() was called: the rehearsal has created the parameters anew.
-                for candidate in self._specializations:
-                    self._show_tensors(candidate)
-                found = self._match(call)
-                if found is not None:
-                    return found
-                reason = self._specializations[-1].miss(call)
-            if reason is not None:
-                self._note_miss(reason)
-            return self._specialize(call, rehearsal)
-
-    def _match(self, call: Call) -> Specialization | None:
-        """The specialization whose guards hold, the latest first."""
-        for position in range(len(self._specializations) - 1, -1, -1):
-            candidate = self._specializations[position]
-            if candidate.holds(call):
-                if position != len(self._specializations) - 1:
-                    self._specializations.append(self._specializations.pop(position))
-                return candidate
-        return None
-
-    def _rehearse(self, call: Call) -> Rehearsal:
-        model, guide = self._program
-        rehearsal = rehearse(model, guide, call.args, call.kwargs, self.options, self._store)
-        self._adopt(rehearsal)
-        return rehearsal
-
-    def _specialize(self, call: Call, rehearsal: Rehearsal) -> Specialization:
-        try:
-            made = specialize(*self._program, call, self.options, rehearsal, self._specializations)
-            self._tell_of_idle_baselines(made)
-        except BaseException:
-            rehearsal.empty_again()
-            raise
-        self._specializations.append(made)
-        self._is_initialized = True
-        del self._specializations[: -self.options.cache_size]
-        self._show_tensors(made)
-        assert (missed := made.tensors.miss(call)) is None, missed
-        return made
-
-    def _tell_of_idle_baselines(self, made: Specialization) -> None:
-        for site, reason in idle_baselines(made.graph):
-            warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
-
-    def _capture_again(self, call: Call) -> Specialization:
-        """Capture anew for a call, with the branches on samples that it takes from the present random state on."""
-        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
-            return self._specialize(call, self._rehearse(call))
-
-    def _note_miss(self, reason: str) -> None:
-        self._misses.append(reason)
-        if len(self._misses) >= _WARN_AFTER and len(self._misses) & (len(self._misses) - 1) == 0:
-            warn(
-                f"this loss module is compiling for the {len(self._misses) + 1}th time, because {reason}. Pass values "
-                "that change from call to call as tensors, and pad data to a few shapes.",
-                RespecializationWarning,
-            )
-
-    def _note_trained(self, found: Specialization, compiled: Compiled, tensors: list[Tensor]) -> None:
+    def _note_trained(self, specialization: Specialization, compiled: Compiled, tensors: list[Tensor]) -> None:
         """Other parameters get gradients than in the call before, or these are the first."""
-        names = [found.inputs[i].name for i in compiled.owned]
+        names = [specialization.inputs[i].name for i in compiled.owned]
         now = [*map(id, tensors)]
         for name, known in zip(names, compiled.references, strict=False):
             before = known()
             if before is not None and id(before) not in now:
                 self._replaced.append((name, known))
         compiled.trained, compiled.references = now, [*map(weakref.ref, tensors)]
-        self._show_tensors(found)
+        self._show_tensors(specialization)
 
     # -- validity
 
@@ -300,7 +199,7 @@ class LossModule(Showing):
             after = RandomState.now(trial.before.device)
             trial.before.restore()
             with undone_on_error(), unobserved():
-                judge(trial, *self._program, self.options)
+                judge(trial, self._program_of(trial.call))
             after.restore()
 
     def _explain(self, trial: Trial | None) -> None:

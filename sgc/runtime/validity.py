@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sgc.capture.program_call import ProgramCall
 from sgc.capture.prototype import run_validated
 from sgc.capture.state.random_state import device_random_state, set_device_random_state
-from sgc.config import Backend, Options
+from sgc.emit.backends.protocol import Backend
 from sgc.errors import InvalidValueError
 from sgc.guards.base import Call
 from sgc.runtime.specialization import Specialization
@@ -45,6 +44,7 @@ class RandomState:
 class Trial:
     """A call of a compiled program that checks parameters and values.
 
+    :param inputs: those of the program.
     :param before: the random state before it.
     :param same_numbers: whether it draws the random numbers that Pyro draws.
     :param valid: whether the checks hold; known after the call, unless that has failed.
@@ -53,7 +53,8 @@ class Trial:
     """
 
     call: Call
-    found: Specialization
+    specialization: Specialization
+    inputs: list[Tensor]
     before: RandomState
     same_numbers: bool
     valid: Tensor | bool | None = None
@@ -61,16 +62,23 @@ class Trial:
     averages: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, call: Call, found: Specialization, backend: Backend, before: RandomState | None = None) -> Trial | None:
+    def of(
+        cls,
+        call: Call,
+        specialization: Specialization,
+        inputs: list[Tensor],
+        backend: Backend,
+        before: RandomState | None = None,
+    ) -> Trial | None:
         """A call that is made now, or that was made from a random state before; None if nothing is checked."""
-        if not found.checks:
+        if not specialization.checks:
             return None
         if before is None:
-            before = RandomState.now(call.tensors[0].device if call.tensors else torch.device("cpu"))
-        return cls(call, found, before, backend != "inductor" or found.options.rng == "torch")
+            before = RandomState.now(inputs[0].device if inputs else torch.device("cpu"))
+        return cls(call, specialization, inputs, before, backend.draws_as_torch(specialization.options.rng))
 
 
-def judge(trial: Trial, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
+def judge(trial: Trial, program: ProgramCall) -> None:
     """Run Pyro on a call that was not valid, from the random state before it.
 
     It returns where Pyro, with the same numbers, finds nothing wrong: the two differ by rounding then.
@@ -78,9 +86,8 @@ def judge(trial: Trial, model: Callable[..., Any], guide: Callable[..., Any], op
     :raises ValueError: Pyro's own.
     :raises InvalidValueError: where Pyro finds its numbers valid, but they are not those of the call.
     """
-    nesting = trial.found.max_plate_nesting
-    run_validated(model, guide, trial.call.args, trial.call.kwargs, options, nesting)
-    drawn = [str(check) for check in trial.found.checks if check.random]
+    run_validated(program, trial.specialization.prototype.max_plate_nesting)
+    drawn = [str(check) for check in trial.specialization.checks if check.random]
     if drawn and not trial.same_numbers and trial.valid is not None:
         raise InvalidValueError(
             "a random number has led to a parameter or value that is not valid, while those that Pyro draws are. "

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sgc.emit.backends.protocol import StepBackend
 from sgc.emit.inductor.compiled_step import BoundStep, BuiltStep
 from sgc.emit.inductor.cpp_entry import Taking
 from sgc.guards.base import LEAVES, Call
 from sgc.guards.identity import same
 from sgc.native import conditions
-from sgc.native.conditions import Condition
+from sgc.native.conditions import Ask, Condition
 from sgc.native.library import is_available
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.validity import RandomState, Trial
@@ -25,11 +26,13 @@ from sgc.training.optimizers.update import Update
 class Step:
     """A step that is ready to be taken, any number of times, as long as nothing but tensors' values changes.
 
-    :param tensors: those of the program in the call that it was made ready for.
+    :param backend: the one that it was compiled by.
+    :param tensors: the inputs of the program in the call that it was made ready for.
     :param valid: whether the last step that was taken by itself was valid; None if that is not checked.
     """
 
     specialization: Specialization
+    backend: StepBackend
     bound: BoundStep
     tensors: list[Tensor]
     halted: Tensor
@@ -103,7 +106,7 @@ class Step:
 
     def trial(self, call: Call, before: RandomState | None) -> Trial | None:
         """The step as one that has been tried from a random state."""
-        return None if before is None else Trial.of(call, self.specialization, "inductor", before)
+        return None if before is None else Trial.of(call, self.specialization, self.tensors, self.backend, before)
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -124,21 +127,22 @@ class Bound:
     """
 
     specialization: Specialization
+    backend: StepBackend
     update: Update
     built: BuiltStep
     own: list[Tensor]
     take: Taking = never
     _kept: list[Tensor | None] = field(default_factory=list)
     _call: BoundStep | None = None
-    _watch: Callable[[Call], bool] | None = None
+    _watch: Ask | None = None
     _unwatched: int = 0
 
-    def is_for(self, call: Call) -> bool:
-        """Whether a call is known to be for this step, with the same tensors and optimizers."""
-        return self._watch is not None and self._watch(call)
+    def inputs_of(self, call: Call) -> list[Tensor] | None:
+        """The inputs of a call that is known to be for this step, with the same tensors and optimizers; else None."""
+        return None if self._watch is None else self._watch(call)
 
     def note_unwatched(self) -> bool:
-        """Note that :meth:`is_for` did not know; whether to note anew what it asks: the second time, the fourth ..."""
+        """Note that :meth:`inputs_of` did not know; whether to note anew what it asks: the second time, the fourth ..."""
         self._unwatched += 1
         return self._watch is None or self._unwatched & (self._unwatched - 1) == 0
 
@@ -168,7 +172,7 @@ class Bound:
             self._kept, self._call = kept, self.built.bind([*kept, *self.own])
             self._watch, self.take = None, never
 
-    def step(self, call: Call) -> Step:
-        """A step with the tensors that a call brings."""
+    def step(self, inputs: list[Tensor]) -> Step:
+        """A step with the inputs of a call."""
         assert self._call is not None
-        return Step(self.specialization, self._call, call.tensors, self.own[-1])
+        return Step(self.specialization, self.backend, self._call, inputs, self.own[-1])

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.graph.aliasing import overlap
+from sgc.runtime.compiler import differentiate_loss
 from sgc.runtime.specialization import Specialization
 from sgc.training.optimizers.members import Member
 
@@ -16,21 +17,25 @@ UNTRACEABLE = (RuntimeError, TypeError, ValueError, NotImplementedError, GuardOn
 """What an optimizer raises whose update cannot be traced."""
 
 
-def hindrance(found: Specialization, parameters: list[Tensor]) -> str | None:
+def hindrance(specialization: Specialization, parameters: list[Tensor]) -> str | None:
     """Why a step of this specialization cannot be one compiled call."""
     if not parameters:
         return "no parameter receives a gradient"
+    if specialization.repeats > 1:
+        return (
+            f"{specialization.repeats} particles are run one after another (vectorize_particles=True runs them at once)"
+        )
     if any(getattr(parameter, name) for parameter in parameters for name in HOOKS):
         return "a parameter has hooks on its gradient"
     return None
 
 
-def unheld(found: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:
+def unheld(specialization: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:
     """Why a gradient would be lost, or split, in a step that returns none."""
     held = {id(p) for member in members for group in member.optimizer.param_groups for p in group["params"]}
     seen: list[tuple[str, Tensor]] = []
-    for position in found.differentiated(tensors).gradient_of:
-        name, tensor = found.inputs[position].name, tensors[position]
+    for position in differentiate_loss(specialization, tensors).gradient_of:
+        name, tensor = specialization.inputs[position].name, tensors[position]
         if id(tensor) not in held:
             return (
                 f"{name} receives a gradient and no optimizer has it; where that is not meant, register its module "

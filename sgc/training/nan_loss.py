@@ -14,16 +14,16 @@ from sgc.runtime.speculation.branches import first_failed
 _ATTEMPTS = 20
 
 
-def nan_loss_error(step: str, found: Specialization, tensors: list[Tensor]) -> NanLossError:
+def nan_loss_error(step: str, specialization: Specialization, tensors: list[Tensor]) -> NanLossError:
     """The error for a step. The program is run again, eagerly, from the present random state on.
 
     :param step: which one, in words.
     :param tensors: the tensors of the call; parameters are as they were before the step.
     """
-    costs = list(found.graph.of_type(CostNode))
+    costs = list(specialization.graph.of_type(CostNode))
     guilty: list[CostNode] = []
     state = random_state()
-    other = first_failed(found, tensors) if found.tally is not None else None
+    other = first_failed(specialization, tensors) if specialization.tally is not None else None
     restore_random_state(state)
     problem = f"the loss of {step} is NaN; parameters and optimizer are as they were before it"
     if other is not None:
@@ -34,7 +34,7 @@ def nan_loss_error(step: str, found: Specialization, tensors: list[Tensor]) -> N
             remedy="look at what that branch does to parameters and values",
         )
     for _ in range(_ATTEMPTS):
-        values = found.values(tensors)
+        values = specialization.values(tensors)
         guilty = [cost for cost in costs if not torch.isfinite(values[cost.fx]).all()]
         if guilty:
             break
@@ -47,11 +47,10 @@ def nan_loss_error(step: str, found: Specialization, tensors: list[Tensor]) -> N
         )
     names = ", ".join(cost.key for cost in guilty)
     site = guilty[0].site
-    program = found.graph.program
     return NanLossError(
         f"{problem}. Not finite: {names}",
         site=site,
-        source=program.site(site).source if program is not None else None,
+        source=specialization.capture.program.site(site).source,
         remedy="check the parameters of this distribution and the value that it scores; a smaller learning rate or "
         "clipped gradients may help",
     )

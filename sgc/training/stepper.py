@@ -6,47 +6,28 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgc.capture.source import warn
-from sgc.config import Backend
-from sgc.emit.inductor.compiled_step import BuiltStep
-from sgc.emit.train_step import new_flag
+from sgc.emit.backends.protocol import Backend, StepBackend
+from sgc.emit.backends.registry import UNCOMPILED, backend_of
 from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.guards.base import Call
 from sgc.native import conditions
 from sgc.native.conditions import Condition
+from sgc.runtime.compiler import compile_step, differentiate_loss
 from sgc.runtime.loss_module import LossModule
-from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import instead
 from sgc.runtime.turns import Token
 from sgc.runtime.validity import RandomState, Trial
 from sgc.training.bound_step import Bound, Step
-from sgc.training.hindrances import HOOKS, UNTRACEABLE, hindrance, reason_of, unheld
+from sgc.training.compiled_steps import CompiledSteps
+from sgc.training.hindrances import HOOKS, hindrance
 from sgc.training.nan_loss import nan_loss_error
 from sgc.training.optimizers.adapters import Optimizing
-from sgc.training.optimizers.members import Member, obstacle
-from sgc.training.optimizers.update import OwnSchedule, Uninitialised, Update
-
-_MOVING = frozenset({"lr"})
-"""Hyperparameters that are inputs of a compiled step from the start; others become so when they change."""
-
-
-_VALUES = 4
-"""How many compiled steps there may be for the values of a hyperparameter that cannot be an input."""
-
-
-@dataclass
-class _Compiled:
-    """A compiled step, and what it is valid for."""
-
-    specialization: Specialization
-    signature: Any
-    built: BuiltStep
 
 
 @dataclass
@@ -59,20 +40,16 @@ class Stepper:
     :param optimizing: the optimizer.
     :param unchanged: conditions under which ``loss_module()`` is the one that it was.
     :param started: whether the optimizer has made its state.
+    :param compiled: the compiled steps.
+    :param latest: the one that was taken last; the next call is asked first whether it is for this one.
     """
 
     loss_module: Callable[[], LossModule]
     optimizing: Optimizing
     unchanged: Callable[[], list[Condition]]
     started: bool = False
-    _bound: list[Bound] = field(default_factory=list)
-    _compiled: list[_Compiled] = field(default_factory=list)
-    _failed: list[tuple[Specialization, Any]] = field(default_factory=list)
-    _moving: frozenset[str] = _MOVING
-    _constant: frozenset[str] = frozenset()
-    _outside: set[str] = field(default_factory=set)
-    _halted: dict[torch.device, Tensor] = field(default_factory=dict)
-    _latest: Bound | None = None
+    compiled: CompiledSteps = field(default_factory=CompiledSteps)
+    latest: Bound | None = None
     _token: Token = field(default_factory=Token)
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
@@ -81,7 +58,7 @@ class Stepper:
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         :raises ValueError: Pyro's own, if a parameter or value is not valid; likewise.
         """
-        latest = self._latest
+        latest = self.latest
         taken = None if latest is None else latest.take(args, kwargs)
         if type(taken) is float:
             return taken
@@ -89,9 +66,9 @@ class Stepper:
         with self.turn():
             if taken is not None:
                 assert latest is not None
-                outcome, call.tensors, state = taken
+                outcome, inputs, state = taken
                 before = None if state is None else RandomState(state, torch.device("cpu"), None)
-                return self._concluded(latest.step(call), call, outcome, before)
+                return self._concluded(latest.step(inputs), call, outcome, before)
             step = self.ready(call)
             if step is None:
                 return self.eagerly(call).item()
@@ -128,8 +105,10 @@ class Stepper:
 
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         """
-        if self._latest is not None and self._latest.is_for(call):
-            return self._latest.step(call)
+        if self.latest is not None:
+            inputs = self.latest.inputs_of(call)
+            if inputs is not None:
+                return self.latest.step(inputs)
         loss_module = self.loss_module()
         if loss_module._eager_only:
             return None
@@ -142,21 +121,25 @@ class Stepper:
             return None
 
     def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
-        found, tensors = loss_module._select(call)
+        specialization, inputs = loss_module._choose(call)
+        tensors = specialization.with_averages(inputs)
         self._heed_replaced(loss_module)
-        if not self.started or found.backend(with_gradient=True) != "inductor":
+        backend = specialization.backend_of(with_gradient=True)
+        if not self.started or not isinstance(backend, StepBackend):
             return None
-        parameters = [tensors[i] for i in found.differentiated(tensors).gradient_of]
-        why = hindrance(found, parameters)
+        parameters = [tensors[i] for i in differentiate_loss(specialization, tensors).gradient_of]
+        why = hindrance(specialization, parameters)
         if why is not None:
-            self._say_outside(why)
+            self.compiled.say_outside(why)
             return None
-        members = self.optimizing.members(found, parameters)
-        bound = self._find(found, members, parameters) or self._bind(found, members, tensors, parameters)
+        members = self.optimizing.members(specialization, parameters)
+        bound = self.compiled.find(specialization, members, parameters)
+        if bound is None:
+            bound = self.compiled.bind(specialization, backend, members, tensors, parameters)
         if bound is None:
             return None
         if not bound.built.compiled:
-            found.compile_step(bound.built)
+            compile_step(specialization, bound.built)
             if bound.built.detour:
                 warn(
                     "each step goes through Python, which is slower: sgc does not recognise what Inductor of torch "
@@ -164,19 +147,19 @@ class Stepper:
                     StandInWarning,
                 )
         bound.bind(tensors)
-        self._latest = bound
+        self.latest = bound
         if bound.note_unwatched():
             bound.watch(self._conditions(loss_module, bound, parameters), self._token.held)
-        return bound.step(call)
+        return bound.step(inputs)
 
     def _conditions(self, loss_module: LossModule, bound: Bound, parameters: list[Tensor]) -> list[Condition]:
         """All that :meth:`_ready` relies on besides guards and tensors."""
-        found = bound.specialization
+        specialization = bound.specialization
         return [
             *self.unchanged(),
-            *loss_module._conditions(found),
-            *found.steps_natively(),
-            *self.optimizing.conditions(found),
+            *loss_module._conditions(specialization),
+            *specialization.keeps_backend(),
+            *self.optimizing.conditions(specialization),
             *bound.update.conditions(),
             *(
                 conditions.is_empty(conditions.attribute(p, name), getattr(p, name))
@@ -194,15 +177,15 @@ class Stepper:
     def _eagerly(self, loss_module: LossModule, call: Call) -> Tensor:
         if loss_module._eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
-        found, tensors = loss_module._select(call)
+        specialization, inputs = loss_module._choose(call)
         self._heed_replaced(loss_module)
-        # Inductor is for the whole step, unless there will be none: the loss by itself is not worth compiling.
+        # A backend of steps is for the whole one, unless there will be none: the loss alone is not worth compiling.
         backend: Backend | None = None
-        if found.backend(with_gradient=True) == "inductor" and not self._outside:
-            backend = "eager"
-        kept = [(t, t.detach().clone()) for t in found.written(tensors)]
+        if isinstance(specialization.backend_of(with_gradient=True), StepBackend) and not self.compiled.outside:
+            backend = backend_of(UNCOMPILED)
+        kept = [(t, t.detach().clone()) for t in specialization.written(specialization.with_averages(inputs))]
         with torch.enable_grad():
-            loss = self.optimizing.step_eagerly(found, lambda: loss_module._evaluate(call, backend))
+            loss = self.optimizing.step_eagerly(specialization, lambda: loss_module._evaluate(call, backend))
         if math.isnan(loss):
             with torch.no_grad():
                 for tensor, before in kept:
@@ -227,7 +210,7 @@ class Stepper:
         :raises ValueError: Pyro's own; the random state is the one before the step then.
         """
         step.halted.zero_()
-        if trial is not None and trial.found.tally is not None and (failure is not None or not step.valid):
+        if trial is not None and trial.specialization.tally is not None and (failure is not None or not step.valid):
             loss = self._by_pyro(trial, failure)
             return None if math.isnan(loss) else loss
         if failure is not None:
@@ -247,10 +230,10 @@ class Stepper:
 
     def _by_pyro(self, trial: Trial, failure: Exception | None) -> Tensor:
         """Take in Python a step for which an assumption of the compiled one is false; its loss is eager Pyro's."""
-        loss_module, found = self.loss_module(), trial.found
-        kept = [(t, t.detach().clone()) for t in found.written(trial.call.tensors + found.averages())]
+        loss_module, specialization = self.loss_module(), trial.specialization
+        kept = [(t, t.detach().clone()) for t in specialization.written(trial.inputs + specialization.averages())]
         with torch.enable_grad(), loss_module.param_store_scope():
-            loss = self.optimizing.step_eagerly(found, lambda: instead(loss_module, trial, failure))
+            loss = self.optimizing.step_eagerly(specialization, lambda: instead(loss_module, trial, failure))
         if math.isnan(loss):
             with torch.no_grad():
                 for tensor, before in kept:
@@ -265,81 +248,11 @@ class Stepper:
         loss_module = self.loss_module()
         if loss_module._eager_only:
             return NanLossError(f"the loss of {step} is NaN; the optimizer has not taken that step")
-        return nan_loss_error(step, *loss_module._select(call))
+        specialization, inputs = loss_module._choose(call)
+        return nan_loss_error(step, specialization, specialization.with_averages(inputs))
 
     def data_size(self) -> int | None:
         """How many data the latest loss is of, where subsampling plates say so."""
         loss_module = self.loss_module()
         program = None if loss_module._eager_only else loss_module.graph.program
         return None if program is None else program.data_size
-
-    def _find(self, found: Specialization, members: list[Member], parameters: list[Tensor]) -> Bound | None:
-        for bound in self._bound:
-            if bound.specialization is found and bound.update.holds(members, parameters):
-                return bound
-        return None
-
-    def _bind(
-        self, found: Specialization, members: list[Member], tensors: list[Tensor], parameters: list[Tensor]
-    ) -> Bound | None:
-        """A compiled step for optimizers that are new, or that someone has changed."""
-        why = obstacle(members) or unheld(found, tensors, members)
-        if why is not None:
-            self._say_outside(why)
-            return None
-        for old in self._bound:
-            if old.specialization is found:
-                self._moving |= old.update.moved() - self._constant
-        if self._constant and sum(made.specialization is found for made in self._compiled) > _VALUES:
-            self._say_outside(f"{', '.join(sorted(self._constant))} of the optimizer changes, and it branches on it")
-            return None
-        while True:
-            update = Update(members, parameters, self._moving)
-            if any(spec is found and signature == update.signature for spec, signature in self._failed):
-                return None
-            try:
-                built = self._build(found, update, tensors)
-                break
-            except OwnSchedule as schedule:
-                schedule.keep_as_tensors(members)
-            except Uninitialised:
-                return None
-            except UNTRACEABLE as error:
-                if isinstance(error, SgcError):
-                    raise
-                if self._moving > _MOVING:
-                    # The optimizer branches on such a number: each value of it is another step.
-                    self._constant, self._moving = self._constant | (self._moving - _MOVING), _MOVING
-                    continue
-                self._failed.append((found, update.signature))
-                kinds = {type(member.optimizer).__qualname__ for member in members}
-                self._say_outside(f"{', '.join(sorted(kinds))} cannot be traced ({reason_of(error)})")
-                return None
-        for member in members:
-            member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
-        made = Bound(found, update, built, [*update.state, self._flag(found.differentiated(tensors).device)])
-        self._bound = [made, *(b for b in self._bound if b.specialization is not found)][: found.options.cache_size]
-        return made
-
-    def _build(self, found: Specialization, update: Update, tensors: list[Tensor]) -> BuiltStep:
-        for made in self._compiled:
-            if made.specialization is found and made.signature == update.signature:
-                return made.built
-        try:
-            built = found.build_step(tensors, update.state, update)
-        except UNTRACEABLE as error:
-            if isinstance(error, SgcError) or not update.has_capturable:
-                raise
-            built = found.build_step(tensors, update.state, partial(update, capturable=True))
-        self._compiled = [_Compiled(found, update.signature, built), *self._compiled][: found.options.cache_size]
-        return built
-
-    def _flag(self, device: torch.device) -> Tensor:
-        if device not in self._halted:
-            self._halted[device] = new_flag(device)
-        return self._halted[device]
-
-    def _say_outside(self, why: str) -> None:
-        if why not in self._outside:
-            self._outside.add(why)
-            warn(f"the optimizer runs outside of the compiled step: {why}", StandInWarning)

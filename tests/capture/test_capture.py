@@ -116,7 +116,7 @@ def test_a_tensor_assigned_to_an_attribute_is_put_back() -> None:
     module = sgc.compile(model, guide, backend="eager")
     with pytest.warns(SideEffectWarning, match=r"Net\.last"):
         module()
-    assert net.last.item() in (0.0, 1.0)  # the rehearsal's, a real tensor
+    assert net.last.item() in (0.0, 1.0)  # the prototype's, a real tensor
 
 
 def test_an_opaque_sampler_leaves_the_rest_compiled() -> None:
@@ -249,7 +249,7 @@ def test_a_broadcast_leaks_no_dependence() -> None:
 
 
 def test_a_count_that_the_program_reads_and_raises_is_captured_as_it_was() -> None:
-    """A cumulative average divides by a count of the calls, which the rehearsal must leave as it was."""
+    """A cumulative average divides by a count of the calls, which the prototype must leave as it was."""
     norm = nn.BatchNorm1d(2, momentum=None, affine=False)  # type: ignore[arg-type]
 
     def model(x: Tensor) -> None:

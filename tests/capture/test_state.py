@@ -343,7 +343,7 @@ def test_no_traced_tensor_stays_in_plain_python_state(fails: bool) -> None:
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z * mean(x), 1.0), obs=torch.tensor(0.7))
-        if fails and float(z) > -1e9:  # a read of a sample: the rehearsal goes through, the capture does not
+        if fails and float(z) > -1e9:  # a read of a sample: the prototype goes through, the capture does not
             pass
 
     module = sgc.compile(model, guide, backend="eager")

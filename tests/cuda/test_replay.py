@@ -51,8 +51,7 @@ def store() -> dict[str, Tensor]:
 
 
 def replayed(svi: sgc.SVI) -> ReplayedStep:
-    assert svi._stepper is not None
-    (bound,) = svi._stepper._bound
+    (bound,) = svi.stepper.compiled.bound
     assert bound._call is not None
     found = bound._call._call
     assert isinstance(found, ReplayedStep)
@@ -170,7 +169,7 @@ def module_of(program: Any = None, **options: Any) -> sgc.LossModule:
 
 
 def graph_of(module: sgc.LossModule) -> Any:
-    (compiled,) = module.specializations[-1]._compiled.values()
+    (compiled,) = module.specializations[-1].compiled.values()
     assert isinstance(compiled.run, ReplayedCall)
     return compiled.run._graph
 

@@ -42,11 +42,11 @@ def trained(monkeypatch: pytest.MonkeyPatch, calls: list[tuple[tuple[Any, ...], 
     svi = sgc.SVI(model, guide, torch.optim.Adam, sgc.infer.TraceGraph_ELBO(backend="inductor", rng="torch"))
     for _ in range(3):
         svi.step(*calls[0][0], **calls[0][1])
-    stepper = svi._stepper
-    assert stepper is not None and stepper._latest is not None
-    assert stepper._latest.take is not never
+    stepper = svi.stepper
+    assert stepper.latest is not None
+    assert stepper.latest.take is not never
     if not at_once:
-        stepper._latest.take = never
+        stepper.latest.take = never
     asked: list[int] = []
     ready = Stepper.ready
 
@@ -102,8 +102,8 @@ def test_it_is_not_taken_for_other_arguments() -> None:
     call = ((GOOD,), {"scale": ONE, "factor": 2.0})
     for _ in range(3):
         svi.step(*call[0], **call[1])
-    stepper = svi._stepper
-    assert stepper is not None and stepper._latest is not None
+    stepper = svi.stepper
+    assert stepper.latest is not None
     for args, kwargs in CHANGED.values():
-        assert stepper._latest.take(args, kwargs) is None
-    assert isinstance(stepper._latest.take(*call), float)
+        assert stepper.latest.take(args, kwargs) is None
+    assert isinstance(stepper.latest.take(*call), float)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -10,9 +12,17 @@ import pyro.infer
 import pyro.optim
 import pytest
 import torch
+from torch import Tensor, fx
 
 import sgc.infer
-import sgc.runtime.specialization
+from sgc.config import Rng
+from sgc.emit.backends.eager import Eager
+from sgc.emit.backends.inductor_backend import Inductor
+from sgc.emit.backends.protocol import Backend
+from sgc.emit.backends.registry import registered
+from sgc.emit.backends.torchscript import TorchScript
+from sgc.emit.inductor.compile_graph import Runner
+from sgc.emit.rewrites.optimize import Optimized, Report
 from sgc.errors import BackendError, StandInWarning
 from sgc.infer import compiled
 from tests.programs import local_switches
@@ -20,20 +30,31 @@ from tests.programs import local_switches
 DATA = torch.tensor([0.3, -1.2, 0.8])
 
 
+def noting(kind: type[Backend], built: list[str]) -> Backend:
+    """A backend of this kind that compiles nothing, and notes when it builds."""
+
+    class Noting(kind):  # type: ignore[misc, valid-type]
+        def after_gradient(self, module: fx.GraphModule, examples: Sequence[Tensor], rng: Rng) -> Optimized:
+            return Optimized(module, Report())
+
+        def build(self, optimized: Optimized, examples: list[Any], rng: Rng) -> Runner:
+            built.append(self.name)
+            assert rng == "torch"
+            return Eager().build(optimized, examples, rng)
+
+    made: Backend = Noting()
+    return made
+
+
 @pytest.fixture
-def backends(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The backends that were built, in order; none of them compiles anything."""
     built: list[str] = []
-    original = sgc.runtime.specialization.build
-
-    def build(module: Any, tensors: Any, backend: str, rng: str) -> Any:
-        built.append(backend)
-        assert rng == "torch"
-        return original(module, tensors, "eager", rng)
-
-    monkeypatch.setattr(sgc.runtime.specialization, "build", build)
     monkeypatch.setattr(compiled, "PATIENCE", 3)
-    return built
+    with ExitStack() as stack:
+        for kind in (Eager, Inductor, TorchScript):
+            stack.enter_context(registered(noting(kind, built)))
+        yield built
 
 
 def train(elbo: Any, steps: int, data: torch.Tensor = DATA, program: Any = None) -> list[float]:
@@ -87,7 +108,7 @@ def test_what_is_no_training_call_neither_delays_the_move_nor_brings_it(
                 _ask(what, elbo, program)
     (made,) = elbo.compiled(*program).specializations
     assert made.calls(with_gradient=True) == 0, "what it counts is of its present backend"
-    assert made.backend(with_gradient=True) == "inductor"
+    assert made.backend_of(with_gradient=True).name == "inductor"
     assert made.calls(with_gradient=False) == (what == "evaluate the loss"), (
         "of four calls three preceded a move of their own"
     )
@@ -102,7 +123,7 @@ def test_a_training_step_moves_too_whatever_was_asked_in_between(after: int, bac
         if number + 1 == after:
             assert svi.loss_module.verify(DATA)
             svi.evaluate_loss(DATA)
-    assert svi.loss_module.specializations[-1].backend(with_gradient=True) == "inductor"
+    assert svi.loss_module.specializations[-1].backend_of(with_gradient=True).name == "inductor"
 
 
 def test_a_specialization_that_has_waited_longer_moves_at_its_next_call(
@@ -123,25 +144,23 @@ def test_a_backend_that_is_named_is_used_from_the_first_call_on(backends: list[s
     assert backends == [backend]
 
 
+class WithoutCompiler(Inductor):
+    def build(self, optimized: Optimized, examples: list[Any], rng: Rng) -> Runner:
+        raise BackendError("Inductor needs a C++ compiler and found none", remedy="install one")
+
+
 def test_without_a_compiler_it_stays_eager_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "PATIENCE", 2)
-    original = sgc.runtime.specialization.build
-
-    def build(module: Any, tensors: Any, backend: Any, rng: Any) -> Any:
-        if backend == "inductor":
-            raise BackendError("Inductor needs a C++ compiler and found none", remedy="install one")
-        return original(module, tensors, backend, rng)
-
-    monkeypatch.setattr(sgc.runtime.specialization, "build", build)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ours = train(sgc.infer.TraceGraph_ELBO(), 8)
-    assert [w.category for w in caught] == [StandInWarning]
-    assert "install one" in str(caught[0].message)
-    pyro.clear_param_store()
-    assert ours == train(sgc.infer.TraceGraph_ELBO(backend="eager"), 8)
-    with pytest.raises(BackendError):
-        train(sgc.infer.TraceGraph_ELBO(backend="inductor"), 1)
+    with registered(WithoutCompiler()):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ours = train(sgc.infer.TraceGraph_ELBO(), 8)
+        assert [w.category for w in caught] == [StandInWarning]
+        assert "install one" in str(caught[0].message)
+        pyro.clear_param_store()
+        assert ours == train(sgc.infer.TraceGraph_ELBO(backend="eager"), 8)
+        with pytest.raises(BackendError):
+            train(sgc.infer.TraceGraph_ELBO(backend="inductor"), 1)
 
 
 @pytest.mark.inductor

@@ -112,7 +112,13 @@ class Program:
     def answers(self) -> tuple[bool, bool]:
         """What the conditions say with the guards behind them, and what the guards say one by one."""
         call = Call(self.arguments, {})
-        return self.found.holds(call), self.found.miss(call) is None
+        return self.found.inputs_of(call) is not None, self.found.miss(call) is None
+
+
+def holding(groups: Any, *, native: bool) -> Callable[[Any], bool]:
+    """A function that says whether groups hold for a call."""
+    inputs_of = conditions.watch(groups, native=native)
+    return lambda call: inputs_of(call) is not None
 
 
 def store(name: str) -> Tensor:
@@ -329,9 +335,9 @@ def test_a_parameter_becomes_nested(program: Program) -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], requires_grad=True)
     replace_in_store("loc", nested)
     alone = conditions.watch(program.found.groups(), native=program.native)
-    for holds in (program.found.holds, alone):
+    for inputs_of in (program.found.inputs_of, alone):
         with pytest.raises(RuntimeError):
-            holds(Call(program.arguments, {}))
+            inputs_of(Call(program.arguments, {}))
 
 
 def test_the_tensors_of_a_call_are_those_of_now(program: Program) -> None:
@@ -339,10 +345,11 @@ def test_the_tensors_of_a_call_are_those_of_now(program: Program) -> None:
     program.net.inner.bias = nn.Parameter(torch.ones(2))
     x = torch.rand(2)
     for call in (Call((x,), {}), Call((nn.Parameter(x, False),), {})):  # by the conditions, and by the guards
-        assert program.found.holds(call)
-        fetched = dict(zip((declared.name for declared in program.found.inputs), call.tensors, strict=True))
+        inputs = program.found.inputs_of(call)
+        assert inputs is not None
+        fetched = dict(zip((declared.name for declared in program.found.inputs), inputs, strict=True))
         assert fetched["loc"] is new and fetched["args[0]"] is call.args[0]
-        assert any(tensor is program.net.inner.bias for tensor in call.tensors)
+        assert any(tensor is program.net.inner.bias for tensor in inputs)
 
 
 def test_one_tensor_twice(program: Program) -> None:
@@ -399,9 +406,8 @@ def test_the_usual_case_asks_no_guard(program: Program) -> None:
     alone = tuple((group, None) for group, _ in program.found.groups())
     call = Call(program.arguments, {})
     for native in (False, True):
-        assert conditions.watch(alone, native=native)(call)
-        assert all(isinstance(tensor, Tensor) for tensor in call.tensors)
-        del call.tensors
+        inputs = conditions.watch(alone, native=native)(call)
+        assert inputs and all(isinstance(tensor, Tensor) for tensor in inputs)
 
 
 MIXED = {"sizes": [[2, 3], (4, [5])], "arrays": {"a": np.ones(2)}, "list": [1.0, None]}
@@ -443,7 +449,7 @@ def test_the_usual_case_is_told_without_taking_values_apart(value: Any) -> None:
     ]
     assert len(asked) == len(still_holds(conditions.fixed(value), note(value)))
     for native in (False, True):
-        holds = conditions.watch(((tuple(asked), None),), native=native)
+        holds = holding(((tuple(asked), None),), native=native)
         assert holds(None) and holds(None)
 
 
@@ -452,7 +458,7 @@ def test_the_usual_case_is_told_without_taking_values_apart(value: Any) -> None:
 def test_what_containers_in_containers_hold(native: bool) -> None:
     value: Any = copy.deepcopy(MIXED)
     noted = note(value)
-    holds = conditions.watch(((tuple(still_holds(conditions.fixed(value), noted)), None),), native=native)
+    holds = holding(((tuple(still_holds(conditions.fixed(value), noted)), None),), native=native)
     for change, undo in (
         (lambda: value["sizes"][1][1].append(6), lambda: value["sizes"][1][1].pop()),
         (lambda: value["sizes"][0].reverse(), lambda: value["sizes"][0].reverse()),
@@ -475,7 +481,7 @@ def test_what_has_changed_since_it_was_noted_does_not_hold() -> None:
     value = [[1], [2]]
     noted = note(value)
     value[0][0] = 3
-    holds = conditions.watch(((tuple(still_holds(conditions.fixed(value), noted)), None),), native=False)
+    holds = holding(((tuple(still_holds(conditions.fixed(value), noted)), None),), native=False)
     assert not holds(None)
     value[0][0] = 1
     assert holds(None)
@@ -522,7 +528,7 @@ def test_modes_of_torch_do_not_see_attributes_that_are_asked() -> None:
     tensor = torch.zeros(2, requires_grad=True)
     hooks = conditions.is_same(conditions.attribute(tensor, "_backward_hooks"), None)
     device = conditions.equals(conditions.result(torch.get_default_device), torch.device("meta"))
-    python, native = (conditions.watch([((hooks, device, hooks), None)], native=native) for native in (False, True))
+    python, native = (holding([((hooks, device, hooks), None)], native=native) for native in (False, True))
     call = Call((), {})
     with torch.device("meta"), Seen() as seen:
         assert python(call) and "_backward_hooks" in seen.names

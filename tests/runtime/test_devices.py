@@ -82,7 +82,9 @@ def test_program_does_what_pyro_does(name: str) -> None:
         assert_equal(ours, theirs, 1e-6, gradients=not entry.differs)
     found = [*tensors_of(ours), *module.parameters(), *module.buffers()]
     assert {tensor.device for tensor in found} <= {device()}
-    for graph in (made.module.graph for s in module.specializations for made in s._compiled.values()):
+    for specialization in module.specializations:
+        assert list(strays(specialization.emitted.module.graph)) == []
+    for graph in (made.rewritten.program.graph for s in module.specializations for made in s.compiled.values()):
         assert list(strays(graph)) == []
 
 

@@ -136,7 +136,7 @@ def keeping(holder: Any, keep: Callable[[Any, Any], Any], fails: bool = False) -
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         keep(holder, z * 2.0)
         pyro.sample("x", dist.Normal(z, 1.0), obs=X)
-        if fails and z > -1e9:  # a branch that the rehearsal takes and a capture cannot
+        if fails and z > -1e9:  # a branch that the prototype takes and a capture cannot
             pass
 
     return model

@@ -77,8 +77,8 @@ def test_each_trains_its_own(backend: str) -> None:
 
     at_once([lambda svi=svi: train(svi) for svi in svis])  # type: ignore[misc]
     for number, svi in enumerate(svis):
-        (parameter,) = svi._stepper.optimizing.optimizer.state  # type: ignore[union-attr]
-        assert svi._stepper.optimizing.optimizer.state[parameter]["step"] == 35  # type: ignore[union-attr]
+        (parameter,) = svi.stepper.optimizing.optimizer.state
+        assert svi.stepper.optimizing.optimizer.state[parameter]["step"] == 35
         assert [name for name, _ in svi.loss_module.named_parameters()] == [f"param_store.q{number}"]
         assert svi.loss_module.verify(X)  # compares under one seed, and threads share torch's random state
     assert make_svi(7, backend).loss_module.verify(X)  # the process is as it was
@@ -93,7 +93,7 @@ def test_all_train_one(backend: str) -> None:
         lambda: [svi.step(X[:1]) for _ in range(9)],
     ]
     at_once(ways)
-    (state,) = svi._stepper.optimizing.optimizer.state.values()  # type: ignore[union-attr]
+    (state,) = svi.stepper.optimizing.optimizer.state.values()
     assert state["step"] == 109
 
 

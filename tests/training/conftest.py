@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-import torch
-from torch import Tensor, fx
 
-from sgc.config import Rng
-from sgc.emit.inductor.compiled_step import BuiltStep
-from sgc.emit.rewrites.optimize import Report
-from sgc.runtime import specialization
+from sgc.emit.backends.registry import registered
+from tests.backends import UncompiledSteps
 
 
 @pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def uncompiled() -> Iterator[UncompiledSteps]:
     """Whole-step graphs run as they are: the same tracing, binding and guards, without seconds of C++ compilation."""
-
-    def build_step(
-        module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()
-    ) -> BuiltStep:
-        return BuiltStep(module, Report(), list(tensors), rng, _run=torch.no_grad()(module.forward))
-
-    monkeypatch.setattr(specialization, "build_step", build_step)
-    yield
+    backend = UncompiledSteps()
+    with registered(backend):
+        yield backend
 
 
 @pytest.fixture

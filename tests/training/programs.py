@@ -86,5 +86,4 @@ def is_compiled(svi: sgc.SVI, data: Tensor = DATA) -> bool:
     """Whether the next step is one compiled call."""
     from sgc.guards.base import Call
 
-    assert svi._stepper is not None
-    return svi._stepper.ready(Call((data,), {})) is not None
+    return svi.stepper.ready(Call((data,), {})) is not None

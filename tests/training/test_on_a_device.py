@@ -6,7 +6,8 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -20,10 +21,9 @@ from torch import Tensor, fx
 import sgc
 import sgc.errors
 import sgc.infer
-from sgc.emit.backends.registry import Built
-from sgc.emit.inductor.compiled_step import BuiltStep
-from sgc.emit.rewrites.optimize import Report, optimize
-from sgc.runtime import specialization
+from sgc.emit.backends.registry import registered
+from sgc.emit.inductor.compile_graph import Runner
+from tests.backends import RunGraphs
 from tests.programs import switches_on
 from tests.second_device import device, unavailable
 
@@ -65,9 +65,9 @@ def assert_same_training(ours: Any, theirs: Any) -> None:
 
 @pytest.mark.parametrize("rewritten", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_whole_steps_are_those_of_pyro(name: str, rewritten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_steps_are_those_of_pyro(name: str, rewritten: bool, run_graphs: Run) -> None:
     """The graph of a step runs as it is here, or as Inductor is given it: neither Inductor nor CUDA is."""
-    built = run_graphs(monkeypatch, rewritten=rewritten)
+    built = run_graphs(rewritten=rewritten)
     model, guide = switches_on()
     theirs = trained(
         pyro.infer.SVI(model, guide, copy.deepcopy(OPTIMIZERS[name][0]), pyro.infer.TraceGraph_ELBO()), data()
@@ -87,33 +87,33 @@ def inputs_of(module: fx.GraphModule) -> list[torch.device]:
     return [node.meta["val"].device for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def run_graphs(monkeypatch: pytest.MonkeyPatch, *, rewritten: bool) -> list[fx.GraphModule]:
-    """Let graphs run on the device instead of compiling them; the graphs that were built."""
-    built: list[fx.GraphModule] = []
+class OnTheDevice(RunGraphs):
+    """Graphs run on the device instead of being compiled, on tensors that are where those of the examples are."""
 
-    def prepared(module: fx.GraphModule, examples: list[Tensor]) -> tuple[fx.GraphModule, Any]:
-        made = optimize(module, examples, rng="torch").module if rewritten else module
-        built.append(made)
+    def runner(self, module: fx.GraphModule, examples: list[Tensor]) -> Runner:
+        run = super().runner(module, examples)
 
-        @torch.no_grad()
-        def run(*arguments: Tensor) -> Any:
-            assert [t.device for t in arguments] == [t.device for t in examples] == inputs_of(made)
-            return made(*arguments)
+        def checked(*arguments: Tensor) -> Any:
+            assert [t.device for t in arguments] == [t.device for t in examples] == inputs_of(module)
+            return run(*arguments)
 
-        return made, run
+        return checked
 
-    def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> BuiltStep:
-        examples = [tensor.detach() for tensor in tensors]
-        made, run = prepared(module, examples)
-        return BuiltStep(made, Report(), examples, "torch", _run=run)
 
-    def build(module: fx.GraphModule, tensors: Sequence[Tensor], *_: Any) -> Built:
-        made, run = prepared(module, [tensor.detach() for tensor in tensors])
-        return Built(run, made, Report())
+Run = Callable[..., list[fx.GraphModule]]
 
-    monkeypatch.setattr(specialization, "build_step", build_step)
-    monkeypatch.setattr(specialization, "build", build)
-    return built
+
+@pytest.fixture
+def run_graphs() -> Iterator[Run]:
+    """Lets graphs run on the device instead of compiling them; gives the list of those that are built from then on."""
+    with ExitStack() as stack:
+
+        def begin(*, rewritten: bool) -> list[fx.GraphModule]:
+            backend = OnTheDevice(rewritten=rewritten)
+            stack.enter_context(registered(backend))
+            return backend.graphs
+
+        yield begin
 
 
 def test_step_in_python() -> None:
@@ -123,9 +123,9 @@ def test_step_in_python() -> None:
     assert_same_training(trained(svi, data()), theirs)
 
 
-def test_data_on_the_cpu_that_the_program_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_on_the_cpu_that_the_program_moves(run_graphs: Run) -> None:
     """The first input is on the CPU, the loss and the flag of a NaN are on the device."""
-    run_graphs(monkeypatch, rewritten=False)
+    run_graphs(rewritten=False)
     model, guide = switches_on(device())
     theirs = trained(
         pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), pyro.infer.TraceGraph_ELBO()), data().cpu()
@@ -136,8 +136,8 @@ def test_data_on_the_cpu_that_the_program_moves(monkeypatch: pytest.MonkeyPatch)
     assert_same_training(trained(svi, data().cpu()), theirs)
 
 
-def test_run_stops_at_a_nan_with_the_random_state_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_graphs(monkeypatch, rewritten=False)
+def test_run_stops_at_a_nan_with_the_random_state_of_its_step(run_graphs: Run) -> None:
+    run_graphs(rewritten=False)
 
     def model() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros((), device=device()), 1.0))
@@ -162,9 +162,9 @@ def test_run_stops_at_a_nan_with_the_random_state_of_its_step(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("good", [0, 1, 15, 16, 37])
-def test_minibatches_are_looked_at_in_groups(good: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minibatches_are_looked_at_in_groups(good: int, run_graphs: Run) -> None:
     """What is sent after a step that has halted changes nothing, and what is drawn for it is taken back."""
-    run_graphs(monkeypatch, rewritten=False)
+    run_graphs(rewritten=False)
     batches = [data() + 0.1 * number for number in range(40)]
 
     def started() -> Any:
@@ -210,9 +210,9 @@ def test_resumes_from_a_checkpoint() -> None:
     assert torch.equal(svi.run(3, data()).losses, expected)
 
 
-def test_parameters_on_two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_on_two_devices(run_graphs: Run) -> None:
     """Each keeps its gradient and its optimizer's state where it is; the optimizer then runs in Python."""
-    run_graphs(monkeypatch, rewritten=False)
+    run_graphs(rewritten=False)
 
     def model(x: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(3, device=device()), 1.0).to_event(1))

@@ -96,7 +96,7 @@ def test_a_users_own_optimizer_runs_in_python(uncompiled: None) -> None:
     with pytest.warns(StandInWarning, match="Sign is neither torch's nor Pyro's"):
         _, found, svi = train(Sign, STEPS, "inductor")
     close(found, expected)
-    assert svi._stepper.optimizing.optimizer.count == STEPS  # type: ignore[union-attr]
+    assert svi.stepper.optimizing.optimizer.count == STEPS
 
 
 def test_hooks_are_run(uncompiled: None) -> None:
@@ -170,8 +170,7 @@ def test_schedulers_need_no_new_compilation_at_each_step(kind: str, uncompiled: 
         ours, found, svi = train(*_with(schedule(kind), "inductor"))
     assert ours == pytest.approx(losses, rel=1e-5)
     close(found, expected)
-    assert svi._stepper is not None
-    assert len(svi._stepper._compiled) <= 2
+    assert svi.stepper.compiled.built <= 2
 
 
 def _with(scheduled: Any, backend: str) -> Any:
@@ -193,13 +192,12 @@ def test_a_rate_set_by_hand_takes_effect(uncompiled: None) -> None:
     before = values()
     svi.step(DATA)
     assert values()["q"] == before["q"]
-    assert svi._stepper is not None
-    assert len(svi._stepper._compiled) == 1
+    assert svi.stepper.compiled.built == 1
 
 
 def test_an_option_set_by_hand_takes_effect(uncompiled: None) -> None:
     def between(svi: sgc.SVI) -> None:
-        svi._stepper.optimizing.optimizer.param_groups[0]["weight_decay"] = 0.5  # type: ignore[union-attr]
+        svi.stepper.optimizing.optimizer.param_groups[0]["weight_decay"] = 0.5
 
     _, expected, _ = train(adam, STEPS, "eager", between)
     _, found, _ = train(adam, STEPS, "inductor", between)
@@ -209,9 +207,9 @@ def test_an_option_set_by_hand_takes_effect(uncompiled: None) -> None:
 def test_the_state_is_the_optimizers_own(uncompiled: None) -> None:
     """``state_dict`` and ``load_state_dict`` of the optimizer see what the compiled step does, and the reverse."""
     _, _, eager = train(adam, STEPS, "eager")
-    theirs = eager._stepper.optimizing.optimizer.state_dict()  # type: ignore[union-attr]
+    theirs = eager.stepper.optimizing.optimizer.state_dict()
     _, _, compiled = train(adam, STEPS, "inductor")  # which clears the store that the parameters of both are in
-    ours = compiled._stepper.optimizing.optimizer  # type: ignore[union-attr]
+    ours = compiled.stepper.optimizing.optimizer
     for one, other in zip(ours.state_dict()["state"].values(), theirs["state"].values(), strict=True):
         assert one["step"] == other["step"] == STEPS
         torch.testing.assert_close(one["exp_avg"], other["exp_avg"])

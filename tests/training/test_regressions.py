@@ -11,10 +11,10 @@ import pyro.optim
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sgc.errors import ArgumentError, StandInWarning
-from sgc.runtime import specialization
-from sgc.runtime.specialization import Specialization
+from tests.backends import UncompiledSteps
 from tests.training.programs import DATA, GAUSSIAN, ONE, SCALED, fresh, is_compiled, values
 
 STEPS = 6
@@ -144,22 +144,22 @@ def test_another_optimizer_takes_over(uncompiled: None) -> None:
 
 
 def test_an_optimizer_that_cannot_be_traced_is_not_tried_again(
-    uncompiled: None, monkeypatch: pytest.MonkeyPatch
+    uncompiled: UncompiledSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = []
-    build_step = Specialization.build_step
+    traced = []
+    update = torch.optim._adafactor._single_tensor_adafactor
 
-    def counted(*args: Any) -> Any:
-        tried.append(1)
-        return build_step(*args)
+    def counted(params: list[Tensor], *args: Any, **kwargs: Any) -> None:
+        traced.extend(parameter for parameter in params if isinstance(parameter, FakeTensor))
+        update(params, *args, **kwargs)
 
-    monkeypatch.setattr(Specialization, "build_step", counted)
+    monkeypatch.setattr(torch.optim._adafactor, "_single_tensor_adafactor", counted)
     svi = fresh(torch.optim.Adafactor, program=GAUSSIAN)
     counts = []
     with pytest.warns(StandInWarning, match="Adafactor cannot be traced"):
         for _ in range(5):
             svi.step(DATA)
-            counts.append(len(tried))
+            counts.append(len(traced))
     assert counts[1] > 0
     assert counts[1:] == [counts[1]] * 4
 
@@ -187,19 +187,9 @@ def test_a_momentum_that_changes_takes_effect(uncompiled: None) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the optimizer runs outside")
-def test_a_momentum_that_changes_is_not_compiled_at_every_step(
-    uncompiled: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = []
-    build = specialization.build
-
-    def counted(*args: Any) -> Any:
-        built.append(1)
-        return build(*args)
-
-    monkeypatch.setattr(specialization, "build", counted)
+def test_a_momentum_that_changes_is_not_compiled_at_every_step(uncompiled: UncompiledSteps) -> None:
     cycled("inductor", 20)
-    assert 0 < len(built) < 10
+    assert 0 < uncompiled.built < 10
 
 
 # -- what a run is over

@@ -193,10 +193,9 @@ def test_a_step_that_gives_nan_warns_and_changes_nothing(uncompiled: None) -> No
 
 
 def _momentum(svi: sgc.SVI) -> Tensor:
-    assert svi._stepper is not None
-    if not svi._stepper.started:
+    if not svi.stepper.started:
         return torch.tensor(0.0)
-    (state,) = svi._stepper.optimizing.optimizer.state.values()  # type: ignore[attr-defined]
+    (state,) = svi.stepper.optimizing.optimizer.state.values()  # type: ignore[attr-defined]
     return state["momentum_buffer"].clone()
 
 

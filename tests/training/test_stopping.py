@@ -55,12 +55,12 @@ def test_a_line_search_that_meets_nan_is_not_taken(uncompiled: None) -> None:
             for _ in range(3):
                 svi.step(ONE)
         before = values()
-        state = svi._stepper.optimizing.optimizer.state_dict()["state"][0]  # type: ignore[union-attr]
+        state = svi.stepper.optimizing.optimizer.state_dict()["state"][0]
         evaluations = state["func_evals"]
         loss = nan_step(svi, NAN)
         assert loss != loss
         assert values() == before
-        state = svi._stepper.optimizing.optimizer.state_dict()["state"][0]  # type: ignore[union-attr]
+        state = svi.stepper.optimizing.optimizer.state_dict()["state"][0]
         assert state["func_evals"] == evaluations
         svi.step(ONE)
     assert values()["p"].isfinite()

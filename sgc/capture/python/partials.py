@@ -39,7 +39,7 @@ class CallRecord:
                 shown = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kwargs.items())])
                 try:
                     result = function(*args, **kwargs)
-                except Exception as error:  # eager Pyro would meet it; so will the rehearsal that follows
+                except Exception as error:  # eager Pyro would meet it; so will the prototype that follows
                     return f"{self.name}({shown}) was {expected!r}, raises {type(error).__name__}"
                 if type(result) not in _NUMBERS or not same(result, expected):
                     return f"{self.name}({shown}) was {expected!r}, is {result!r}"

@@ -1,6 +1,6 @@
 """What a program may not do to its tensors while it runs, because a compiled program would not do it again.
 
-Each is refused before it happens, where possible in the rehearsal already: under a capture tensors have no data, and a
+Each is refused before it happens, where possible in the prototype already: under a capture tensors have no data, and a
 parameter that is given such a tensor has lost its own.
 """
 
@@ -55,7 +55,7 @@ def refuse(func: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def refuse_traced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """:func:`refuse`, and what has done no harm in a rehearsal."""
+    """:func:`refuse`, and what has done no harm in a prototype."""
     refuse(func, args)
     if func in _SWITCHES:
         _refuse_switch(args[0], *args[1:], **kwargs)
@@ -76,7 +76,7 @@ _RESIZES = frozenset((Tensor.resize_, Tensor.resize_as_))
 
 
 def _refuse_switch(tensor: Tensor, requires_grad: bool = True) -> None:
-    """What a program sets in each run alike was set by its rehearsal; another setting holds for a part of it only."""
+    """What a program sets in each run alike was set by its prototype; another setting holds for a part of it only."""
     if tracer.unwrapped(tensor) is not tensor:
         return  # torch.func.grad sets it on a wrapper of its own
     if tensor.requires_grad != requires_grad and (not tracer.is_fake(tensor) or tracer.is_placeholder(tensor)):
@@ -93,7 +93,7 @@ def _history(tensor: Tensor) -> Any:
 
 
 class Refusing(TorchFunctionMode):
-    """Around a rehearsal: :func:`refuse`, lest what the program does is done, and the capture fails then."""
+    """Around a prototype: :func:`refuse`, lest what the program does is done, and the capture fails then."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -104,7 +104,7 @@ class Refusing(TorchFunctionMode):
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Around a rehearsal and a capture: refuse what torch tells no mode of."""
+    """Around a prototype and a capture: refuse what torch tells no mode of."""
 
     def assign(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self, nn.Parameter):  # of others torch's tracing says so itself

@@ -1,7 +1,7 @@
 """Texts of traced tensors, which have no values to be shown.
 
 A text that the program goes on with (a key, a part of a name) is read as a number is. One that is for people's eyes
-reads nothing: what ``print`` writes the rehearsal has written already, with the values.
+reads nothing: what ``print`` writes the prototype has written already, with the values.
 """
 
 from __future__ import annotations

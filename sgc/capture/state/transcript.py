@@ -1,7 +1,7 @@
 """The Python values that one run of a program passes to torch and Pyro.
 
 A capture burns Python values in. What a program takes from an iterator, a clock or a counter is another value in each
-run, and would be frozen. The rehearsal and the capture are two runs of one program on the same tensors and random
+run, and would be frozen. The prototype and the capture are two runs of one program on the same tensors and random
 numbers: the numbers, texts and tensors of its own making must be the same in both
 (:mod:`sgc.capture.state.run_differences`).
 """

@@ -45,7 +45,7 @@ def checks_of_calls(graph: fx.Graph) -> Iterator[Requirement]:
         if not _only_checks(node):
             continue
         tensors = [leaf for leaf in tree_flatten((node.args, node.kwargs))[0] if isinstance(leaf, fx.Node)]
-        # Without tensors the outcome is the same as in the rehearsal, where it did not raise.
+        # Without tensors the outcome is the same as in the prototype, where it did not raise.
         if tensors and mode is not None and all(_is_tensor(tensor) for tensor in tensors):
             with mode, graph.inserting_before(node):
                 yield _requirement(graph, node, tensors)

@@ -66,7 +66,7 @@ class Requirements:
             self.add(constraint, getattr(distribution, name), f"{name} of {_name(distribution)}")
 
     def value(self, distribution: Distribution, value: Tensor) -> None:
-        """What ``Distribution._validate_sample`` checks, except shapes, which the rehearsal has checked."""
+        """What ``Distribution._validate_sample`` checks, except shapes, which the prototype has checked."""
         try:
             support = distribution.support
         except NotImplementedError:

@@ -1,4 +1,4 @@
-"""An emitted module as TorchScript, of which torch's tracer of TorchScript cannot record everything.
+"""The TorchScript backend: an emitted module as TorchScript, of which torch's tracer of TorchScript cannot record everything.
 
 What it cannot record, and what TorchScript would drop because nothing uses it, is written in another way here.
 """
@@ -14,15 +14,33 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from sgc.config import Rng
+from sgc.emit.backends.protocol import Backend
 from sgc.emit.fx.rewriting import call, copy_of, replace, results_of, tensor_of, value_of
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.rewrites.fold_constants import FULL
+from sgc.emit.rewrites.optimize import Optimized, optimize
 from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.errors import BackendError
 from sgc.graph.effects import is_random
 
 _aten = torch.ops.aten
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+class TorchScript(Backend):
+    """Runs the rewritten module by TorchScript's interpreter, which fuses nothing here."""
+
+    name = "torchscript"
+
+    def after_gradient(self, module: fx.GraphModule, examples: Sequence[Tensor], rng: Rng) -> Optimized:
+        return optimize(module, examples, rng="torch", skip=("lower_elementary",))  # nothing is fused
+
+    def build(self, optimized: Optimized, examples: list[Any], rng: Rng) -> Runner:
+        return compile_torchscript(optimized.module, examples)
+
+    def draws_as_torch(self, rng: Rng) -> bool:
+        return True
 
 
 def compile_torchscript(module: fx.GraphModule, examples: Sequence[Tensor]) -> Runner:

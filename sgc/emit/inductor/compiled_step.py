@@ -45,6 +45,8 @@ class BuiltStep:
     :param outlined: ``module`` in two parts.
     :param loop: what is run before ``module``, and how often, where there are many particles; on a GPU each step is a
         call of its own then.
+    :param run: the compiled program; None before it is compiled.
+    :param native: the same, to be called from C++.
     """
 
     module: fx.GraphModule
@@ -57,14 +59,15 @@ class BuiltStep:
     """The GPU on which it is replayed, if it is."""
     detour: bool = False
     """Whether each step goes through Python because the compiled program was not recognised."""
-    _run: Runner | None = None
-    _native: NativeProgram | None = None
+    compile_graph: Callable[..., Runner] = compile_graph
+    run: Runner | None = None
+    native: NativeProgram | None = None
     _attributes: list[Tensor] = field(default_factory=list)
 
     @property
     def compiled(self) -> bool:
         """Whether it can be called."""
-        return self._run is not None
+        return self.run is not None
 
     def compile(self) -> None:
         """Compile it.
@@ -85,9 +88,9 @@ class BuiltStep:
                 self.outlined = None
             whole = self._compile(self.module, examples, attributes, particle, native=native)
         # From here on it counts as compiled: nothing may fail behind.
-        self._native, self._attributes = whole.native, whole.attributes
-        self._run = whole.run if particle is None else self._particles(particle.run, whole.run)
-        self.detour = native and self._native is None
+        self.native, self._attributes = whole.native, whole.attributes
+        self.run = whole.run if particle is None else self._particles(particle.run, whole.run)
+        self.detour = native and self.native is None
         self.examples = []  # they hold the memory of what may be long gone
 
     def _compile(
@@ -106,7 +109,7 @@ class BuiltStep:
         attributes = [*others, *own]
         everything = [*examples, *attributes]
         functions = library_of(outlined.functions) if outlined is not None else None
-        run = compile_graph(lifted, [everything[i] for i in takes], self.rng, in_one_piece=native)
+        run = self.compile_graph(lifted, [everything[i] for i in takes], self.rng, in_one_piece=native)
         program = None
         if native and (particle is None or particle.native is not None):
             wanted = results_of(module if outlined is None else self.module)
@@ -156,15 +159,15 @@ class BuiltStep:
 
     def bind(self, inputs: Sequence[Tensor | None]) -> BoundStep:
         """The compiled step for these inputs; None stands for one that each call brings."""
-        assert self._run is not None
+        assert self.run is not None
         scratch = [] if self.loop is None else self.loop.scratch
         everything = [*inputs, *scratch, *self._attributes]
         call: NativeCall | ReplayedStep | None = None
-        if self._native is not None:
-            call = self._native.bind(everything, self.written)
+        if self.native is not None:
+            call = self.native.bind(everything, self.written)
         elif self.gpu is not None and all(everything[i] is not None for i in self.written):
-            call = ReplayedStep(self._run, everything, self.written, self.gpu)
-        return BoundStep(self._run, everything, call, value_of(results_of(self.module)[0]).dtype)
+            call = ReplayedStep(self.run, everything, self.written, self.gpu)
+        return BoundStep(self.run, everything, call, value_of(results_of(self.module)[0]).dtype)
 
 
 class BoundStep:
@@ -223,7 +226,13 @@ class BoundStep:
         return cast(list[Tensor], found)
 
 
-def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()) -> BuiltStep:
+def build_step(
+    module: fx.GraphModule,
+    tensors: Sequence[Tensor],
+    rng: Rng,
+    updated: Collection[int] = (),
+    compile_graph: Callable[..., Runner] = compile_graph,
+) -> BuiltStep:
     """Rewrite the module of a step (:func:`sgc.emit.train_step.emit_step`); it is compiled when that is asked for.
 
     :param updated: the positions of the inputs that the optimizer writes.
@@ -232,14 +241,17 @@ def build_step(module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, upda
     on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
     optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
     gpu, report = replayed_on(optimized.module, examples, optimized.report)
-    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu=gpu)
+    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu=gpu, compile_graph=compile_graph)
 
 
-def build_particle_loop(loop: ParticleLoop, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
+def build_particle_loop(
+    loop: ParticleLoop, tensors: Sequence[Tensor], rng: Rng, compile_graph: Callable[..., Runner] = compile_graph
+) -> BuiltStep:
     """Rewrite the modules of a step of many particles; they are compiled when that is asked for.
 
     :param tensors: examples of the step's inputs, but for the scratch.
     """
     examples = [tensor.detach() for tensor in (*tensors, *loop.scratch)]
     particle, finish = (optimize(module, examples, rng=rng) for module in (loop.particle, loop.finish))
-    return BuiltStep(finish.module, particle.report, examples, rng, loop=replace(loop, particle=particle.module))
+    loop = replace(loop, particle=particle.module)
+    return BuiltStep(finish.module, particle.report, examples, rng, loop=loop, compile_graph=compile_graph)

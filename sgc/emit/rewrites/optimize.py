@@ -92,12 +92,13 @@ class Optimized:
     """The rewritten module, and what each pass did.
 
     If an update was taken out of it, ``outlined`` is the module in two parts, and ``module`` is that from which they
-    were made; the later passes have rewritten the rest alone.
+    were made; the later passes have rewritten the rest alone. ``gpu`` is where it will be replayed as a CUDA graph.
     """
 
     module: fx.GraphModule
     report: Report
     outlined: Outlined | None = None
+    gpu: torch.device | None = None
 
 
 def optimize(

@@ -21,6 +21,7 @@ from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
 from sgc.graph.program import SiteKind
 from sgc.guards.base import Call
+from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
@@ -126,7 +127,7 @@ def verify(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     call: Call,
-    found: Specialization,
+    specialization: Specialization,
     tensors: list[Tensor],
     modules: Sequence[nn.Module],
     tolerance: float = 1e-5,
@@ -137,18 +138,19 @@ def verify(
     a reason for it if Pyro with this fault alone differs there.
     """
     wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-    names = [found.inputs[i].name for i in wanted]
+    names = [specialization.inputs[i].name for i in wanted]
     leaves = [tensors[i] for i in wanted]
-    averages = found.averages()
-    lent = {BASELINE_PREFIX + node.site: t.clone() for node, t in zip(found.baselines.nodes, averages, strict=True)}
-    seed = _seed(found, tensors, modules)
+    averages = specialization.averages()
+    nodes = specialization.baselines.nodes
+    lent = {BASELINE_PREFIX + node.site: t.clone() for node, t in zip(nodes, averages, strict=True)}
+    seed = _seed(specialization, tensors, modules)
 
     def pyro_side(make: Callable[..., TraceGraph_ELBO]) -> _Result:
-        elbo = pyro_elbo(found.options, found.max_plate_nesting, make)
+        elbo = pyro_elbo(specialization.options, specialization.prototype.max_plate_nesting, make)
         with _nothing_changed(modules, averages, lent):
             torch.manual_seed(seed)
-            loss, gradients, traces = _pyro(elbo, model, guide, call, found, leaves)
-        sites = dict(_pyro_sites(found.graph, traces))
+            loss, gradients, traces = _pyro(elbo, model, guide, call, specialization, leaves)
+        sites = dict(_pyro_sites(specialization.graph, traces))
         return _Result(loss, sites, dict(zip(names, gradients, strict=True)))
 
     with undone_writes() as written:
@@ -157,12 +159,13 @@ def verify(
         theirs = pyro_side(TraceGraph_ELBO)
     with _nothing_changed(modules, averages), written.again():
         torch.manual_seed(seed)
-        values = found.values(tensors)
-    same_numbers = found.backend(with_gradient=True) != "inductor" or found.options.rng == "torch"
+        values = specialization.values(tensors)
+    backend = specialization.backend_of(with_gradient=True)
+    same_numbers = backend.draws_as_torch(specialization.options.rng)
     with _nothing_changed(modules, averages), written.again():
         torch.manual_seed(seed)
-        our_loss, our_gradients = _ours(found, tensors, averages, wanted, compiled=same_numbers)
-    sites = {name: values[node] for name, node in _site_nodes(found.graph).items()}
+        our_loss, our_gradients = _ours(specialization, tensors, averages, wanted, compiled=same_numbers)
+    sites = {name: values[node] for name, node in _site_nodes(specialization.graph).items()}
     ours = _Result(our_loss, sites, dict(zip(names, our_gradients, strict=True)))
     differences = ours.differences(theirs)
     reasons: list[Reason] = []
@@ -170,7 +173,7 @@ def verify(
 
         def without(faults: Collection[Fault]) -> _Result:
             with written.again():
-                return pyro_side(pyro_without(found.graph, faults, seen))
+                return pyro_side(pyro_without(specialization.graph, faults, seen))
 
         seen = Seen()
         mended = without(tuple(Fault))
@@ -190,7 +193,7 @@ def verify(
             reasons += [Reason(text, unexplained, section) for fault in known for text, section in seen.of(fault)]
     count = len(names)
     return Verification(
-        backend=found.backend(with_gradient=True) if same_numbers else "the emitted module, eagerly",
+        backend=backend.name if same_numbers else "the emitted module, eagerly",
         loss=differences[0],
         sites=tuple(differences[1 : len(differences) - count]),
         gradients=tuple(differences[len(differences) - count :]),
@@ -199,17 +202,17 @@ def verify(
     )
 
 
-def _seed(found: Specialization, tensors: list[Tensor], modules: Sequence[nn.Module]) -> int:
+def _seed(specialization: Specialization, tensors: list[Tensor], modules: Sequence[nn.Module]) -> int:
     """A seed with which every branch on a sample goes as assumed.
 
     :raises sgc.errors.SgcError: if none of some seeds is one.
     """
     for seed in range(_SEED, _SEED + _SEEDS):
-        with _nothing_changed(modules, found.averages()):
+        with _nothing_changed(modules, specialization.averages()):
             torch.manual_seed(seed)
-            if found.tally is None or first_failed(found, tensors) is None:
+            if specialization.tally is None or first_failed(specialization, tensors) is None:
                 return seed
-    assumed = "; ".join(str(check) for check in found.checks if check.assumed)
+    assumed = "; ".join(str(check) for check in specialization.checks if check.assumed)
     raise SgcError(f"with none of {_SEEDS} seeds does the program take the branches that were captured: {assumed}")
 
 
@@ -218,11 +221,11 @@ def _pyro(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     call: Call,
-    found: Specialization,
+    specialization: Specialization,
     leaves: list[Tensor],
 ) -> tuple[Tensor, Sequence[Tensor | None], tuple[Trace, Trace]]:
     # Pyro divides by num_particles in either mode, also where one vectorised run holds them all.
-    particles = found.options.num_particles
+    particles = specialization.options.num_particles
     loss: Any = 0.0
     surrogate: Any = 0.0
     first: tuple[Trace, Trace] | None = None
@@ -239,17 +242,18 @@ def _pyro(
 
 
 def _ours(
-    found: Specialization, tensors: list[Tensor], averages: list[Tensor], wanted: list[int], *, compiled: bool
+    specialization: Specialization, tensors: list[Tensor], averages: list[Tensor], wanted: list[int], *, compiled: bool
 ) -> tuple[Tensor, list[Tensor | None]]:
     everything = [*tensors, *averages]
     if compiled:
-        runnable = found.compiled(everything, with_gradient=True)
+        backend = specialization.backend_of(with_gradient=True)
+        runnable = compile_loss(specialization, everything, with_gradient=True, backend=backend)
         with torch.no_grad():
             loss, *gradients = runnable.run(*everything)
         by_position = dict(zip(runnable.gradient_of, gradients, strict=False))
         return loss, [by_position.get(i) for i in wanted]
     with torch.enable_grad():
-        runs = [found.emitted.module(*everything)[:2] for _ in range(found.repeats)]
+        runs = [specialization.emitted.module(*everything)[:2] for _ in range(specialization.repeats)]
         loss, surrogate = (torch.stack(parts).mean() for parts in zip(*runs, strict=True))
         leaves = [tensors[i] for i in wanted]
         if not surrogate.requires_grad:

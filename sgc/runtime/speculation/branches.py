@@ -13,17 +13,16 @@ from sgc.graph.program import Check
 from sgc.runtime.specialization import Specialization
 
 
-def first_failed(found: Specialization, tensors: Sequence[Tensor]) -> Check | None:
+def first_failed(specialization: Specialization, tensors: Sequence[Tensor]) -> Check | None:
     """The assumption that is the first one to fail in a run from the present random state on; None if all hold.
 
     Nothing but the random state changes.
     """
-    program, options = found.graph.program, found.options
-    assert program is not None
+    program, options = specialization.capture.program, specialization.options
     for _ in range(1 if options.vectorize_particles else options.num_particles):
-        run = _UntilFailed(program.module, {check.node: check for check in found.checks if check.assumed})
+        run = _UntilFailed(program.module, {check.node: check for check in specialization.checks if check.assumed})
         with torch.no_grad():
-            run.run(*(tensor.detach().clone() for tensor in tensors[: len(found.inputs)]))
+            run.run(*(tensor.detach().clone() for tensor in tensors[: len(specialization.inputs)]))
         if run.failed is not None:
             return run.failed
     return None

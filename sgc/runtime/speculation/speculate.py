@@ -42,10 +42,11 @@ def speculate(loss_module: LossModule, trial: Trial, run: Callable[[], Tensor]) 
 
     :param run: makes the call with the compiled program.
     """
-    found = trial.found
-    assert found.tally is not None
-    found.tally.calls += 1
-    kept = [(tensor, tensor.detach().clone()) for tensor in found.written(trial.call.tensors + found.averages())]
+    specialization = trial.specialization
+    assert specialization.tally is not None
+    specialization.tally.calls += 1
+    written = specialization.written(trial.inputs + specialization.averages())
+    kept = [(tensor, tensor.detach().clone()) for tensor in written]
     failure: Exception | None = None
     try:
         loss = run()
@@ -54,7 +55,7 @@ def speculate(loss_module: LossModule, trial: Trial, run: Callable[[], Tensor]) 
         with torch.no_grad():
             for tensor, before in kept:
                 tensor.copy_(before)
-    trial.params = found.params
+    trial.params = specialization.prototype.params
     if failure is not None or not trial.valid:
         loss = instead(loss_module, trial, failure)
     else:
@@ -70,7 +71,7 @@ def instead(loss_module: LossModule, trial: Trial, failure: Exception | None = N
     :raises Exception: Pyro's own, or ``failure`` where all branches go as assumed; nothing has changed then.
     """
     trial.before.restore()
-    failed, tally = first_failed(trial.found, trial.call.tensors), trial.found.tally
+    failed, tally = first_failed(trial.specialization, trial.inputs), trial.specialization.tally
     trial.before.restore()
     if failed is None and failure is not None:
         loss_module._explain(trial)
@@ -126,11 +127,12 @@ def run_pyro(
 
     :raises Exception: Pyro's own; nothing has changed then.
     """
-    found, call, options = trial.found, trial.call, trial.found.options
-    averages = {BASELINE_PREFIX + node.site: t for node, t in zip(found.baselines.nodes, found.averages(), strict=True)}
+    specialization, call, options = trial.specialization, trial.call, trial.specialization.options
+    nodes = specialization.baselines.nodes
+    averages = {BASELINE_PREFIX + node.site: t for node, t in zip(nodes, specialization.averages(), strict=True)}
     others = {name: t for name, t in present_averages().items() if name not in averages}
     trial.before.restore()
-    elbo = pyro_elbo(options, found.max_plate_nesting)
+    elbo = pyro_elbo(options, specialization.prototype.max_plate_nesting)
     with (
         undone_on_error(),
         unobserved(),
@@ -141,7 +143,7 @@ def run_pyro(
         lent(others | averages) as after,
         poutine.trace(param_only=True) as asked,
     ):
-        warnings.simplefilter("ignore")  # the rehearsal has given them
+        warnings.simplefilter("ignore")  # the prototype has given them
         before = present_averages()
         loss = eager_loss(elbo, model, guide, call.args, call.kwargs)
     trial.params = tuple(asked.trace.nodes)
@@ -153,7 +155,7 @@ def run_pyro(
             # Those of branches that were not captured: Pyro puts another tensor there.
             changed = {name: t for name, t in after.items() if t is not before.get(name)}
             for name, average in changed.items():
-                put_in_store(found.store, name, detach_provenance(average))
+                put_in_store(specialization.prototype.store, name, detach_provenance(average))
             trial.averages = tuple(changed)
     return loss
 

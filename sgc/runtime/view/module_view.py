@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sgc.capture.prototype import Rehearsal
+from sgc.capture.prototype import PrototypeRun
 from sgc.capture.source import warn
 from sgc.capture.state.owners import ArgumentOwner, FixedOwner, ModuleOwner, Owner, StoreOwner
 from sgc.capture.state.param_store import PYROS, Store
@@ -158,11 +158,11 @@ class Showing(nn.Module):
         own = [part for part in self._program if isinstance(part, nn.Module)]
         return [*own, *self.networks.values()]
 
-    def _adopt(self, rehearsal: Rehearsal) -> None:
+    def _adopt(self, prototype: PrototypeRun) -> None:
         """Show the closed-over networks."""
-        self._names.update(dict.fromkeys(rehearsal.params))
+        self._names.update(dict.fromkeys(prototype.params))
         known = {id(module) for module in self._modules_of()}
-        for module in rehearsal.modules:
+        for module in prototype.modules:
             if id(module) not in known:
                 name = network_name(module)
                 number = 1

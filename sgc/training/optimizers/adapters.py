@@ -36,21 +36,21 @@ class Optimizing(ABC):
     """Whether parameters that appear later, or take the place of others, are trained too."""
 
     @abstractmethod
-    def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
+    def members(self, specialization: Specialization, parameters: list[Tensor]) -> list[Member]:
         """The torch optimizers to be stepped for this specialization, made where they are not there yet.
 
         :param parameters: those that receive a gradient.
         """
 
     @abstractmethod
-    def conditions(self, found: Specialization) -> list[Condition]:
+    def conditions(self, specialization: Specialization) -> list[Condition]:
         """Where these are true, :meth:`members` gives for the same parameters what it gave last."""
 
     @abstractmethod
-    def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
+    def step_eagerly(self, specialization: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
         """Take a step in Python. ``loss()`` gives the loss, and is differentiated here; if it is NaN, no step is taken.
 
-        :param found: None for a program that eager Pyro runs.
+        :param specialization: None for a program that eager Pyro runs.
         """
 
     @abstractmethod
@@ -112,7 +112,7 @@ class TorchOptimizing(Optimizing):
         for identity in gone:
             self._optimizer.state.pop(self._known.pop(identity), None)
 
-    def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
+    def members(self, specialization: Specialization, parameters: list[Tensor]) -> list[Member]:
         optimizer = self._optimizer
         if optimizer is None or not same(parameters, self._trained):
             known = all(id(parameter) in self._known for parameter in parameters)
@@ -123,18 +123,18 @@ class TorchOptimizing(Optimizing):
             self._members = [Member(optimizer)]
         return self._members
 
-    def conditions(self, found: Specialization) -> list[Condition]:
+    def conditions(self, specialization: Specialization) -> list[Condition]:
         return [conditions.is_same(conditions.entry(vars(self), "_optimizer"), self._optimizer)]
 
-    def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
-        if found is None and self._optimizer is None:
+    def step_eagerly(self, specialization: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
+        if specialization is None and self._optimizer is None:
             raise ArgumentError(
                 "a program that eager Pyro runs does not tell its parameters before it has run",
                 remedy="pass a pyro.optim optimizer, or a torch optimizer that has its parameters",
             )
-        optimizer = self._optimizer if found is None else self.optimizer
+        optimizer = self._optimizer if specialization is None else self.optimizer
         assert optimizer is not None
-        if found is not None:
+        if specialization is not None:
             refuse_subsampled([optimizer])
         self._following.follow([optimizer])
         losses: list[Tensor] = []
@@ -151,7 +151,7 @@ class TorchOptimizing(Optimizing):
             search(optimizer, closure)
         elif not math.isnan(closure().detach()):
             # Another branch of the program may have had other parameters.
-            (optimizer if found is None else self.optimizer).step()
+            (optimizer if specialization is None else self.optimizer).step()
         optimizer.zero_grad()
         return losses[-1] if math.isnan(losses[-1]) else losses[0]
 
@@ -212,8 +212,8 @@ class PyroOptimizing(Optimizing):
         self._objects: list[Any] = []
         self._members: list[Member] = []
 
-    def members(self, found: Specialization, parameters: list[Tensor]) -> list[Member]:
-        owned = _of_store(found)
+    def members(self, specialization: Specialization, parameters: list[Tensor]) -> list[Member]:
+        owned = _of_store(specialization)
         objects, clips = self._optimizer.optim_objs, self._optimizer.grad_clip
         if same(owned, self._owned) and same(list(objects.values()), self._objects):
             self._following.follow(optimizers_of(self._members))
@@ -221,7 +221,7 @@ class PyroOptimizing(Optimizing):
         members = []
         for parameter in owned:
             if parameter not in objects:
-                self._make(parameter, found)
+                self._make(parameter, specialization)
             made = objects[parameter]
             options = self._optimizer._get_grad_clip_args(parameter)  # type: ignore[arg-type]
             members.append(Member(getattr(made, "optimizer", made), clips[parameter], options))
@@ -229,31 +229,33 @@ class PyroOptimizing(Optimizing):
         self._following.follow(optimizers_of(members))
         return members
 
-    def conditions(self, found: Specialization) -> list[Condition]:
+    def conditions(self, specialization: Specialization) -> list[Condition]:
         objects = self._optimizer.optim_objs
         held = conditions.attribute(self._optimizer, "optim_objs")
         return [
             conditions.holds(held, type(objects), [*objects, *objects.values()]),
-            *found.store.conditions(found.params),
+            *specialization.prototype.store.conditions(specialization.prototype.params),
         ]
 
-    def _make(self, parameter: Tensor, found: Specialization) -> None:
+    def _make(self, parameter: Tensor, specialization: Specialization) -> None:
         """Make the optimizer of a parameter. Pyro does so within a step only, which is too late to trace it."""
         optimizer = self._optimizer
         made = optimizer.optim_objs[parameter] = optimizer._get_optim(parameter)
         optimizer.grad_clip[parameter] = optimizer._get_grad_clip(parameter)  # type: ignore[arg-type]
-        name = found.store.held.param_name(parameter)
+        name = specialization.prototype.store.held.param_name(parameter)
         state = optimizer._state_waiting_to_be_consumed.pop(name, None)
         if state is not None:
             pyro.optim.optim._load_state_dict(made, state)
 
-    def step_eagerly(self, found: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
-        if found is not None:
-            parameters = _of_store(found)
-            refuse_subsampled(member.optimizer for member in self.members(found, parameters))
+    def step_eagerly(self, specialization: Specialization | None, loss: Callable[[], Tensor]) -> Tensor:
+        if specialization is not None:
+            parameters = _of_store(specialization)
+            refuse_subsampled(member.optimizer for member in self.members(specialization, parameters))
             for parameter in parameters:
                 parameter.grad = None
-        if found is None or found.tally is not None:  # another branch of the program may have other parameters
+        if (
+            specialization is None or specialization.tally is not None
+        ):  # another branch of the program may have other parameters
             with poutine.trace(param_only=True) as seen:
                 value = _differentiated(loss)
             parameters = _once(site["value"].unconstrained() for site in seen.trace.nodes.values())  # type: ignore[union-attr]
@@ -312,8 +314,8 @@ def _named(constructor: Any) -> str:
     return getattr(constructor, "__qualname__", None) or type(constructor).__qualname__
 
 
-def _of_store(found: Specialization) -> list[Tensor]:
-    tensors = map(found.store.get, found.params)
+def _of_store(specialization: Specialization) -> list[Tensor]:
+    tensors = map(specialization.prototype.store.get, specialization.prototype.params)
     return _once(tensor for tensor in tensors if tensor is not None)
 
 

@@ -57,7 +57,7 @@ class Held:
 
     def hold(self) -> bool:
         """Whether they hold the same objects, and each holder as many as it held."""
-        return self._watch(None)
+        return self._watch(None) is not None
 
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")

@@ -50,7 +50,7 @@ def taken(built: BuiltStep, inputs: list[Tensor], steps: int = 3) -> tuple[Tenso
     """Losses of the compiled step, and its inputs afterwards."""
     if not built.compiled:
         built.compile()
-        assert built._native is not None
+        assert built.native is not None
     copies = [tensor.detach().clone() for tensor in inputs]
     return built.bind(copies)([], steps)[0], copies
 

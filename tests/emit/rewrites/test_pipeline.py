@@ -17,7 +17,6 @@ from sgc.emit.fx.module_laws import check
 from sgc.emit.rewrites.optimize import PASSES, optimize
 from sgc.errors import ArgumentError, ModuleError
 from sgc.graph.effects import is_random
-from sgc.guards.base import Call
 from tests.emit.rewrites.graphs import equal, lines, results, traced
 from tests.programs import local_switches
 from tests.reference.zoo import ZOO
@@ -47,9 +46,8 @@ def differentiated(name: str) -> tuple[fx.GraphModule, list[Tensor], sgc.LossMod
         warnings.simplefilter("ignore")
         loss_module = sgc.compile(case.model, case.guide, backend="eager", **case.options)
         loss_module.initialize(*case.args, **case.kwargs)
-    call = Call(case.args, case.kwargs)
-    found = loss_module._lookup(call)
-    tensors = [*call.tensors, *found.averages()]
+    found, inputs = loss_module.specialization_for(*case.args, **case.kwargs)
+    tensors = found.with_averages(inputs)
     wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
     module = differentiate(found.emitted.module, tensors, wanted).module
     return module, [tensor.detach() for tensor in tensors], loss_module

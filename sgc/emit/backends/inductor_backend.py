@@ -1,0 +1,64 @@
+"""The Inductor backend: the rewritten module, compiled to C++ or Triton and called as directly as that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+
+from sgc.config import Rng
+from sgc.emit.backends.protocol import StepBackend
+from sgc.emit.fx.lift_tensors import lift_tensors
+from sgc.emit.fx.rewriting import results_of
+from sgc.emit.inductor.compile_graph import Runner, compile_graph
+from sgc.emit.inductor.compiled_step import BuiltStep, build_step
+from sgc.emit.inductor.cpp_entry import direct
+from sgc.emit.inductor.cuda_graphs import ReplayedCall, replayed_on
+from sgc.emit.rewrites.optimize import Optimized, optimize
+from sgc.emit.rollback import written_inputs
+from sgc.graph.aliasing import shares_storage
+
+
+class Inductor(StepBackend):
+    """Compiles loss modules and whole steps.
+
+    :param compile_graph: what compiles a graph, in place of :func:`sgc.emit.inductor.compile_graph.compile_graph`; for
+        tests and measurements.
+    """
+
+    name = "inductor"
+    needs_compiler = True
+
+    def __init__(self, compile_graph: Callable[..., Runner] = compile_graph) -> None:
+        self._compile_graph = compile_graph
+
+    def after_gradient(self, module: fx.GraphModule, examples: Sequence[Tensor], rng: Rng) -> Optimized:
+        optimized = optimize(module, examples, rng=rng)
+        gpu, report = replayed_on(optimized.module, examples, optimized.report)
+        return Optimized(optimized.module, report, gpu=gpu)
+
+    def build(self, optimized: Optimized, examples: list[Any], rng: Rng) -> Runner:
+        module = optimized.module
+        written = sorted(written_inputs(module))
+        if all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, written):
+            run = self._on_the_cpu(module, examples, rng, written)
+        else:
+            run = self._compile_graph(module, examples, rng)
+        return run if optimized.gpu is None else ReplayedCall(run, written, optimized.gpu)
+
+    def build_step(
+        self, module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()
+    ) -> BuiltStep:
+        return build_step(module, tensors, rng, updated, self._compile_graph)
+
+    def draws_as_torch(self, rng: Rng) -> bool:
+        return rng == "torch"
+
+    def _on_the_cpu(self, module: fx.GraphModule, examples: list[Any], rng: Rng, written: list[int]) -> Runner:
+        """What Inductor compiles, called without torch's layers around it where it is what is expected."""
+        lifted, takes, attributes = lift_tensors(module)
+        everything = [*examples, *attributes]
+        run = self._compile_graph(lifted, [everything[i] for i in takes], rng)
+        called = direct(run, takes, attributes, len(results_of(module)), written)
+        return called or (lambda *inputs: run(*((*inputs, *attributes)[i] for i in takes)))

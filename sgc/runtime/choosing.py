@@ -1,0 +1,155 @@
+"""Chooses the specialization for a call: one whose guards hold, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from sgc.capture.program_call import ProgramCall
+from sgc.capture.prototype import PrototypeRun, run_prototype
+from sgc.capture.python.garbage import rarely_collected
+from sgc.capture.source import warn
+from sgc.capture.state.param_store import Store
+from sgc.config import Options
+from sgc.emit.backends.registry import backend_of
+from sgc.errors import BaselineWarning, RespecializationWarning, SgcError
+from sgc.guards.base import Call
+from sgc.guards.handlers import unobserved
+from sgc.native import conditions
+from sgc.native.conditions import Condition
+from sgc.passes.baselines import idle_baselines
+from sgc.runtime.compiler import specialize
+from sgc.runtime.dynamo import untraced
+from sgc.runtime.restore_on_error import undone_on_error
+from sgc.runtime.specialization import Specialization
+from sgc.runtime.turns import TURN, capturing, nothing_captured
+from sgc.runtime.view.module_view import Showing
+
+_WARN_AFTER = 4
+"""How many specializations are made before a warning says why."""
+
+
+class Choosing(Showing):
+    """Keeps up to ``cache_size`` specializations of a program, the latest last.
+
+    :raises sgc.errors.BackendError: if the backend is unknown.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], options: Options) -> None:
+        backend_of(options.backend)
+        super().__init__(model, guide)
+        self.options = options
+        self._eager_only = False
+
+    def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
+        super()._begin(program, store)
+        self._specializations: list[Specialization] = []
+        self._misses: list[str] = []
+
+    @untraced
+    def specialization_for(self, *args: Any, **kwargs: Any) -> tuple[Specialization, list[Tensor]]:
+        """The specialization that a call with these arguments would run, captured if need be, and its inputs.
+
+        It is for those who look into a compilation, tests above all; nothing is run.
+
+        :raises sgc.errors.SgcError: if the program cannot be captured.
+        """
+        with TURN:
+            return self._choose(Call(args, kwargs))
+
+    @property
+    def specializations(self) -> tuple[Specialization, ...]:
+        """What is in the cache, the latest last."""
+        return tuple(self._specializations)
+
+    def _latest(self) -> Specialization:
+        if not self._specializations:
+            raise SgcError(
+                "nothing has been captured yet",
+                remedy="call loss_module.initialize(*args) or loss_module(*args) first",
+            )
+        return self._specializations[-1]
+
+    def _conditions(self, specialization: Specialization) -> list[Condition]:
+        """Where these and its guards are true, :meth:`_choose` would choose it again, with the same averages."""
+        latest = conditions.item(self._specializations, -1)
+        compiles = conditions.is_same(conditions.entry(vars(self), "_eager_only"), False)
+        own = [nothing_captured(), compiles, conditions.is_same(latest, specialization)]
+        return [*own, *specialization.baselines.conditions()]
+
+    def _choose(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+        """The specialization for a call, captured if need be, and its inputs."""
+        chosen = self._match(call)
+        if chosen is not None:
+            return chosen
+        reason = self._specializations[-1].miss(call) if self._specializations else None
+        recreated = any(known.tensors.gone() for known in self._specializations)
+        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+            program = self._program_of(call)
+            run = self._run_prototype(program)
+            if recreated:
+                # clear_param_store() was called: the prototype run has created the parameters anew.
+                for known in self._specializations:
+                    self._show_tensors(known)
+                chosen = self._match(call)
+                if chosen is not None:
+                    return chosen
+                reason = self._specializations[-1].miss(call)
+            if reason is not None:
+                self._note_miss(reason)
+            return self._specialize(program, call, run)
+
+    def _match(self, call: Call) -> tuple[Specialization, list[Tensor]] | None:
+        """The specialization whose guards hold, the latest first, and its inputs."""
+        for position in range(len(self._specializations) - 1, -1, -1):
+            specialization = self._specializations[position]
+            inputs = specialization.inputs_of(call)
+            if inputs is not None:
+                if position != len(self._specializations) - 1:
+                    self._specializations.append(self._specializations.pop(position))
+                return specialization, inputs
+        return None
+
+    def _program_of(self, call: Call) -> ProgramCall:
+        return ProgramCall(*self._program, call.args, call.kwargs, self.options)
+
+    def _run_prototype(self, program: ProgramCall) -> PrototypeRun:
+        run = run_prototype(program, self._store)
+        self._adopt(run)
+        return run
+
+    def _specialize(self, program: ProgramCall, call: Call, run: PrototypeRun) -> tuple[Specialization, list[Tensor]]:
+        try:
+            specialization = specialize(program, call, run, self._specializations)
+            self._tell_of_idle_baselines(specialization)
+        except BaseException:
+            run.empty_again()
+            raise
+        self._specializations.append(specialization)
+        self._is_initialized = True
+        del self._specializations[: -self.options.cache_size]
+        self._show_tensors(specialization)
+        inputs = specialization.tensors.check(call)
+        assert isinstance(inputs, list), inputs
+        return specialization, inputs
+
+    def _tell_of_idle_baselines(self, specialization: Specialization) -> None:
+        for site, reason in idle_baselines(specialization.graph):
+            warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
+
+    def _capture_again(self, call: Call) -> Specialization:
+        """Capture anew for a call, with the branches on samples that it takes from the present random state on."""
+        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+            program = self._program_of(call)
+            return self._specialize(program, call, self._run_prototype(program))[0]
+
+    def _note_miss(self, reason: str) -> None:
+        self._misses.append(reason)
+        if len(self._misses) >= _WARN_AFTER and len(self._misses) & (len(self._misses) - 1) == 0:
+            warn(
+                f"this loss module is compiling for the {len(self._misses) + 1}th time, because {reason}. Pass values "
+                "that change from call to call as tensors, and pad data to a few shapes.",
+                RespecializationWarning,
+            )
