@@ -22,7 +22,7 @@ def acting() -> list[Any]:
 
 @contextmanager
 def unobserved() -> Iterator[None]:
-    """Hide from outer traces what happens while a program runs as a prototype and is captured; other handlers act on it."""
+    """Hide from outer traces what a prototype run and a capture do; other handlers act on it."""
     stack = runtime._PYRO_STACK
     kept = list(stack)
     stack[:] = acting()

@@ -56,8 +56,8 @@ PyObject* taken_exception() {
     return value;
 }
 
-// None if the step is not known to be for these arguments, or another thread takes one; its loss; or, of a step that has halted or raised, its
-// results or exception, its tensors, and the random state before it.
+// None if the step is not known to be for these arguments, or another thread takes one; its loss; or, of a step that has
+// halted or raised, its results or exception, its tensors, and the random state before it.
 PyObject* take(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count != 3) {
         PyErr_SetString(PyExc_TypeError, "take(step, args, kwargs)");
@@ -65,12 +65,13 @@ PyObject* take(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     const Step step(args[0]);
     if (!step.watched || !step.inputs) return nullptr;
+    // Before the conditions, of which one is that no thread captures: a capture begins by waiting for the token.
+    const Token token(step.token);
+    if (!token) Py_RETURN_NONE;
     Asked asked(args[1], args[2], step.arguments);
     const int all = all_hold(*step.watched, asked);
     if (all < 0) return nullptr;
     if (!all || !asked.tensors) Py_RETURN_NONE;
-    const Token token(step.token);
-    if (!token) Py_RETURN_NONE;
     Ref before(step.note_state == Py_None ? Py_NewRef(Py_None) : PyObject_CallNoArgs(step.note_state));
     if (!before) return nullptr;
     Ref results(run_once(*step.inputs, step.single, asked.tensors.get()));

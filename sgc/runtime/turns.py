@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 from sgc.native import conditions
 from sgc.native.conditions import Condition
@@ -25,11 +27,16 @@ _STATE: dict[str, object] = {"capturing": None}
 
 @contextmanager
 def capturing() -> Iterator[None]:
-    """A turn that changes what is the whole process's; until its end, :func:`nothing_captured` is false."""
+    """A turn that changes what is the whole process's; until its end, :func:`nothing_captured` is false.
+
+    It begins when the steps have ended that other threads take as one call of C++. These wait for no turn, so each of
+    them ends; no further one begins.
+    """
     with TURN:
         before = _STATE["capturing"]
         _STATE["capturing"] = True
         try:
+            Token.wait_for_all()
             yield
         finally:
             _STATE["capturing"] = before
@@ -41,8 +48,14 @@ class Token:
     :param held: one object, which is taken out during a step. C++ does so itself, and takes no step without it.
     """
 
+    _all: ClassVar[weakref.WeakSet[Token]] = weakref.WeakSet()
+    _adding: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self) -> None:
         self.held: list[object] = [None]
+        self._is_of_turn = False
+        with Token._adding:
+            Token._all.add(self)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -54,10 +67,21 @@ class Token:
                     break
                 except IndexError:
                     time.sleep(_PAUSE)
+            self._is_of_turn = True
             try:
                 yield
             finally:
+                self._is_of_turn = False
                 self.held.append(token)
+
+    @staticmethod
+    def wait_for_all() -> None:
+        """Wait, in a turn, until no other thread takes a step: what this one has taken out is of its own turns."""
+        with Token._adding:
+            tokens = list(Token._all)
+        for token in tokens:
+            while not (token.held or token._is_of_turn):
+                time.sleep(_PAUSE)
 
 
 def nothing_captured() -> Condition:

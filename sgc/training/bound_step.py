@@ -142,7 +142,7 @@ class Bound:
         return None if self._watch is None else self._watch(call)
 
     def note_unwatched(self) -> bool:
-        """Note that :meth:`inputs_of` did not know; whether to note anew what it asks: the second time, the fourth ..."""
+        """Note that :meth:`inputs_of` did not know; whether to note anew what it asks: at the 2nd time, the 4th ..."""
         self._unwatched += 1
         return self._watch is None or self._unwatched & (self._unwatched - 1) == 0
 

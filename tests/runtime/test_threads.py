@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import sgc
 from sgc.errors import CaptureError
-from sgc.runtime.turns import Token
+from sgc.runtime.turns import Token, capturing
 
 X = torch.tensor([0.3, -0.2])
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]
@@ -74,13 +74,13 @@ def test_each_trains_its_own(backend: str) -> None:
         svi.run(20, X)
         svi.run([X] * 5, epochs=2)
         svi.evaluate_loss(X)
+        assert svi.loss_module.verify(X)  # under one seed, while others draw from torch's generator
 
     at_once([lambda svi=svi: train(svi) for svi in svis])  # type: ignore[misc]
     for number, svi in enumerate(svis):
         (parameter,) = svi.stepper.optimizing.optimizer.state
         assert svi.stepper.optimizing.optimizer.state[parameter]["step"] == 35
         assert [name for name, _ in svi.loss_module.named_parameters()] == [f"param_store.q{number}"]
-        assert svi.loss_module.verify(X)  # compares under one seed, and threads share torch's random state
     assert make_svi(7, backend).loss_module.verify(X)  # the process is as it was
 
 
@@ -229,6 +229,63 @@ def test_a_program_that_draws_is_refused_also_where_other_threads_draw(draw: Cal
 
     with Meanwhile(lambda: torch.randn(3)), pytest.raises(CaptureError, match="draws from random|random generator"):
         sgc.compile(drawing, guide, backend="eager")(X)
+
+
+@pytest.mark.inductor
+def test_a_capture_waits_for_the_steps_that_are_one_call() -> None:
+    """Their draws and its own, from one seed, do not mix: what a comparison finds is the same each time."""
+    trained, other = make_svi(0, "inductor"), sgc.compile(*program(1), backend="eager").initialize(X)
+    for _ in range(4):
+        trained.step(X)
+    ended = threading.Event()
+
+    def train() -> None:
+        while not ended.is_set():
+            trained.step(X)
+
+    def look() -> None:
+        try:
+            for _ in range(20):
+                with capturing():
+                    assert trained.stepper._token.held, "a step is on its way"
+                    before = trained.stepper.optimizing.optimizer.state  # type: ignore[attr-defined]
+                    count = [entry["step"].item() for entry in before.values()]
+                    time.sleep(0.002)
+                    assert count == [entry["step"].item() for entry in before.values()], "a step was taken"
+            assert other.verify(X)
+        finally:
+            ended.set()
+
+    at_once([train, look])
+
+
+def test_a_capture_within_a_turn_waits_for_nothing() -> None:
+    """It is the same thread that holds the token."""
+    token = Token()
+
+    def capture() -> None:
+        with token.turn(), capturing(), capturing():
+            assert token.held == []
+
+    at_once([capture] * 3)
+    assert token.held == [None]
+
+
+def test_a_capture_waits_for_a_step_of_another_thread() -> None:
+    token, order = Token(), []
+    token.held.pop()  # as C++ does
+
+    def end() -> None:
+        time.sleep(0.05)
+        order.append("the step ends")
+        token.held.append(None)
+
+    def capture() -> None:
+        with capturing():
+            order.append("the capture begins")
+
+    at_once([end, capture])
+    assert order == ["the step ends", "the capture begins"]
 
 
 def test_a_token_is_held_by_one() -> None:

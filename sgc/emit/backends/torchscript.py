@@ -1,4 +1,4 @@
-"""The TorchScript backend: an emitted module as TorchScript, of which torch's tracer of TorchScript cannot record everything.
+"""The TorchScript backend: an emitted module, as far as torch's tracer of TorchScript can record it.
 
 What it cannot record, and what TorchScript would drop because nothing uses it, is written in another way here.
 """
