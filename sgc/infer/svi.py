@@ -22,12 +22,13 @@ from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.runtime.dynamo import untraced
 from sgc.training import checkpoint
-from sgc.training.loop import Loop, Steps
+from sgc.training.loop import Loop
 from sgc.training.minibatches import Minibatches
 from sgc.training.optimizers.adapters import Factory, optimizing
 from sgc.training.optimizers.refused import refuse_all_but_pyros
 from sgc.training.result import RunResult
 from sgc.training.stepper import Stepper
+from sgc.training.steps_protocol import Steps
 
 
 class SVI(pyro.infer.SVI):

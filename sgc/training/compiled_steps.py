@@ -20,7 +20,8 @@ from sgc.runtime.specialization import Specialization
 from sgc.training.bound_step import Bound
 from sgc.training.hindrances import UNTRACEABLE, reason_of, unheld
 from sgc.training.optimizers.members import Member, obstacle
-from sgc.training.optimizers.update import OwnSchedule, Uninitialised, Update
+from sgc.training.optimizers.shadows import OwnSchedule, Uninitialised
+from sgc.training.optimizers.update import Update
 
 _MOVING = frozenset({"lr"})
 """Hyperparameters that are inputs of a compiled step from the start; others become so when they change."""

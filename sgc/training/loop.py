@@ -6,9 +6,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -22,13 +21,15 @@ from sgc.capture.state.random_state import (
 from sgc.errors import NanLossError
 from sgc.guards.base import Call
 from sgc.runtime.async_number import LateNumber
-from sgc.runtime.validity import RandomState, Trial
+from sgc.runtime.validity import RandomState
 from sgc.training.bound_step import Step
 from sgc.training.interrupts import postponed_interrupt
+from sgc.training.losses import Losses
 from sgc.training.minibatches import Minibatches
 from sgc.training.nan_loss import nan_loss_error
 from sgc.training.progress import progress
 from sgc.training.result import RunResult
+from sgc.training.steps_protocol import Steps
 
 _STRETCH = 0.1
 """Seconds that a stretch of steps takes, about: as long as the report of the progress and a NaN may wait."""
@@ -40,37 +41,6 @@ _GROUP = 16
 """How many minibatches a GPU is sent before it is asked whether one has halted; one such group more may be ahead."""
 
 
-class Steps(Protocol):
-    """Takes steps, compiled ones or others."""
-
-    def turn(self) -> AbstractContextManager[None]:
-        """Around calls of the others: other threads wait."""
-        ...
-
-    def ready(self, call: Call) -> Step | None:
-        """The compiled step, or None where this one must be taken in Python."""
-        ...
-
-    def eagerly(self, call: Call) -> Tensor:
-        """Take a step in Python; the loss, a 0-d tensor."""
-        ...
-
-    def judged(self, step: Step, trial: Trial | None, failure: Exception | None = None) -> Tensor | None:
-        """Pyro's error for a step that was not valid, or has raised ``failure``; None if its loss was NaN."""
-        ...
-
-    def nan_error(self, step: str, call: Call) -> NanLossError:
-        """What to raise if the loss of a step in Python was NaN.
-
-        :param step: which one, in words.
-        """
-        ...
-
-    def data_size(self) -> int | None:
-        """How many data the latest loss is of, where subsampling plates say so."""
-        ...
-
-
 @dataclass
 class _Group:
     """Stretches of steps that were sent to a device, each with the call, the step and the losses.
@@ -80,12 +50,33 @@ class _Group:
 
     before: Tensor
     sent: list[tuple[Call, Step, Tensor]] = field(default_factory=list)
-    halted: SupportsFloat = 0.0
+    flag: SupportsFloat | None = None
+    """Whether one of them has halted, on its way to the host."""
+
+    @property
+    def device(self) -> torch.device:
+        """The one that they were sent to."""
+        return self.sent[0][1].halted.device
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.sent) == _GROUP
+
+    def has_halted(self) -> bool:
+        """Whether one of them has halted; this waits for the device."""
+        return bool(float(self.sent[-1][1].halted if self.flag is None else self.flag))
+
+    def first_halted(self) -> int:
+        """The position of the stretch in which it was."""
+        return next(i for i, (_, _, losses) in enumerate(self.sent) if losses.isnan().any())
 
 
 @dataclass
 class Loop:
     """A run of training in progress; :meth:`result` may be asked for at any time, after an interruption too.
+
+    Steps on the CPU are looked at one stretch after another. A GPU is sent minibatches in groups, and asked late
+    whether one of them has halted: a step that halts writes nothing, nor does one behind it.
 
     :param steps: takes the steps.
     :param total: how many steps there will be, if that is known.
@@ -95,10 +86,7 @@ class Loop:
     steps: Steps
     total: int | None
     progress_bar: bool
-    _losses: list[Tensor] = field(default_factory=list)
-    _numbers: list[float] = field(default_factory=list)  # losses behind these, and what dtype they have
-    _dtype: torch.dtype | None = None
-    _count: int = 0
+    _losses: Losses = field(default_factory=Losses)
     _groups: deque[_Group] = field(default_factory=deque)
     _pending: int = 0  # how many steps they have
     _began: float = field(default_factory=time.perf_counter)
@@ -117,11 +105,7 @@ class Loop:
 
     def result(self) -> RunResult:
         """The losses so far."""
-        self._gather()
-        one_device = len({part.device for part in self._losses}) == 1
-        parts = self._losses if one_device else [part.cpu() for part in self._losses]
-        losses = torch.cat(parts).cpu() if parts else torch.empty(0)
-        return RunResult(losses, (self._ended or time.perf_counter()) - self._began)
+        return RunResult(self._losses.all(), (self._ended or time.perf_counter()) - self._began)
 
     def _take(self, stretches: Iterable[tuple[Call, int]]) -> None:
         with progress(self.total, self.progress_bar) as shown, postponed_interrupt() as interrupted:
@@ -129,14 +113,14 @@ class Loop:
                 for call, steps in stretches:
                     length, left = 1, steps
                     while left:
-                        started, before = time.perf_counter(), self._count + self._pending
+                        started, before = time.perf_counter(), self._taken
                         try:
                             with self.steps.turn():
                                 self._stretch(call, min(length, left), interrupted)
                         except Exception as error:
                             self._note_where(error)
                             raise
-                        taken = self._count + self._pending - before
+                        taken = self._taken - before
                         left -= taken
                         if shown is not None:
                             self._data_sizes.add(self.steps.data_size())
@@ -150,30 +134,49 @@ class Loop:
                     self._settle()
                 self._ended = time.perf_counter()
 
+    @property
+    def _taken(self) -> int:
+        """How many steps were taken or sent."""
+        return self._losses.count + self._pending
+
+    # -- the ways to take steps
+
     def _stretch(self, call: Call, steps: int, interrupted: Collection[Any] = ()) -> None:
-        """Take up to so many steps, without looking at the losses in between."""
+        """Take up to so many steps with the same arguments, at least one."""
         step = self.steps.ready(call)
+        on_cpu = step is not None and step.halted.device.type == "cpu"
         if step is None:
             self._settle()
-            self._note(self._in_python(call))
-            return
-        device = step.halted.device
-        if step.specialization.tally is not None and device.type == "cpu":
+            self._losses.add(self._in_python(call))
+        elif on_cpu and step.specialization.tally is not None:
             self._settle()
             self._speculate(call, step, steps if step.specialization.reads_inputs_only else 1)
-            return
-        if steps == 1 and device.type == "cpu":
+        elif on_cpu and steps == 1:
             self._settle()
-            before = device_random_state(device)
-            loss = step.once()
-            if loss == loss:
-                self._note_number(loss, step.bound.dtype)
-            else:
-                self._resume(_Group(before, [(call, step, torch.tensor([loss], device="cpu"))]))
-            return
-        if self._groups and self._groups[-1].sent[0][1].halted.device != device:
+            self._once(call, step)
+        else:
+            self._send(call, step, steps, interrupted)
+            if on_cpu or steps > 1:
+                self._settle()
+            elif self._groups[-1].is_full:
+                self._groups[-1].flag = LateNumber(step.halted)
+                self._settle(ahead=1)
+
+    def _once(self, call: Call, step: Step) -> None:
+        """Take one step on the CPU."""
+        before = device_random_state(step.halted.device)
+        loss = step.once()
+        if loss == loss:
+            self._losses.add_number(loss, step.bound.dtype)
+        else:
+            self._resume(_Group(before, [(call, step, torch.tensor([loss], device="cpu"))]))
+
+    def _send(self, call: Call, step: Step, steps: int, interrupted: Collection[Any]) -> None:
+        """Send steps to the device, in the latest group if that is not full, without a look at their losses."""
+        device = step.halted.device
+        if self._groups and self._groups[-1].device != device:
             self._settle()
-        begins = not self._groups or len(self._groups[-1].sent) == _GROUP
+        begins = not self._groups or self._groups[-1].is_full
         group = _Group(device_random_state(device)) if begins else self._groups[-1]
         wanted = steps if step.specialization.reads_inputs_only else 1
         try:
@@ -185,11 +188,6 @@ class Loop:
             self._groups.append(group)
         group.sent.append((call, step, losses))
         self._pending += 1 if steps == 1 else len(losses)
-        if device.type == "cpu" or steps > 1:
-            self._settle()
-        elif len(group.sent) == _GROUP:
-            group.halted = LateNumber(step.halted)
-            self._settle(1)
 
     def _speculate(self, call: Call, step: Step, steps: int) -> None:
         """Take up to so many steps that assume which way branches on samples go, up to one that Pyro takes."""
@@ -199,15 +197,15 @@ class Loop:
         except Exception as error:  # on the captured branch, which may be the wrong one
             losses, failure = torch.tensor([math.nan]), error
         if not losses[-1].isnan():
-            self._note(losses)
+            self._losses.add(losses)
             return
         if len(losses) > 1:
-            self._note(losses[:-1])
+            self._losses.add(losses[:-1])
         resumed = self.steps.judged(step, step.trial(call, before), failure)
         if resumed is None:
             before.restore()
-            raise nan_loss_error(self._which(self._count + 1), step.specialization, step.inputs)
-        self._note(resumed.reshape(1))
+            raise nan_loss_error(self._which(self._losses.count + 1), step.specialization, step.inputs)
+        self._losses.add(resumed.reshape(1))
 
     def _in_python(self, call: Call) -> Tensor:
         """The loss of a step in Python, of shape ``[1]``.
@@ -218,45 +216,42 @@ class Loop:
         loss = self.steps.eagerly(call).reshape(1)
         if loss.isnan():
             restore_random_state(before)
-            raise self.steps.nan_error(self._which(self._count + 1), call)
+            raise self.steps.nan_error(self._which(self._losses.count + 1), call)
         return loss
+
+    # -- what has become of the steps that were sent
 
     def _settle(self, ahead: int = 0) -> None:
         """Look whether what was sent has halted, until no more than so many groups are on their way."""
         while len(self._groups) > ahead:
             group = self._groups.popleft()
-            if len(group.sent) < _GROUP:
-                group.halted = group.sent[-1][1].halted
-            if not float(group.halted):
+            if not group.has_halted():
                 for _, _, losses in group.sent:
                     self._pending -= len(losses)
-                    self._note(losses)
+                    self._losses.add(losses)
                 continue
-            later, self._groups, self._pending = self._groups, deque(), 0
+            later = [call for other in self._groups for call, _, _ in other.sent]
+            self._groups.clear()
+            self._pending = 0
             rest = self._resume(group)
             # A step that halts is the last one that does anything: those that were sent after it have only drawn.
-            for call in [*rest, *(call for other in later for call, _, _ in other.sent)]:
+            for call in (*rest, *later):
                 self._stretch(call, 1)
 
     def _resume(self, group: _Group) -> list[Call]:
         """Go on with a group that has halted, up to the step where it did and with that one, or raise its error.
 
+        The random state is the one after that step then; with an error, the one before it.
+
         :return: the calls behind it.
+        :raises NanLossError: if its loss was NaN.
+        :raises Exception: what Pyro raises, if it was not valid.
         """
-        halted = next(i for i, (_, _, losses) in enumerate(group.sent) if losses.isnan().any())
-        call, step, losses = group.sent[halted]
-        before, device = group.before, step.halted.device
+        position = group.first_halted()
+        call, step, _ = group.sent[position]
+        state, device = group.before, step.halted.device
         try:
-            # A halted step writes nothing: running it again only draws, up to where the step with the NaN began.
-            set_device_random_state(before, device)
-            for _, good, found in group.sent[:halted]:
-                good(len(found))
-                self._note(found)
-            valid = int(losses.isnan().int().argmax())
-            if valid:
-                step(valid)
-                self._note(losses[:valid])
-            before = device_random_state(device)
+            state = self._replay(group, position)
             trial = step.trial(call, step.random_state())
             step.once()
             try:
@@ -265,31 +260,33 @@ class Loop:
                 self._note_where(error)
                 raise
             if resumed is None:
-                set_device_random_state(before, device)
-                raise nan_loss_error(self._which(self._count + 1), step.specialization, step.inputs)
-            before = device_random_state(device)
-            self._note(resumed.reshape(1))
+                set_device_random_state(state, device)
+                raise nan_loss_error(self._which(self._losses.count + 1), step.specialization, step.inputs)
+            state = device_random_state(device)
+            self._losses.add(resumed.reshape(1))
         finally:
-            set_device_random_state(before, device)
+            set_device_random_state(state, device)
             step.halted.zero_()
-        return [later for later, _, _ in group.sent[halted + 1 :]]
+        return [later for later, _, _ in group.sent[position + 1 :]]
 
-    def _note(self, losses: Tensor) -> None:
-        self._gather()
-        self._losses.append(losses)
-        self._count += len(losses)
+    def _replay(self, group: _Group, position: int) -> Tensor:
+        """Add the losses before the step that has halted; the random state where that step began.
 
-    def _note_number(self, loss: float, dtype: torch.dtype) -> None:
-        if dtype is not self._dtype:
-            self._gather()
-            self._dtype = dtype
-        self._numbers.append(loss)
-        self._count += 1
+        A halted step writes nothing, nor does any as long as it is marked as halted: they only draw again.
 
-    def _gather(self) -> None:
-        if self._numbers:
-            self._losses.append(torch.tensor(self._numbers, dtype=self._dtype, device="cpu"))
-            self._numbers = []
+        :param position: of the stretch in which it was.
+        """
+        _, step, losses = group.sent[position]
+        device = step.halted.device
+        set_device_random_state(group.before, device)
+        for _, good, known in group.sent[:position]:
+            good(len(known))
+            self._losses.add(known)
+        good_steps = int(losses.isnan().int().argmax())
+        if good_steps:
+            step(good_steps)
+            self._losses.add(losses[:good_steps])
+        return device_random_state(device)
 
     # -- in words
 
@@ -302,7 +299,7 @@ class Loop:
         """Note on an error in which step it was raised, unless it is one that says so, or has been noted."""
         if isinstance(error, NanLossError) or any(note.startswith(_RAISED) for note in getattr(error, "__notes__", ())):
             return
-        first = self._count + self._pending + 1
+        first = self._taken + 1
         where = self._which(first) if steps == 1 else f"one of the steps {first} to {first + steps - 1}"
         error.add_note(f"{_RAISED} {where} of the run; svi.result has the losses before it")
 
@@ -313,26 +310,12 @@ class Loop:
         epoch, over the last thousand.
         """
         length = None if self._minibatches is None else self._minibatches.epoch_length
-        losses = self._last(min(length or _RECENT, _LONGEST))
+        losses = self._losses.last(min(length or _RECENT, _LONGEST))
         if not losses:
             return ""
         loss = sum(losses) / len(losses)
         (size,) = self._data_sizes if len(self._data_sizes) == 1 else (None,)
         return f"ELBO {-loss:.4g}" if size is None else f"ELBO {-loss / size:.4g} per datum"
-
-    def _last(self, count: int) -> list[float]:
-        """The last losses, so many if there are."""
-        losses = self._numbers[-count:]
-        parts: list[Tensor] = []
-        missing = count - len(losses)
-        for part in reversed(self._losses):
-            if missing <= 0:
-                break
-            parts.insert(0, part[-missing:])
-            missing -= len(parts[0])
-        if len({part.device for part in parts}) > 1:
-            parts = [part.cpu() for part in parts]
-        return [*(torch.cat(parts).tolist() if parts else []), *losses]
 
 
 _RAISED = "raised in"

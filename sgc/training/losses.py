@@ -1,0 +1,58 @@
+"""The losses of a run: on their device, or as numbers, until someone asks for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Losses:
+    """Losses in the order of their steps; ``count`` says how many."""
+
+    count: int = 0
+    _parts: list[Tensor] = field(default_factory=list)
+    _numbers: list[float] = field(default_factory=list)  # those behind the parts, and what dtype they have
+    _dtype: torch.dtype | None = None
+
+    def add(self, losses: Tensor) -> None:
+        """Add losses, of shape ``[steps]``."""
+        self._gather()
+        self._parts.append(losses)
+        self.count += len(losses)
+
+    def add_number(self, loss: float, dtype: torch.dtype) -> None:
+        """Add the loss of a step on the CPU."""
+        if dtype is not self._dtype:
+            self._gather()
+            self._dtype = dtype
+        self._numbers.append(loss)
+        self.count += 1
+
+    def all(self) -> Tensor:
+        """All of them, of shape ``[count]``, on the CPU."""
+        self._gather()
+        one_device = len({part.device for part in self._parts}) == 1
+        parts = self._parts if one_device else [part.cpu() for part in self._parts]
+        return torch.cat(parts).cpu() if parts else torch.empty(0)
+
+    def last(self, count: int) -> list[float]:
+        """The last ones, so many if there are."""
+        losses = self._numbers[-count:]
+        parts: list[Tensor] = []
+        missing = count - len(losses)
+        for part in reversed(self._parts):
+            if missing <= 0:
+                break
+            parts.insert(0, part[-missing:])
+            missing -= len(parts[0])
+        if len({part.device for part in parts}) > 1:
+            parts = [part.cpu() for part in parts]
+        return [*(torch.cat(parts).tolist() if parts else []), *losses]
+
+    def _gather(self) -> None:
+        if self._numbers:
+            self._parts.append(torch.tensor(self._numbers, dtype=self._dtype, device="cpu"))
+            self._numbers = []
