@@ -79,6 +79,21 @@ def test_no_import_runs_back_within_emit() -> None:
     assert not backwards("sgc.emit", WITHIN_EMIT)
 
 
+BACKENDS = {"inductor", "eager", "torchscript"}
+
+
+def test_backends_are_asked_and_not_compared_by_name() -> None:
+    """What ``dynamic`` is called is no backend."""
+    compared = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())) if path.parent.name != "backends" else ():
+            if isinstance(node, (ast.Compare, ast.match_case)) and "dynamic" not in ast.dump(node):
+                inner = node if isinstance(node, ast.Compare) else node.pattern
+                found = {constant.value for constant in ast.walk(inner) if isinstance(constant, ast.Constant)}
+                compared += [f"{path.relative_to(ROOT)}: {ast.unparse(inner)}"] if found & BACKENDS else []
+    assert not compared
+
+
 def test_no_two_files_have_one_name() -> None:
     names = Counter(path.name for path in ROOT.rglob("*.py") if path.name != "__init__.py")
     assert not [name for name, count in names.items() if count > 1]

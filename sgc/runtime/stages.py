@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ class Stages(Mapping[str, Any]):
         return len(self._stages)
 
     def __str__(self) -> str:
-        return "\n\n".join(f"-- {name}\n{_shown(artefact)}" for name, artefact in self.items())
+        return "\n".join(f"-- {name}\n{_shown(artefact)}" for name, artefact in self.items())
 
 
 def reports(specialization: Specialization) -> Iterator[tuple[str, Report]]:
@@ -65,7 +66,9 @@ def _kind(with_gradient: bool) -> str:
 def _shown(artefact: Any) -> str:
     match artefact:
         case Prototype():
-            return f"parameters: {', '.join(artefact.params) or 'none'}; plates nest {artefact.max_plate_nesting} deep"
+            nesting = artefact.max_plate_nesting
+            depth = f"; plates nest {nesting} deep" if math.isfinite(nesting) else ""
+            return f"parameters: {', '.join(artefact.params) or 'none'}{depth}"
         case Capture() | Emitted() | Differentiated():
             return program_text(artefact.program.module if isinstance(artefact, Capture) else artefact.module)
         case _:
