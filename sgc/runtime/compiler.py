@@ -30,6 +30,7 @@ from sgc.emit.backends.registry import backend_of
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.emitter import emit_surrogate
 from sgc.emit.inductor.compiled_step import BuiltStep
+from sgc.emit.particle_loop import emit_particle_loop
 from sgc.emit.rollback import undone_if_invalid
 from sgc.emit.train_step import Update, emit_step, new_flag
 from sgc.graph.build import build_graph
@@ -119,10 +120,14 @@ def build_step(
     library.start()
     differentiated = differentiate_loss(specialization, tensors)
     with _compiling(specialization):
-        module = emit_step(differentiated, tensors, state, update)
-        updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
-        examples = [*tensors, *state, new_flag(differentiated.device)]
-        built = backend.build_step(module, examples, specialization.options.rng, updated)
+        examples, rng = [*tensors, *state, new_flag(differentiated.device)], specialization.options.rng
+        if specialization.repeats > 1:
+            loop = emit_particle_loop(differentiated, tensors, state, update, specialization.repeats)
+            built = backend.build_particle_loop(loop, examples, rng)
+        else:
+            module = emit_step(differentiated, tensors, state, update)
+            updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
+            built = backend.build_step(module, examples, rng, updated)
     specialization.steps.append((backend, built.report))
     return built
 

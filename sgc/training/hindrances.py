@@ -21,10 +21,6 @@ def hindrance(specialization: Specialization, parameters: list[Tensor]) -> str |
     """Why a step of this specialization cannot be one compiled call."""
     if not parameters:
         return "no parameter receives a gradient"
-    if specialization.repeats > 1:
-        return (
-            f"{specialization.repeats} particles are run one after another (vectorize_particles=True runs them at once)"
-        )
     if any(getattr(parameter, name) for parameter in parameters for name in HOOKS):
         return "a parameter has hooks on its gradient"
     return None

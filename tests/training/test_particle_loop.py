@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 import sgc
 import sgc.infer
+from sgc.emit.backends.inductor_backend import Inductor
+from sgc.emit.backends.registry import registered
 from sgc.emit.differentiate import Differentiated, trace
-from sgc.emit.inductor import compiled_step
+from sgc.emit.inductor.compile_graph import compile_graph
 from sgc.emit.inductor.compiled_step import BuiltStep, build_particle_loop
 from sgc.emit.particle_loop import emit_particle_loop
 from sgc.emit.train_step import new_flag
 from sgc.errors import StandInWarning
+from tests.backends import Veiled
 from tests.training.programs import DATA, DECAYING, GAUSSIAN, NAN, ONE, SCALED
 
 pytestmark = [pytest.mark.inductor, pytest.mark.cpu]
@@ -113,12 +116,11 @@ def test_the_size_of_the_program_does_not_depend_on_their_number() -> None:
     assert len(sizes) == 1
 
 
-def test_called_from_python_where_c_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_called_from_python_where_c_is_not_known() -> None:
     known = svi_of(normalised(), 5)
     expected = [known.step(DATA) for _ in range(5)]
-    monkeypatch.setattr(compiled_step, "native_program", lambda *_: None)
-    svi = svi_of(normalised(), 5)
-    with pytest.warns(StandInWarning, match="goes through Python"):
+    with registered(Inductor(Veiled)), pytest.warns(StandInWarning, match="goes through Python"):
+        svi = svi_of(normalised(), 5)
         assert [svi.step(DATA) for _ in range(5)] == pytest.approx(expected, rel=1e-6)
 
 
@@ -172,18 +174,14 @@ def counting_step(fails_at: int, *, native: bool) -> tuple[BuiltStep, list[Tenso
     differentiated = Differentiated(trace(particle, [weight, count]), (0,))
     loop = emit_particle_loop(differentiated, [weight, count], [momentum], update, 4)
     inputs = [weight, count, momentum, new_flag(torch.device("cpu"))]
-    built = build_particle_loop(loop, inputs, "torch")
+    built = build_particle_loop(loop, inputs, "torch", compile_graph if native else Veiled)
     built.compile()
     assert built.detour is not native
     return built, inputs
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_a_particle_that_raises_takes_back_what_others_have_written(
-    native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not native:
-        monkeypatch.setattr(compiled_step, "native_program", lambda *_: None)
+def test_a_particle_that_raises_takes_back_what_others_have_written(native: bool) -> None:
     built, inputs = counting_step(10, native=native)
     weight, count, momentum, halted = inputs
     bound = built.bind(inputs)

@@ -12,9 +12,10 @@ from sgc.emit.backends.protocol import StepBackend
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
-from sgc.emit.inductor.compiled_step import BuiltStep, build_step
+from sgc.emit.inductor.compiled_step import BuiltStep, build_particle_loop, build_step
 from sgc.emit.inductor.cpp_entry import direct
 from sgc.emit.inductor.cuda_graphs import ReplayedCall, replayed_on
+from sgc.emit.particle_loop import ParticleLoop
 from sgc.emit.rewrites.optimize import Optimized, optimize
 from sgc.emit.rollback import written_inputs
 from sgc.graph.aliasing import shares_storage
@@ -51,6 +52,9 @@ class Inductor(StepBackend):
         self, module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()
     ) -> BuiltStep:
         return build_step(module, tensors, rng, updated, self._compile_graph)
+
+    def build_particle_loop(self, loop: ParticleLoop, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
+        return build_particle_loop(loop, tensors, rng, self._compile_graph)
 
     def draws_as_torch(self, rng: Rng) -> bool:
         return rng == "torch"

@@ -12,6 +12,7 @@ from sgc.config import Rng
 from sgc.emit.fx.rewriting import copy_of
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.inductor.compiled_step import BuiltStep
+from sgc.emit.particle_loop import ParticleLoop
 from sgc.emit.rewrites.before_gradient.own_sample_density import take_whitened
 from sgc.emit.rewrites.before_gradient.sink_gathers import gather_last
 from sgc.emit.rewrites.optimize import Optimized
@@ -71,4 +72,11 @@ class StepBackend(Backend):
         """A whole step (:func:`sgc.emit.train_step.emit_step`), rewritten; it is compiled when that is asked for.
 
         :param updated: the positions of the inputs that the optimizer writes.
+        """
+
+    @abstractmethod
+    def build_particle_loop(self, loop: ParticleLoop, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
+        """A whole step of many particles (:func:`sgc.emit.particle_loop.emit_particle_loop`), likewise.
+
+        :param tensors: examples of the step's inputs, but for the scratch.
         """

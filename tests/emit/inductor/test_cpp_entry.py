@@ -27,6 +27,7 @@ from sgc.emit.inductor.compile_graph import compile_graph
 from sgc.emit.inductor.compiled_step import BuiltStep, build_step
 from sgc.emit.inductor.cpp_entry import native_program
 from sgc.errors import StandInWarning
+from tests.backends import Veiled
 from tests.reference.zoo import ZOO
 from tests.reference.zoo.entry import Case
 
@@ -260,16 +261,6 @@ def test_threads() -> None:
         thread.join()
     for i in range(4):
         assert results[i][-1].item() == 1000 * (i + 1000)
-
-
-class Veiled:
-    """What Inductor compiles, behind a callable that nobody can look into."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._run = compile_graph(*args, **kwargs)
-
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        return self._run(*inputs)
 
 
 @pytest.mark.inductor

@@ -14,8 +14,8 @@ from torch import Tensor, fx
 from sgc.emit.backends.inductor_backend import Inductor
 from sgc.emit.backends.registry import build, registered
 from sgc.emit.differentiate import trace
-from sgc.emit.inductor.compile_graph import compile_graph
 from sgc.emit.inductor.cpp_entry import direct
+from tests.backends import Veiled
 
 pytestmark = pytest.mark.inductor
 
@@ -34,16 +34,6 @@ def module_of(function: Callable[..., Any], *examples: Tensor) -> fx.GraphModule
 
 def examples() -> list[Tensor]:
     return [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(0.0), torch.zeros(3)]
-
-
-class Veiled:
-    """What Inductor compiles, behind a callable that nobody can look into."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._run = compile_graph(*args, **kwargs)
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        return self._run(*inputs)
 
 
 @pytest.mark.parametrize("recognised", [True, False])
