@@ -39,8 +39,12 @@ class Compiled:
     references: list[weakref.ref[Tensor]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        count = len(self.gradient_of)
-        return f"a callable that gives the loss and {count} gradient{'s' * (count != 1)}, called {self.calls} times"
+        gradients, calls = _counted(len(self.gradient_of), "gradient"), _counted(self.calls, "time")
+        return f"a callable that gives the loss and {gradients}, called {calls}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 class Loss(torch.autograd.Function):

@@ -75,7 +75,7 @@ def test_each_prints_one_program() -> None:
     lengths = [parts[name].count("\n") for name in ("differentiated", "optimized: loss and gradients, torchscript")]
     assert lengths[1] < lengths[0]
     assert parts["compiled: loss and gradients, torchscript"] == (
-        "a callable that gives the loss and 1 gradient, called 1 times"
+        "a callable that gives the loss and 1 gradient, called 1 time"
     )
 
 
