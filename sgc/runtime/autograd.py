@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sgc.emit.inductor.compile_graph import Runner
-from sgc.runtime.program_text import Rewritten
 from sgc.graph.aliasing import have_own_storage
+from sgc.runtime.program_text import Rewritten
 
 if TYPE_CHECKING:
     from sgc.runtime.validity import Trial
