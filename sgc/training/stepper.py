@@ -42,6 +42,7 @@ class Stepper:
     :param started: whether the optimizer has made its state.
     :param compiled: the compiled steps.
     :param latest: the one that was taken last; the next call is asked first whether it is for this one.
+    :param token: taken out during a step.
     """
 
     loss_module: Callable[[], LossModule]
@@ -50,7 +51,7 @@ class Stepper:
     started: bool = False
     compiled: CompiledSteps = field(default_factory=CompiledSteps)
     latest: Bound | None = None
-    _token: Token = field(default_factory=Token)
+    token: Token = field(default_factory=Token)
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         """Take one step; the loss before it. If that is NaN, it warns and changes nothing.
@@ -82,7 +83,7 @@ class Stepper:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Around steps: no other thread takes one of the same optimizer, captures or compiles."""
-        with self._token.turn():
+        with self.token.turn():
             yield
 
     def _concluded(
@@ -149,7 +150,7 @@ class Stepper:
         bound.bind(tensors)
         self.latest = bound
         if bound.note_unwatched():
-            bound.watch(self._conditions(loss_module, bound, parameters), self._token.held)
+            bound.watch(self._conditions(loss_module, bound, parameters), self.token.held)
         return bound.step(inputs)
 
     def _conditions(self, loss_module: LossModule, bound: Bound, parameters: list[Tensor]) -> list[Condition]:

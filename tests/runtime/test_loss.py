@@ -374,7 +374,7 @@ def test_particles_average() -> None:
         ours = module(X).item()
         pyro.set_rng_seed(4)
         elbo = pyro.infer.TraceGraph_ELBO(**options)
-        elbo.max_plate_nesting = module.specializations[-1].max_plate_nesting
+        elbo.max_plate_nesting = module.specializations[-1].prototype.max_plate_nesting
         assert elbo.loss_and_grads(model, guide, X) == pytest.approx(ours, rel=1e-6)
 
 

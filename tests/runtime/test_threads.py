@@ -247,7 +247,7 @@ def test_a_capture_waits_for_the_steps_that_are_one_call() -> None:
         try:
             for _ in range(20):
                 with capturing():
-                    assert trained.stepper._token.held, "a step is on its way"
+                    assert trained.stepper.token.held, "a step is on its way"
                     before = trained.stepper.optimizing.optimizer.state  # type: ignore[attr-defined]
                     count = [entry["step"].item() for entry in before.values()]
                     time.sleep(0.002)
