@@ -34,8 +34,13 @@ def backend_of(name: str) -> Backend:
     """
     found = _BACKENDS.get(name) if isinstance(name, str) else None
     if found is None:
-        raise BackendError(f"unknown backend {name!r}", remedy=f"use one of {tuple(_BACKENDS)}")
+        raise BackendError(f"unknown backend {name!r}", remedy=f"use one of {names()}")
     return found
+
+
+def names() -> tuple[str, ...]:
+    """The names of the backends, the default one first."""
+    return tuple(_BACKENDS)
 
 
 @contextmanager
