@@ -61,6 +61,10 @@ class CaptureError(SgcError, RuntimeError):
     """The program uses something that cannot be captured."""
 
 
+class EstimatorError(SgcError, ValueError):
+    """A site asks for an estimator that is unknown, or that cannot be had there."""
+
+
 class BaselineError(SgcError, ValueError):
     """A baseline with unrecognised or wrong options, a forbidden combination, a wrong shape or a biased input."""
 

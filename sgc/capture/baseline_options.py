@@ -1,4 +1,4 @@
-"""Reads the options of ``infer={"baseline": {...}}``, which are Pyro's, and refuses what they cannot mean."""
+"""Reads the options of ``infer={"baseline": {...}}``, Pyro's and one more, and refuses what they cannot mean."""
 
 from __future__ import annotations
 
@@ -13,10 +13,21 @@ from pyro.distributions.util import detach
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from sgc.capture.source import current_line
 from sgc.capture.values.reads import DATA_DEPENDENT
-from sgc.errors import BaselineError, SgcError, SourceLine
+from sgc.errors import BaselineError, EstimatorError, SgcError, SourceLine
 
-_OPTIONS = ("nn_baseline", "nn_baseline_input", "use_decaying_avg_baseline", "baseline_beta", "baseline_value")
+LEAVE_ONE_OUT = "use_leave_one_out"
+"""The one option that is not Pyro's."""
+
+_OPTIONS = (
+    "nn_baseline",
+    "nn_baseline_input",
+    "use_decaying_avg_baseline",
+    "baseline_beta",
+    "baseline_value",
+    LEAVE_ONE_OUT,
+)
 _SHAPE = "the plates of the site, without its event dims"
 
 
@@ -29,6 +40,7 @@ class BaselineOptions:
     value: Tensor | float | None
     decaying: bool
     beta: float
+    leave_one_out: bool
     given: frozenset[str]
 
     @property
@@ -49,21 +61,37 @@ class Complaints:
 
 
 class ModelBaselines(Messenger):
-    """Notes the sites of the model whose own statement has a baseline; a replay puts the guide's in its place."""
+    """Notes the sites of the model whose own statement has a baseline; a replay puts the guide's in its place.
+
+    :raises EstimatorError: where the statement in the model asks for an estimator, and that in the guide for none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self._asking: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         options = (msg["infer"] or {}).get("baseline", {})
         given = options.values() if isinstance(options, Mapping) else [options]
         if any(option is not None and option is not False for option in given):
             self.names.add(msg["name"])
+        if (msg["infer"] or {}).get("estimator") is not None:
+            self._asking.add(msg["name"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        # A replay has put what the guide's statement asks for in the place of the model's.
+        if msg["name"] in self._asking and not msg["is_observed"] and msg["infer"].get("estimator") is None:
+            raise EstimatorError(
+                "the model's statement asks for an estimator, which only the guide's can",
+                site=msg["name"],
+                source=current_line(),
+                remedy='give infer={"estimator": ...} in the guide',
+            )
 
 
 def read_options(given: Any, complaints: Complaints) -> BaselineOptions:
-    """The options that Pyro reads, with its defaults.
+    """The options that Pyro reads, with its defaults, and ``use_leave_one_out``.
 
     :raises BaselineError: if one is unknown, is of the wrong kind, lacks another or contradicts it.
     """
@@ -92,6 +120,9 @@ def read_options(given: Any, complaints: Complaints) -> BaselineOptions:
         raise error("nn_baseline_input has no network", "give the network as nn_baseline, or leave its input out")
     if not isinstance(decaying, bool):
         raise error(f"use_decaying_avg_baseline is {_shown(decaying)}, not a bool", "write True or False")
+    leave_one_out = given.get(LEAVE_ONE_OUT, False)
+    if not isinstance(leave_one_out, bool):
+        raise error(f"{LEAVE_ONE_OUT} is {_shown(leave_one_out)}, not a bool", "write True or False")
     if value is not None:
         value = checked_value("baseline_value is", value, decaying, complaints)
     return BaselineOptions(
@@ -100,6 +131,7 @@ def read_options(given: Any, complaints: Complaints) -> BaselineOptions:
         value,
         decaying,
         _beta(given.get("baseline_beta", 0.90), complaints),
+        leave_one_out,
         frozenset(given),
     )
 

@@ -21,7 +21,8 @@ from sgc.capture.declare import Capture, declare
 from sgc.capture.leaves.autograd_functions import functions_as_leaves
 from sgc.capture.leaves.opaque_calls import rejection_as_leaves
 from sgc.capture.program_call import ProgramCall
-from sgc.capture.prototype import PrototypeRun, preserved_state, pyro_elbo
+from sgc.capture.prototype import PrototypeRun, preserved_state
+from sgc.capture.pyro_loss import in_a_plate_of_particles
 from sgc.capture.python.partials import CallRecord, recorded
 from sgc.capture.python.refusals import refusals
 from sgc.capture.python.sequential_plates import subsamples_as_tensors
@@ -45,13 +46,15 @@ from sgc.capture.values.reads import DATA_DEPENDENT, Reads
 from sgc.capture.values.torch_functions import AnsweredFunctions
 from sgc.capture.values.validation import checks_as_nodes
 from sgc.errors import CaptureError, DataDependenceError, SgcError
+from sgc.graph.plan import Plan
 
 
 def capture_program(
-    program: ProgramCall, prototype: PrototypeRun, records: Mapping[int, CallRecord] | None = None
+    program: ProgramCall, prototype: PrototypeRun, plan: Plan, records: Mapping[int, CallRecord] | None = None
 ) -> tuple[Capture, Transcript]:
     """Trace one evaluation of every site's log density; with what the captured run handed to torch and Pyro.
 
+    :param plan: what was decided for the sites.
     :param records: for the positions of some partials among the leaves of the arguments, where to record their calls.
     :raises DataDependenceError: if the program's structure depends on a sample.
     :raises BaselineError: if the baseline options of a site are unrecognised, wrong or contradict one another.
@@ -59,7 +62,7 @@ def capture_program(
     states: list[dict[str, Any]] = []
     for attempt in range(_ATTEMPTS):
         alone = threading.active_count() == 1
-        captured, before, after = _attempt(program, prototype, records, attempt > 0)
+        captured, before, after = _attempt(program, prototype, plan, records, attempt > 0)
         error = drawn_between(before, after)
         if error is None or (attempt and torchs_on_cpu_alone_moved(before, after)):
             return captured
@@ -81,16 +84,20 @@ From the second time on every way to move torch's generator on the CPU is refuse
 
 
 def _attempt(
-    program: ProgramCall, prototype: PrototypeRun, records: Mapping[int, CallRecord] | None, strictly: bool
+    program: ProgramCall,
+    prototype: PrototypeRun,
+    plan: Plan,
+    records: Mapping[int, CallRecord] | None,
+    strictly: bool,
 ) -> tuple[tuple[Capture, Transcript], dict[str, Any], dict[str, Any]]:
     """A capture, and the random states before and after it."""
     leaves, structure = flatten((program.args, program.kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in positions]
-    options = program.options
-    elbo = pyro_elbo(options, prototype.max_plate_nesting)
+    options, nesting = program.options, prototype.max_plate_nesting
+    model, guide = (in_a_plate_of_particles(part, options, nesting) for part in (program.model, program.guide))
     checked = None if options.validate is False else options.validate or Distribution._validate_args
-    recording = Recording(failed_before=prototype.failure is not None)
+    recording = Recording(plan, failed_before=prototype.failure is not None)
 
     def run(*traced: Tensor) -> list[Tensor]:
         filled = list(leaves)
@@ -119,7 +126,7 @@ def _attempt(
             recording.requirements = requirements.conditions
             if reads.speculation is not None:
                 recording.recorder.attempting = reads.speculation.suspended
-            recording.run(elbo, program.model, program.guide, traced_args, traced_kwargs)
+            recording.run(model, guide, traced_args, traced_kwargs)
             recording.note_sites(named_by_samples=bool(reads.names))
         recording.reads = reads.guards
         return recording.outputs

@@ -8,19 +8,20 @@ also when it fails.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from pyro import poutine
-from pyro.infer import TraceGraph_ELBO
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sgc.capture.error_notes import located
 from sgc.capture.program_call import ProgramCall
+from sgc.capture.pyro_loss import PyroLoss, pyro_elbo, pyro_elbo_of_a_run
 from sgc.capture.python.refusals import Refusing, refusals
+from sgc.capture.site_requests import SiteRequests
 from sgc.capture.source import current_line
 from sgc.capture.state.baseline_averages import BASELINE_PREFIX, put_averages, take_averages
 from sgc.capture.state.external_reads import ExternalReads
@@ -33,6 +34,7 @@ from sgc.capture.state.writes import Written, undone_writes
 from sgc.capture.threads import here, ignored
 from sgc.config import Options
 from sgc.errors import CaptureError
+from sgc.graph.plan import SiteRequest
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class PrototypeRun(Prototype):
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``written`` is the memory
     that the program writes into; ``filled`` are buffers that held None before it ran, by the identities of their
-    modules and their names.
+    modules and their names; ``requests`` is what the guide's latent sites ask for.
     """
 
     modules: tuple[nn.Module, ...]
@@ -63,6 +65,7 @@ class PrototypeRun(Prototype):
     filled: dict[tuple[int, str], nn.Module]
     transcript: Transcript
     reads: ExternalReads
+    requests: tuple[SiteRequest, ...]
 
     @property
     def prototype(self) -> Prototype:
@@ -72,20 +75,6 @@ class PrototypeRun(Prototype):
     def empty_again(self) -> None:
         """Set the buffers that the run filled to None again, for a call that fails later."""
         _empty(self.filled)
-
-
-def pyro_elbo(
-    options: Options, max_plate_nesting: float | None = None, make: Callable[..., TraceGraph_ELBO] = TraceGraph_ELBO
-) -> TraceGraph_ELBO:
-    """Pyro's own loss for the same options."""
-    elbo = make(
-        num_particles=options.num_particles,
-        vectorize_particles=options.vectorize_particles,
-        max_plate_nesting=options.max_plate_nesting,
-    )
-    if max_plate_nesting is not None:
-        elbo.max_plate_nesting = max_plate_nesting
-    return elbo
 
 
 def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
@@ -99,7 +88,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
     callables = [part for part in (program.model, program.guide) if isinstance(part, nn.Module)]
     start = random_state()
     before = set(_parameter_ids(callables))
-    elbo = _elbo_of_a_run(program.options)
+    elbo = pyro_elbo_of_a_run(program.options)
     reads = ExternalReads()
     try:
         # Outermost, so that it comes last: what it puts back was there before the program wrote anything.
@@ -113,8 +102,9 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
             Refusing(),
             Transcript() as transcript,
             reads.noted(profiled=True),
+            SiteRequests() as requests,
         ):
-            failure = _run(elbo, program, transcript)
+            failure = _run(elbo, program, transcript, requests)
     except BaseException:
         restore_random_state(start)
         raise
@@ -130,7 +120,18 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
         restore_random_state(end if drew else start)
     params = tuple(name for name in asked.trace.nodes if not name.startswith(BASELINE_PREFIX))
     modules = (*callables, *roots)
-    return PrototypeRun(elbo.max_plate_nesting, params, store, modules, failure, written, empty, transcript, reads)
+    return PrototypeRun(
+        elbo.max_plate_nesting,
+        params,
+        store,
+        modules,
+        failure,
+        written,
+        empty,
+        transcript,
+        reads,
+        requests.found,
+    )
 
 
 def refuse_changing(captured: Transcript, first: PrototypeRun, program: ProgramCall, *, keeps_state: bool) -> bool:
@@ -145,7 +146,7 @@ def refuse_changing(captured: Transcript, first: PrototypeRun, program: ProgramC
     """
     if difference(captured, first.transcript) is None:
         return False
-    elbo = _elbo_of_a_run(program.options, first.max_plate_nesting)
+    elbo = pyro_elbo_of_a_run(program.options, first.max_plate_nesting)
     start = random_state()
 
     def again() -> Transcript:
@@ -164,15 +165,8 @@ def refuse_changing(captured: Transcript, first: PrototypeRun, program: ProgramC
     return True
 
 
-def _elbo_of_a_run(options: Options, max_plate_nesting: float | None = None) -> TraceGraph_ELBO:
-    """Pyro's loss of one run of the program: all particles if they are vectorised, else one."""
-    elbo = pyro_elbo(options, max_plate_nesting)
-    elbo.num_particles = options.num_particles if options.vectorize_particles else 1
-    return elbo
-
-
 def _run_again(
-    elbo: TraceGraph_ELBO, program: ProgramCall, modules: Sequence[nn.Module], earlier: ExternalReads
+    elbo: PyroLoss, program: ProgramCall, modules: Sequence[nn.Module], earlier: ExternalReads
 ) -> Transcript:
     with (
         undone_writes(),
@@ -224,11 +218,18 @@ def validated(options: Options, *, at_least: bool = True) -> Iterator[None]:
         Distribution.set_default_validate_args(switch)
 
 
-def _run(elbo: TraceGraph_ELBO, program: ProgramCall, transcript: Transcript | None = None) -> Exception | None:
+def _run(
+    elbo: PyroLoss,
+    program: ProgramCall,
+    transcript: Transcript | None = None,
+    requests: SiteRequests | None = None,
+) -> Exception | None:
     with located() as statements:
         for traces in list(elbo._get_traces(program.model, program.guide, program.args, program.kwargs)):
             if transcript is not None:
                 transcript.note_sites(traces)
+            if requests is not None:
+                requests.note(traces[1])
             try:
                 elbo._loss_and_surrogate_loss_particle(*traces)
             except Exception as error:

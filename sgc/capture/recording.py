@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero
-from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
@@ -19,18 +18,20 @@ from sgc.capture.site_recorder import SiteParts, SiteRecorder, score_parts
 from sgc.capture.state.transcript import Transcript
 from sgc.capture.values.reads import ReadGuard
 from sgc.capture.values.validation import Requirement
+from sgc.graph.plan import Plan
 from sgc.graph.program import Baseline
 
 
 class Recording:
     """The traces, and for each ``(site, role)`` the position of its tensor among the outputs.
 
+    :param plan: what was decided for the sites.
     :param failed_before: whether the prototype failed, when Pyro combined costs and baselines.
     """
 
-    def __init__(self, *, failed_before: bool = False) -> None:
+    def __init__(self, plan: Plan, *, failed_before: bool = False) -> None:
         self._failed_before = failed_before
-        self.recorder = SiteRecorder()
+        self.recorder = SiteRecorder(plan)
         self.reads: list[ReadGuard] = []
         self.requirements: list[Requirement] = []
         self.outputs: list[Tensor] = []
@@ -44,15 +45,12 @@ class Recording:
 
     def run(
         self,
-        elbo: TraceGraph_ELBO,
         model: Callable[..., Any],
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         """Trace guide and model, then evaluate every density and baseline, in Pyro's order."""
-        if elbo.vectorize_particles:
-            model, guide = elbo._vectorized_num_particles(model), elbo._vectorized_num_particles(guide)
         with self.recorder:
             self.model_trace, self.guide_trace = _traces(self.model_baselines(model), guide, args, kwargs)
         for site in samples(self.model_trace):
@@ -114,6 +112,7 @@ class Recording:
             decaying_average=options.decaying,
             beta=options.beta,
             idle_beta="baseline_beta" in options.given and not options.decaying,
+            leave_one_out=options.leave_one_out,
         )
 
     def _is_scored_by_pyro(self, name: str) -> bool:

@@ -20,10 +20,12 @@ from torch import Tensor, fx
 from torch.distributions import Distribution
 
 from sgc.capture import tracer
+from sgc.capture.asked_estimators import without_rsample
 from sgc.capture.leaves.opaque_calls import Attempt, opaque_log_prob, opaque_sample
 from sgc.capture.source import current_line
 from sgc.capture.values.reads import DATA_DEPENDENT
-from sgc.errors import SourceLine
+from sgc.errors import EstimatorError, SourceLine
+from sgc.graph.plan import Plan, SitePlan
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ class SiteRecorder(Messenger):
     """Marks each sample's value and notes where it was declared.
 
     It stands outermost, where Pyro's own ``TrackNonReparam`` stands, and so sees the same statements.
+
+    :param plan: what was decided for the sites.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
         super().__init__()
+        self._plan = plan
         self.statements: dict[str, Statement] = {}
         self.attempting: Callable[[], AbstractContextManager[None]] = nullcontext
         """A context around every attempt to trace; what fails becomes an opaque call."""
@@ -53,9 +58,11 @@ class SiteRecorder(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or msg["value"] is not None:
             return
-        fn, args, kwargs = msg["fn"], msg["args"], msg["kwargs"]
-        if not isinstance(fn, Distribution):
+        if not isinstance(msg["fn"], Distribution):
             return
+        if self._planned(msg).needs.detached_sample:
+            msg["fn"] = without_rsample(msg["fn"])
+        fn, args, kwargs = msg["fn"], msg["args"], msg["kwargs"]
         attempt = Attempt(fn, args, kwargs)
         try:
             with self.attempting():
@@ -64,6 +71,17 @@ class SiteRecorder(Messenger):
             msg["fn"], msg["args"], msg["kwargs"] = attempt.undo()
             msg["value"] = opaque_sample(msg["fn"], msg["args"], msg["kwargs"])
             self._opaque.add(msg["name"])
+
+    def _planned(self, msg: Any) -> SitePlan:
+        name, asked = msg["name"], (msg["infer"] or {}).get("estimator")
+        if asked is not None and name not in self._plan.sites:
+            raise EstimatorError(
+                "a site that is not in each run of the guide under one name asks for an estimator",
+                site=name,
+                source=current_line(),
+                remedy="let the name of the site not depend on a sample or a subsample, and sample it in the guide",
+            )
+        return self._plan.at(name)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name, value = msg["name"], msg["value"]

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from torch import fx
 
+from sgc.graph import keys
 from sgc.graph.effects import dependencies
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
-from sgc.graph.program import InputKind, Program, Site, SiteKind
-
-_PREFIX = {
-    InputKind.PARAMETER: "param",
-    InputKind.DATA: "data",
-    InputKind.BUFFER: "buffer",
-    InputKind.CONSTANT: "constant",
-}
+from sgc.graph.program import Program, Site, SiteKind
 
 
 def build_graph(program: Program) -> StochasticGraph:
@@ -29,7 +23,7 @@ def build_graph(program: Program) -> StochasticGraph:
     sinks: list[tuple[Payload, fx.Node]] = []
 
     for declared in program.inputs:
-        key = input_key(declared.kind, declared.name)
+        key = keys.input_key(declared.kind, declared.name)
         node = program.node(declared.node)
         payload = InputNode(
             key, declared.shape, declared.node, declared.kind, str(declared.dtype), declared.requires_grad
@@ -62,16 +56,6 @@ def build_graph(program: Program) -> StochasticGraph:
     for sink, node in sinks:
         graph.add(sink, tuple(upstream.at(node)))
     return graph
-
-
-def input_key(kind: InputKind, name: str) -> str:
-    """The graph's key for an input of the program."""
-    return f"{_PREFIX[kind]} {name}"
-
-
-def cost_key(site: str, sign: int) -> str:
-    """The graph's key for the cost node of a site in the model (+1) or in the guide (-1)."""
-    return f"log p({site})" if sign > 0 else f"-log q({site})"
 
 
 class _Upstream:
@@ -118,7 +102,7 @@ def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
     assert density is not None
     plates = tuple(plate for plate in density.plates if plate.vectorized)
     shape = program.shape(density.log_prob)
-    key = cost_key(site.name, sign)
+    key = keys.cost_key(site.name, sign)
     payload = CostNode(key, shape, density.log_prob, site.name, sign, plates, site.source)
     return payload, program.node(density.log_prob)
 
@@ -129,10 +113,10 @@ def _score_parts(program: Program, site: Site) -> list[tuple[Payload, fx.Node]]:
         for part in ("score_function", "masked_score_function", "entropy_term"):
             name = getattr(site.guide, part)
             if name is not None:
-                key = f"{part}({site.name})"
+                key = keys.score_part(part, site.name)
                 found.append((ScorePartNode(key, program.shape(name), name, site.name, part), program.node(name)))
     if site.baseline is not None and site.baseline.value is not None:
         name = site.baseline.value
-        payload = BaselineInputNode(f"baseline_input({site.name})", program.shape(name), name, site.name, site.source)
+        payload = BaselineInputNode(keys.baseline_input(site.name), program.shape(name), name, site.name, site.source)
         found.append((payload, program.node(name)))
     return found

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import networkx as nx
 
+from sgc.graph import keys
+from sgc.graph.derived_nodes import MeanNode
 from sgc.graph.nodes import (
     BaselineNode,
     CostNode,
@@ -16,7 +18,7 @@ from sgc.graph.nodes import (
     ScorePartNode,
     SiteNode,
 )
-from sgc.graph.program import Program, SiteKind
+from sgc.graph.program import Particles, Program, SiteKind
 
 _P = TypeVar("_P", bound=Payload)
 
@@ -43,6 +45,10 @@ class StochasticGraph(nx.DiGraph):
         super().add_node(payload.key, **payload.attributes())
         for parent in parents:
             self.add_edge(parent, payload.key)
+
+    def add_edge_across_particles(self, parent: str, child: str) -> None:
+        """Add an edge from the other particles' value of a node; it hands on no provenance of the child's own."""
+        self.add_edge(parent, child, across="particles")
 
     def replace(self, payload: Payload) -> None:
         """Exchange the payload of an existing node."""
@@ -88,12 +94,24 @@ class StochasticGraph(nx.DiGraph):
         if key not in self:
             raise KeyError(key)
         found = set()
-        for name in {key, *nx.ancestors(self, key)}:
+        for name in self._upstream(key):
             payload = self._payloads[name]
             if isinstance(payload, SiteNode) and payload.role is SiteKind.LATENT:
                 if reparameterized or not payload.has_rsample:
                     found.add(name)
         return frozenset(found)
+
+    def parents(self, key: str) -> Iterator[str]:
+        """The nodes that there is an edge from, in one particle."""
+        return (parent for parent, data in self.pred[key].items() if "across" not in data)
+
+    def _upstream(self, key: str) -> set[str]:
+        seen, stack = {key}, [key]
+        while stack:
+            new = set(self.parents(stack.pop())) - seen
+            seen |= new
+            stack.extend(new)
+        return seen
 
     def downstream_costs(self, site: str) -> frozenset[str]:
         """The cost nodes that depend on a latent site: all that its score-function term is multiplied by."""
@@ -107,6 +125,10 @@ class StochasticGraph(nx.DiGraph):
         assert chosen is not None, "the graph has not been through the estimator pass"
         return chosen
 
+    def is_asked(self, site: str) -> bool:
+        """Whether a latent site has its estimator because it asks for it."""
+        return self._latent(site).asked
+
     def scores_hidden_entries(self, site: str) -> bool:
         """Whether the score function of a latent site has the entries that a mask below ``to_event`` hides.
 
@@ -114,7 +136,7 @@ class StochasticGraph(nx.DiGraph):
         """
         self._latent(site)
         guide = self.program.site(site).guide if self.program is not None else None
-        chosen = self._payloads.get(f"score_function({site})")
+        chosen = self._payloads.get(keys.score_function(site))
         return (
             guide is not None
             and guide.masked_score_function is not None
@@ -125,13 +147,18 @@ class StochasticGraph(nx.DiGraph):
     def baseline(self, site: str) -> BaselineNode | None:
         """The baseline of a latent site, None if it has none."""
         self._latent(site)
-        found = self._payloads.get(f"baseline({site})")
+        found = self._payloads.get(keys.baseline(site))
         return found if isinstance(found, BaselineNode) else None
 
     def downstream_cost(self, site: str) -> DownstreamCostNode | None:
         """The reduction plan of a score-function site's downstream costs, None for other sites."""
-        found = self._payloads.get(f"downstream({site})")
+        found = self._payloads.get(keys.downstream(site))
         return found if isinstance(found, DownstreamCostNode) else None
+
+    @property
+    def particles(self) -> Particles:
+        """How the particles of one call are computed; one particle in a graph that has no objective yet."""
+        return next((mean.particles for mean in self.of_type(MeanNode)), Particles())
 
     def _latent(self, site: str) -> SiteNode:
         payload = self._payloads.get(site)

@@ -1,30 +1,65 @@
-"""The typed payloads of a stochastic computation graph's nodes (Schulman et al. 2015, section 2.1)."""
+"""The typed payloads of a stochastic computation graph's nodes (Schulman et al. 2015, section 2.1).
+
+Each type of node says what it may depend on, which nodes it is computed from, and by which rule; the verifier and the
+emitter ask it. A type that only one estimator or objective has stands in that one's file.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
-from typing import ClassVar
+from enum import IntEnum
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from sgc.errors import SourceLine
+from sgc.graph import keys
+from sgc.graph.arithmetic import Arithmetic, Value
 from sgc.graph.program import InputKind, Plate, SiteKind
 
+if TYPE_CHECKING:
+    from sgc.graph.graph import StochasticGraph
 
-class Estimator(Enum):
-    """How the gradient of the ELBO passes through a latent site."""
 
-    PATHWISE = "pathwise"
-    PARTIAL = "partially pathwise"
-    SCORE_FUNCTION = "score function"
+@dataclass(frozen=True)
+class Estimator:
+    """How the gradient of the ELBO passes through a latent site: an estimator of ``sgc/passes/estimators`` by its name.
+
+    ``scored`` says whether it has a score-function term, with a downstream cost and perhaps a baseline.
+    """
+
+    value: str
+    scored: bool
+
+    PATHWISE: ClassVar[Estimator]
+    PARTIAL: ClassVar[Estimator]
+    SCORE_FUNCTION: ClassVar[Estimator]
+
+    def __reduce__(self) -> str | tuple[type[Estimator], tuple[str, bool]]:
+        return Estimator, (self.value, self.scored)
+
+
+Estimator.PATHWISE = Estimator("pathwise", scored=False)
+Estimator.PARTIAL = Estimator("partially pathwise", scored=True)
+Estimator.SCORE_FUNCTION = Estimator("score function", scored=True)
+
+
+class Stage(IntEnum):
+    """When a node's rule is applied: in each run, for each run once all are there, or once for all particles."""
+
+    RUN = 0
+    RUNS = 1
+    PARTICLES = 2
 
 
 @dataclass(frozen=True)
 class Payload:
-    """Common to all nodes: the key in the graph, and the fx node of the program (or of the emitted module)."""
+    """Common to all nodes: the key in the graph, and the shape of the value."""
 
     kind: ClassVar[str]
+    crosses_particles: ClassVar[bool] = False
+    """Whether it is computed from other particles' values."""
 
     key: str
     shape: tuple[int, ...]
@@ -32,6 +67,37 @@ class Payload:
     def attributes(self) -> dict[str, str]:
         """Plain attributes, for networkx's writers and drawing tools."""
         return {"kind": self.kind, "shape": str(list(self.shape)), "label": self.key}
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        """The types of node that there may be an edge from."""
+        return ()
+
+    @property
+    def subtracted(self) -> bool:
+        """Whether sums take its value with a minus."""
+        return False
+
+    @property
+    def is_total(self) -> bool:
+        """Whether its value is a scalar to which all elements were added up."""
+        return False
+
+    def computed_from(self) -> tuple[str, ...] | None:
+        """The keys of the nodes that the rule asks for; None if the program computes the value itself."""
+        return None
+
+    def stage(self) -> Stage:
+        """What the rule must wait for, besides the nodes that the value is computed from."""
+        return Stage.RUN
+
+    def breaches(self, graph: StochasticGraph) -> Iterator[str]:
+        """Its own laws: what is wrong with it in a graph."""
+        yield from ()
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The rule: the value in one run, of the values of other nodes."""
+        raise NotImplementedError(f"a {self.kind} node has no value in an emitted module")
 
 
 @dataclass(frozen=True)
@@ -66,6 +132,11 @@ class SiteNode(Payload):
     opaque: bool
     source: SourceLine | None
     estimator: Estimator | None = None
+    asked: bool = False
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return SiteNode, InputNode
 
     def attributes(self) -> dict[str, str]:
         extra = {
@@ -96,6 +167,18 @@ class CostNode(Payload):
     def attributes(self) -> dict[str, str]:
         return {**super().attributes(), "sign": "+" if self.sign > 0 else "-", "site": self.site}
 
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return SiteNode, InputNode
+
+    @property
+    def subtracted(self) -> bool:
+        return self.sign < 0
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The log density, without the sign."""
+        return run.of_program(self.fx)
+
 
 @dataclass(frozen=True)
 class ScorePartNode(Payload):
@@ -106,6 +189,14 @@ class ScorePartNode(Payload):
     fx: str
     site: str
     part: str
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return SiteNode, InputNode
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The term as the program has it."""
+        return run.of_program(self.fx)
 
 
 @dataclass(frozen=True)
@@ -118,6 +209,14 @@ class BaselineInputNode(Payload):
     site: str
     source: SourceLine | None
 
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return SiteNode, InputNode
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The value as the program has it."""
+        return run.of_program(self.fx)
+
 
 @dataclass(frozen=True)
 class PartialSumNode(Payload):
@@ -127,6 +226,20 @@ class PartialSumNode(Payload):
 
     plates: frozenset[Plate]
     addends: tuple[str, ...]
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return CostNode, PartialSumNode
+
+    def computed_from(self) -> tuple[str, ...]:
+        return self.addends
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The sum of the addends, each with its sign."""
+        total = run.signed(self.addends[0])
+        for addend in self.addends[1:]:
+            total = run.call(torch.add, total, run.signed(addend))
+        return total
 
 
 @dataclass(frozen=True)
@@ -148,6 +261,26 @@ class DownstreamCostNode(Payload):
     costs: frozenset[str]
     terms: tuple[Reduction, ...]
 
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return CostNode, PartialSumNode
+
+    def computed_from(self) -> tuple[str, ...]:
+        return tuple(term.addend for term in self.terms)
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The sum of the terms, each reduced to the site's plates."""
+        total: Value | None = None
+        for term in self.terms:
+            value = run.signed(term.addend)
+            for dim in term.dims:
+                value = run.call(torch.sum, value, dim, True)
+            for _ in range(term.leading_ones):
+                value = run.call(torch.squeeze, value, 0)
+            total = value if total is None else run.call(torch.add, total, value)
+        assert total is not None
+        return total
+
 
 @dataclass(frozen=True)
 class BaselineNode(Payload):
@@ -160,33 +293,38 @@ class BaselineNode(Payload):
     kind: ClassVar[str] = "baseline"
 
     site: str
-    learned: str | None
-    average: str | None
-    beta: float
-    dtype: torch.dtype
-    device: torch.device
+    learned: str | None = None
+    average: str | None = None
+    beta: float = 0.0
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return (BaselineInputNode,)
 
-@dataclass(frozen=True)
-class SurrogateTermNode(Payload):
-    """One term of the surrogate, ELBO-signed; the surrogate loss is minus their sum.
+    def computed_from(self) -> tuple[str, ...]:
+        return (self.learned,) if self.learned else ()
 
-    ``role`` is ``"cost"`` (a log p term), ``"entropy"`` (minus an entropy term), ``"score"``
-    (score function times the detached difference of downstream cost and baseline) or ``"baseline"``
-    (minus the squared error of a learned baseline).
-    """
+    def compute(self, run: Arithmetic) -> Value:
+        """The average as it was before this run, which moves it on, plus what was learned."""
+        total: Value | None = None
+        if self.average is not None:
+            average = run.average(self.key)
+            cost = run.call(torch.detach, run.value(keys.downstream(self.site)))
+            old = run.call(torch.clone, average, name="average")
+            fresh = run.call(torch.mul, cost, 1 - self.beta, name="average")
+            kept = run.call(torch.mul, old, self.beta, name="average")
+            run.call(
+                torch.ops.aten.copy_.default, average, run.call(torch.add, fresh, kept, name="average"), name="update"
+            )
+            total = old
+        if self.learned is not None:
+            learned = run.value(self.learned)
+            total = learned if total is None else run.call(torch.add, total, learned)
+        assert total is not None
+        return total
 
-    kind: ClassVar[str] = "surrogate term"
-
-    role: str
-    site: str
-    operands: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TotalNode(Payload):
-    """``elbo`` (the sum of the cost nodes) or ``surrogate`` (the sum of the surrogate terms)."""
-
-    kind: ClassVar[str] = "total"
-
-    operands: tuple[str, ...]
+    def words(self) -> str:
+        """What it is, for the printed graph; what a learned one is learned from is added there."""
+        return f"decaying average (beta {self.beta})" if self.average else ""

@@ -72,6 +72,34 @@ class SiteKind(Enum):
     SUBSAMPLE = "subsample"
 
 
+PARTICLE_PLATE = "num_particles_vectorized"
+"""The name that Pyro gives the plate of vectorised particles."""
+
+
+@dataclass(frozen=True)
+class Particles:
+    """How the particles of one call are computed: independent runs of the program, whose estimates are averaged.
+
+    ``runs`` is how often the emitted module has the program, one run after another; ``calls`` how often the module is
+    called. ``plate`` is the name of the plate that holds all particles of one run, where they are vectorised.
+    """
+
+    runs: int = 1
+    calls: int = 1
+    plate: str | None = None
+    in_plate: int = 1
+
+    @property
+    def in_a_call(self) -> int:
+        """The number of particles in one call of the emitted module."""
+        return self.runs * self.in_plate
+
+    @property
+    def count(self) -> int:
+        """The number of all particles."""
+        return self.calls * self.in_a_call
+
+
 @dataclass(frozen=True)
 class HidingMask:
     """The fx node of a mask below ``to_event`` (None: it hides all), and how many dims each entry that it hides has."""
@@ -102,7 +130,7 @@ class Baseline:
     """The options of ``infer={"baseline": {...}}`` at a site, with the traced tensors they gave.
 
     ``value`` is the fx node of ``baseline_value``, or of ``nn_baseline(nn_baseline_input.detach())``; ``idle_beta``
-    says that there is a ``baseline_beta`` and no decaying average.
+    says that there is a ``baseline_beta`` and no decaying average. ``leave_one_out`` is not Pyro's.
     """
 
     kind: str | None
@@ -111,6 +139,7 @@ class Baseline:
     decaying_average: bool
     beta: float
     idle_beta: bool = False
+    leave_one_out: bool = False
 
 
 @dataclass(frozen=True)

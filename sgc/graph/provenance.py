@@ -16,7 +16,7 @@ def all_provenances(graph: StochasticGraph) -> dict[str, frozenset[str]]:
     masks: dict[str, int] = {}
     for key in nx.topological_sort(graph):
         mask = 0
-        for parent in graph.predecessors(key):
+        for parent in graph.parents(key):
             mask |= masks[parent]
         payload = graph.payload(key)
         if isinstance(payload, SiteNode) and payload.role is SiteKind.LATENT:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sgc.graph.nodes import CostNode, Estimator, InputNode, SiteNode
-from sgc.graph.program import InputKind, SiteKind
+from sgc.graph.derived_nodes import MeanNode, NegationNode, SurrogateTermNode, TotalNode
+from sgc.graph.estimator_rules import rule_of
+from sgc.graph.nodes import CostNode, InputNode, Payload, SiteNode
+from sgc.graph.program import Particles, SiteKind
 
 if TYPE_CHECKING:
     from sgc.graph.graph import StochasticGraph
@@ -32,6 +35,38 @@ def _lines(graph: StochasticGraph) -> Iterator[str]:
     for cost in graph.of_type(CostNode):
         upstream = ", ".join(sorted(graph.provenance(cost.key))) or "no sample"
         yield f"  {cost.key}: {list(cost.shape)}, depends on {upstream}"
+    losses = list(graph.of_type(NegationNode))
+    if losses:
+        yield "objective"
+    for loss in losses:
+        yield from _objective(graph, loss)
+
+
+def _objective(graph: StochasticGraph, loss: NegationNode) -> Iterator[str]:
+    mean = graph.payload(loss.operand)
+    assert isinstance(mean, MeanNode)
+    total = graph.payload(mean.operand)
+    assert isinstance(total, TotalNode)
+    yield f"  {loss.key}: minus {total.key}{_over(mean.particles)}"
+    addends = Counter((_noun(payload), payload.subtracted) for payload in map(graph.payload, total.operands))
+    words = [
+        f"{'-' if subtracted else '+'} {count} {noun}{'s' * (count > 1)}"
+        for (noun, subtracted), count in addends.items()
+    ]
+    yield f"      {total.key}: {' '.join(words).removeprefix('+ ') or '0'}"
+
+
+def _noun(payload: Payload) -> str:
+    if isinstance(payload, SurrogateTermNode):
+        return payload.noun
+    return "log q term" if payload.subtracted else "log p term"
+
+
+def _over(particles: Particles) -> str:
+    if particles.count == 1:
+        return ""
+    how = f"in the plate {particles.plate}" if particles.plate else "one after another"
+    return f", the mean over {particles.count} particles, {how}"
 
 
 def _site(graph: StochasticGraph, site: SiteNode) -> Iterator[str]:
@@ -48,33 +83,5 @@ def _site(graph: StochasticGraph, site: SiteNode) -> Iterator[str]:
         return
     if site.estimator is None:
         return
-    yield f"      gradient: {site.estimator.value}{_hidden(graph, site)}"
-    if site.estimator is Estimator.PATHWISE:
-        return
-    downstream, baseline = graph.downstream_cost(site.key), graph.baseline(site.key)
-    if downstream is not None:
-        costs = " ".join(key if key.startswith("-") else f"+ {key}" for key in graph.costs() if key in downstream.costs)
-        yield f"      times: {costs.removeprefix('+ ').replace(' -log', ' - log')}, as {list(downstream.shape)}"
-    if baseline is not None:
-        parts = [f"decaying average (beta {baseline.beta})"] if baseline.average else []
-        if baseline.learned:
-            parts.append(f"learned from {_upstream(graph, baseline.learned)}")
-        yield f"      minus the baseline: {' + '.join(parts)}"
-
-
-def _hidden(graph: StochasticGraph, site: SiteNode) -> str:
-    """What becomes of entries that a mask below ``to_event`` hides."""
-    guide = graph.program.site(site.key).guide if graph.program is not None else None
-    if guide is None or guide.masked_score_function is None:
-        return ""
-    if graph.scores_hidden_entries(site.key):
-        return ", of hidden entries too: they reach a cost"
-    return ", without hidden entries: they reach no cost"
-
-
-def _upstream(graph: StochasticGraph, key: str) -> str:
-    """What a node depends on directly; parameters are only counted where there are many."""
-    parents = [graph.payload(parent) for parent in graph.predecessors(key)]
-    parameters = [p.key for p in parents if isinstance(p, InputNode) and p.role is InputKind.PARAMETER]
-    others = [p.key for p in parents if p.key not in parameters]
-    return ", ".join([*others, *(parameters if len(parameters) <= 2 else [f"{len(parameters)} parameters"])])
+    for line in rule_of(site.estimator).words(graph, site.key):
+        yield f"      {line}"

@@ -9,38 +9,13 @@ import torch
 from torch import fx
 
 from sgc.errors import GraphError
+from sgc.graph import keys
 from sgc.graph.effects import dependencies
+from sgc.graph.estimator_rules import rule_of
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import (
-    BaselineInputNode,
-    BaselineNode,
-    CostNode,
-    DownstreamCostNode,
-    Estimator,
-    InputNode,
-    PartialSumNode,
-    Payload,
-    ScorePartNode,
-    SiteNode,
-    SurrogateTermNode,
-    TotalNode,
-)
+from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, PartialSumNode, Payload, SiteNode
 from sgc.graph.program import Program, SiteKind
 from sgc.graph.provenance import all_provenances
-
-_CAPTURED = (SiteNode, InputNode)
-_LEGAL_PARENTS: dict[type[Payload], tuple[type[Payload], ...]] = {
-    InputNode: (),
-    SiteNode: _CAPTURED,
-    CostNode: _CAPTURED,
-    ScorePartNode: _CAPTURED,
-    BaselineInputNode: _CAPTURED,
-    PartialSumNode: (CostNode, PartialSumNode),
-    DownstreamCostNode: (CostNode, PartialSumNode),
-    BaselineNode: (BaselineInputNode,),
-    SurrogateTermNode: (CostNode, ScorePartNode, DownstreamCostNode, BaselineNode),
-    TotalNode: (CostNode, SurrogateTermNode),
-}
 
 
 def verify(graph: StochasticGraph) -> None:
@@ -68,7 +43,7 @@ def _edges_are_legal(graph: StochasticGraph) -> Iterator[str]:
     for parent, child in graph.edges:
         if parent in graph._payloads and child in graph._payloads:
             one, other = graph.payload(parent), graph.payload(child)
-            if not isinstance(one, _LEGAL_PARENTS[type(other)]):
+            if not isinstance(one, other.may_depend_on()):
                 yield f"a {other.kind} node may not depend on a {one.kind} node: {parent!r} -> {child!r}"
 
 
@@ -76,16 +51,8 @@ def _operands_are_parents(graph: StochasticGraph) -> Iterator[str]:
     """What a node says that it computes from is what its edges say."""
     for key in graph:
         payload = graph._payloads.get(key)
-        operands: tuple[str, ...]
-        if isinstance(payload, PartialSumNode):
-            operands = payload.addends
-        elif isinstance(payload, DownstreamCostNode):
-            operands = tuple(term.addend for term in payload.terms)
-        elif isinstance(payload, (SurrogateTermNode, TotalNode)):
-            operands = payload.operands
-        elif isinstance(payload, BaselineNode):
-            operands = (payload.learned,) if payload.learned else ()
-        else:
+        operands = payload.computed_from() if payload is not None else None
+        if operands is None:
             continue
         if set(operands) != set(graph.predecessors(key)):
             yield f"{key!r} computes from {sorted(set(operands))} but its parents are {sorted(graph.predecessors(key))}"
@@ -116,17 +83,16 @@ def _flatten(graph: StochasticGraph, key: str) -> list[str]:
     return [key]
 
 
-def _every_scored_site_has_a_term(graph: StochasticGraph) -> Iterator[str]:
-    if "surrogate" not in graph:
-        return
+def _estimators_keep_their_laws(graph: StochasticGraph) -> Iterator[str]:
     for name in graph.sites(SiteKind.LATENT):
         site = graph.payload(name)
         assert isinstance(site, SiteNode)
-        scored = site.estimator in (Estimator.SCORE_FUNCTION, Estimator.PARTIAL)
-        if scored and f"score_term({name})" not in graph and graph.downstream_costs(name):
-            yield f"the scored site {name!r} has no score term"
-        if not scored and f"score_term({name})" in graph:
-            yield f"the site {name!r} is not scored and yet has a score term"
+        if site.estimator is None:
+            continue
+        rule = rule_of(site.estimator)
+        if rule.needs.score_function and keys.score_function(name) not in graph:
+            yield f"the site {name!r} has no score function, which its estimator needs"
+        yield from rule.breaches(graph, name)
 
 
 def _baselines_are_independent(graph: StochasticGraph) -> Iterator[str]:
@@ -136,6 +102,19 @@ def _baselines_are_independent(graph: StochasticGraph) -> Iterator[str]:
         downstream = graph.downstream_cost(baseline.site)
         if downstream is not None and downstream.shape != baseline.shape:
             yield f"{baseline.key!r} has shape {baseline.shape}, its downstream cost {downstream.shape}"
+
+
+def _nodes_keep_their_laws(graph: StochasticGraph) -> Iterator[str]:
+    for payload in graph.of_type(Payload):
+        yield from payload.breaches(graph)
+
+
+def _particles_are_crossed_where_it_is_said(graph: StochasticGraph) -> Iterator[str]:
+    for parent, child, data in graph.edges(data=True):
+        payload = graph._payloads.get(child)
+        if payload is not None and ("across" in data) != payload.crosses_particles:
+            whose = "other particles'" if "across" in data else "its own particle's"
+            yield f"{child!r} may not depend on {whose} {parent!r}"
 
 
 def _edges_are_sound(graph: StochasticGraph) -> Iterator[str]:
@@ -180,8 +159,10 @@ _LAWS: tuple[Callable[[StochasticGraph], Iterator[str]], ...] = (
     _edges_are_legal,
     _operands_are_parents,
     _sums_are_exact,
-    _every_scored_site_has_a_term,
+    _estimators_keep_their_laws,
     _baselines_are_independent,
+    _nodes_keep_their_laws,
+    _particles_are_crossed_where_it_is_said,
     _edges_are_sound,
     _shapes_agree,
 )

@@ -13,7 +13,7 @@ from pyro.poutine import runtime
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from sgc.capture.prototype import pyro_elbo
+from sgc.capture.pyro_loss import pyro_elbo
 from sgc.capture.source import warn
 from sgc.config import Dynamic, Options
 from sgc.emit.backends.protocol import Backend

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 import torch
 
 from sgc.errors import GraphError
+from sgc.graph import keys
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode, DownstreamCostNode, PartialSumNode, Reduction
+from sgc.graph.plan import Plan
 from sgc.graph.program import Plate
 from sgc.graph.provenance import all_provenances
-from sgc.passes.estimators import scored_sites
+from sgc.passes.choose_estimators import scored_sites
 
 
-def plan_downstream_costs(graph: StochasticGraph) -> None:
+def plan_downstream_costs(graph: StochasticGraph, plan: Plan) -> None:
     """Add a downstream-cost node for every scored site, and the partial sums that they share."""
     sites = scored_sites(graph)
     provenance = all_provenances(graph)
@@ -33,9 +35,9 @@ def plan_downstream_costs(graph: StochasticGraph) -> None:
     for frames, members in by_frames.items():
         wanted = {site: tuple(cost.key for cost in members if site in provenance[cost.key]) for site in sites}
         sums = _Sums(graph, frames, wanted)
-        for site, keys in wanted.items():
-            if keys:
-                terms[site].append((frames, sums.key(keys)))
+        for site, summed in wanted.items():
+            if summed:
+                terms[site].append((frames, sums.key(summed)))
     for site in sites:
         _add_downstream_cost(graph, site, _in_order(graph, site, terms[site], provenance))
 
@@ -85,7 +87,7 @@ def _add_downstream_cost(graph: StochasticGraph, site: str, terms: list[tuple[fr
         reductions.append(Reduction(key, tuple(dims), ones))
         shapes.append(tuple(shape[ones:]))
     node = DownstreamCostNode(
-        key=f"downstream({site})",
+        key=keys.downstream(site),
         shape=tuple(torch.broadcast_shapes(*shapes)),
         site=site,
         costs=graph.downstream_costs(site),
@@ -108,36 +110,36 @@ class _Sums:
     wanted: dict[str, tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        distinct = sorted({keys for keys in self.wanted.values() if len(keys) > 1}, key=len)
+        distinct = sorted({summed for summed in self.wanted.values() if len(summed) > 1}, key=len)
         self._bit: dict[str, int] = {}
-        for keys in distinct:
-            for key in keys:
+        for summed in distinct:
+            for key in summed:
                 self._bit.setdefault(key, 1 << len(self._bit))
         self._built: list[tuple[int, tuple[str, ...], str]] = []
-        for keys in distinct:
-            self._build(keys)
+        for summed in distinct:
+            self._build(summed)
 
-    def key(self, keys: tuple[str, ...]) -> str:
+    def key(self, summed: tuple[str, ...]) -> str:
         """The node that holds the sum of these costs."""
-        if len(keys) == 1:
-            return keys[0]
-        return next(name for _, built, name in self._built if built == keys)
+        if len(summed) == 1:
+            return summed[0]
+        return next(name for _, built, name in self._built if built == summed)
 
-    def _build(self, keys: tuple[str, ...]) -> None:
-        rest = sum(self._bit[key] for key in keys)
+    def _build(self, summed: tuple[str, ...]) -> None:
+        rest = sum(self._bit[key] for key in summed)
         parts: list[str] = []
         for mask, _, name in reversed(self._built):
             if mask & ~rest == 0:
                 parts.append(name)
                 rest &= ~mask
-        addends = (*(key for key in keys if rest & self._bit[key]), *parts)
+        addends = (*(key for key in summed if rest & self._bit[key]), *parts)
         payloads = [self.graph.payload(key) for key in addends]
         number = sum(1 for _ in self.graph.of_type(PartialSumNode))
         node = PartialSumNode(
-            key=f"partial_sum_{number}",
+            key=keys.partial_sum(number),
             shape=tuple(torch.broadcast_shapes(*(payload.shape for payload in payloads))),
             plates=self.frames,
             addends=addends,
         )
         self.graph.add(node, addends)
-        self._built.append((sum(self._bit[key] for key in keys), keys, node.key))
+        self._built.append((sum(self._bit[key] for key in summed), summed, node.key))

@@ -11,13 +11,15 @@ from dataclasses import replace
 
 from torch import fx
 
+from sgc.graph import keys
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import ScorePartNode
+from sgc.graph.plan import Plan
 from sgc.graph.program import HidingMask, Program, SiteKind
 from sgc.passes.entry_flow import EntryFlow
 
 
-def mask_scores(graph: StochasticGraph) -> None:
+def mask_scores(graph: StochasticGraph, plan: Plan) -> None:
     """At each site with such masks keep one of its two score functions."""
     program = graph.program
     assert program is not None
@@ -27,7 +29,7 @@ def mask_scores(graph: StochasticGraph) -> None:
         if guide is None or guide.masked_score_function is None:
             continue
         flow = flow or EntryFlow(program.module.graph)
-        whole, masked = f"score_function({name})", f"masked_score_function({name})"
+        whole, masked = keys.score_function(name), keys.masked_score_function(name)
         if not any(_reaches_a_cost(program, flow, name, mask) for mask in guide.masks):
             chosen, parents = graph.payload(masked), list(graph.predecessors(masked))
             assert isinstance(chosen, ScorePartNode)

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sgc.graph.graph import StochasticGraph
+from sgc.graph.plan import Plan
 from sgc.graph.verify import verify
-from sgc.passes.baselines import add_baselines
+from sgc.passes.baselines.add_baselines import add_baselines
+from sgc.passes.choose_estimators import choose_estimators
 from sgc.passes.downstream import plan_downstream_costs
-from sgc.passes.estimators import choose_estimators
 from sgc.passes.masked_scores import mask_scores
-from sgc.passes.surrogate_terms import add_surrogate_terms
+from sgc.passes.objectives.evidence_lower_bound import add_elbo
 
-PASSES: tuple[Callable[[StochasticGraph], None], ...] = (
+PASSES: tuple[Callable[[StochasticGraph, Plan], None], ...] = (
     choose_estimators,  # pathwise, partially pathwise or score function, for each latent site
     mask_scores,  # the entries of a sample that each score function is of
     plan_downstream_costs,  # what each score function is multiplied by, with shared partial sums
     add_baselines,  # what is subtracted from it
-    add_surrogate_terms,  # the scalar whose gradient is the estimator
+    add_elbo,  # the objective, and the scalar whose gradient is the estimator of its gradient
 )
 
 
-def run_passes(graph: StochasticGraph) -> StochasticGraph:
+def run_passes(graph: StochasticGraph, plan: Plan) -> StochasticGraph:
     """Run every pass on a copy of the graph, and check its laws after each.
 
     :raises GraphError: if a pass leaves the graph illegal.
@@ -29,6 +30,6 @@ def run_passes(graph: StochasticGraph) -> StochasticGraph:
     graph = graph.copy()
     verify(graph)
     for apply in PASSES:
-        apply(graph)
+        apply(graph, plan)
         verify(graph)
     return graph

@@ -15,6 +15,7 @@ from sgc.capture.source import warn
 from sgc.capture.state.transcript import Transcript
 from sgc.config import Options
 from sgc.errors import SideEffectWarning
+from sgc.graph.plan import Plan
 from sgc.guards.base import ArgumentGuard, Call, EnvironmentGuard, Guard, TensorGuard, ValuesGuard
 from sgc.guards.handlers import HandlerGuard
 from sgc.guards.modes import ModeGuard
@@ -33,10 +34,11 @@ class CheckedCapture:
 
 
 def capture_checked(
-    program: ProgramCall, call: Call, run: PrototypeRun, earlier: Sequence[Specialization]
+    program: ProgramCall, call: Call, run: PrototypeRun, plan: Plan, earlier: Sequence[Specialization]
 ) -> CheckedCapture:
     """Capture the program, take away what it has left in its objects, and look whether its runs differ.
 
+    :param plan: what was decided for its sites.
     :param earlier: other specializations of the program.
     :raises sgc.errors.CaptureError: if it cannot be captured, keeps a traced tensor, or does not do the same each time.
     """
@@ -45,7 +47,7 @@ def capture_checked(
     named = zip(names, call.leaves, strict=True)
     leftovers = Leftovers(roots(program.model, program.guide, named, run.modules))
     try:
-        (captured, transcript), records = _capture(program, run, _records(call, names, earlier))
+        (captured, transcript), records = _capture(program, run, plan, _records(call, names, earlier))
     finally:
         left = leftovers.put_back()
     leftovers.refuse_lasting(left)
@@ -89,11 +91,11 @@ def _records(call: Call, names: list[str], earlier: Sequence[Specialization]) ->
 
 
 def _capture(
-    program: ProgramCall, run: PrototypeRun, records: dict[int, CallRecord]
+    program: ProgramCall, run: PrototypeRun, plan: Plan, records: dict[int, CallRecord]
 ) -> tuple[tuple[Capture, Transcript], dict[int, CallRecord]]:
     if records:
         try:
-            return capture_program(program, run, records), records
+            return capture_program(program, run, plan, records), records
         except Exception:  # The program looked into a partial, or has a fault that shows again below.
             records = {}
-    return capture_program(program, run), records
+    return capture_program(program, run, plan), records

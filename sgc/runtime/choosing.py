@@ -19,7 +19,7 @@ from sgc.guards.base import Call
 from sgc.guards.handlers import unobserved
 from sgc.native import conditions
 from sgc.native.conditions import Condition
-from sgc.passes.baselines import idle_baselines
+from sgc.passes.baselines.idle_baselines import idle_baselines
 from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.restore_on_error import undone_on_error

@@ -37,10 +37,11 @@ from sgc.graph.build import build_graph
 from sgc.guards.base import Call
 from sgc.native import library
 from sgc.passes.pipeline import run_passes
+from sgc.passes.site_plan import make_plan
 from sgc.runtime.autograd import Compiled
 from sgc.runtime.checked_capture import capture_checked, guards_of
 from sgc.runtime.generated_sources import forget_with, known_sources
-from sgc.runtime.particles import Repeated, particles
+from sgc.runtime.particles import Repeated
 from sgc.runtime.program_text import Rewritten
 from sgc.runtime.residue.leftovers import taken_from
 from sgc.runtime.specialization import Specialization
@@ -52,11 +53,12 @@ def specialize(
 ) -> Specialization:
     """The stages up to emission, and the guards, for calls like this one; none of the ``earlier`` ones fits it."""
     known, options = known_sources(), program.options
-    checked = capture_checked(program, call, run, earlier)
-    graph = run_passes(build_graph(checked.capture.program))
+    plan = make_plan(run.requests, options)
+    checked = capture_checked(program, call, run, plan, earlier)
+    graph = run_passes(build_graph(checked.capture.program), plan)
     if run.failure is not None:
         raise run.failure
-    emitted = emit_surrogate(graph, *particles(options)[:2])
+    emitted = emit_surrogate(graph)
     tensors, guards = guards_of(checked, call, run, options)
     backend = backend_of(options.backend)
     specialization = Specialization(run.prototype, checked.capture, graph, emitted, options, backend, tensors, guards)
@@ -95,7 +97,7 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
         differentiated = differentiate_loss(specialization, tensors)
     with _compiling(specialization):
         if not with_gradient:
-            emitted = emit_surrogate(specialization.graph, *particles(options)[:2], loss_only=True)
+            emitted = emit_surrogate(specialization.graph, loss_only=True)
             module = specialization.backend.before_gradient(emitted.module)
             differentiated = without_gradient(module, tensors)
         module = differentiated.module

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sgc.config import Options
 from sgc.emit.inductor.compile_graph import Runner
 
 
@@ -46,17 +45,3 @@ class Repeated:
                 total = [result.clone() for result in results]
         torch._foreach_div_(total, self._times)
         return total
-
-
-def particles(options: Options) -> tuple[int, int, int]:
-    """Runs in the emitted module, the particles that their sum is divided by, and how often the module is called.
-
-    Particles run one after another, or all in one vectorised run. A few are unrolled, which fuses; many are not.
-    """
-    count = options.num_particles
-    if options.vectorize_particles:
-        return 1, count, 1
-    return (count, count, 1) if count <= _UNROLLED else (1, 1, count)
-
-
-_UNROLLED = 4

@@ -28,7 +28,6 @@ from sgc.native import conditions
 from sgc.native.conditions import Ask, Condition, Group
 from sgc.runtime.autograd import Compiled
 from sgc.runtime.averages import Averages
-from sgc.runtime.particles import particles
 from sgc.runtime.speculation.tally import Tally
 
 
@@ -98,7 +97,7 @@ class Specialization:
     @cached_property
     def repeats(self) -> int:
         """How often the emitted module runs in one call: once, unless there are many particles."""
-        return particles(self.options)[2]
+        return self.graph.particles.calls
 
     @cached_property
     def brought(self) -> tuple[int, ...]:

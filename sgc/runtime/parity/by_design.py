@@ -18,7 +18,6 @@ import torch
 from pyro.distributions import Independent
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import is_identically_zero, sum_rightmost
-from pyro.infer import TraceGraph_ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine import Trace
@@ -28,22 +27,25 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from sgc.capture.asked_estimators import AskedEstimators
 from sgc.capture.leaves.autograd_functions import applying, original_apply
+from sgc.capture.pyro_loss import PyroLoss
 from sgc.capture.source import current_line
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import Estimator
+from sgc.graph.nodes import BaselineNode, Estimator
 from sgc.graph.program import SiteKind
 from sgc.runtime.parity.eager_provenance import Provenance, followed
 
 
 class Fault(Enum):
-    """What Pyro's ``TraceGraph_ELBO`` does wrong; the value is the title of its section in the docs."""
+    """What Pyro's ``TraceGraph_ELBO`` does wrong, or cannot do; the value is the title of its section in the docs."""
 
     PROVENANCE = "Below a discrete site tensors stay tensors"
     REJECTION = "The score-function term of rejection samplers is kept"
     LEAK = "A sample without `rsample` has no gradient"
     MASK = "Hidden entries below `to_event` that reach a cost"
     BASELINE = "A baseline at a pathwise site is not trained"
+    UNKNOWN = "What a site may ask for and Pyro does not know"
 
 
 WRITES = "Writes into tensors are followed"
@@ -70,17 +72,19 @@ class Seen:
 _OTHERWISE = "below a discrete site Pyro's ProvenanceTensor gives other numbers than a tensor"
 
 
-class PyroWithout(TraceGraph_ELBO):
+class PyroWithout(PyroLoss):
     """Eager ``TraceGraph_ELBO`` without some of its faults; ``seen`` collects what the others do.
 
     :param graph: sgc's graph, for the estimators of the sites.
     """
 
     def __init__(self, graph: StochasticGraph, without: Collection[Fault], seen: Seen, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(as_asked=Fault.UNKNOWN in without, **options)
         latent = graph.sites(SiteKind.LATENT)
         self._without, self._seen = frozenset(without), seen
-        self._partial = {name for name in latent if graph.estimator(name) is Estimator.PARTIAL}
+        self._partial = {name for name in latent if graph.estimator(name) == Estimator.PARTIAL}
+        self._own_baselines = [b for b in graph.of_type(BaselineNode) if b.crosses_particles]
+        self._asked = {name: graph.estimator(name) for name in latent if graph.is_asked(name)}
         self._unmasked = {name for name in latent if graph.scores_hidden_entries(name)}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -92,6 +96,8 @@ class PyroWithout(TraceGraph_ELBO):
             if Fault.PROVENANCE not in self._without:
                 sites = stack.enter_context(_CurrentSite())
                 stack.enter_context(_observed(self._seen, sites))
+            if self.as_asked:
+                stack.enter_context(AskedEstimators())
             stack.enter_context(_Samples(self, provenance))
             traces = get_importance_trace("dense", self.max_plate_nesting, model, guide, args, kwargs)
             for trace in traces:
@@ -100,6 +106,7 @@ class PyroWithout(TraceGraph_ELBO):
                     for key in ("log_prob", "log_prob_sum"):
                         site[key] = track_provenance(site[key], names)
         self._look_at_costs(traces)
+        self._look_at_requests()
         for site in _samples(traces[1]):
             self._mend_score(site)
         return traces
@@ -115,6 +122,15 @@ class PyroWithout(TraceGraph_ELBO):
                 if lost:
                     text = f"{cost} depends on {', '.join(sorted(lost))}; Pyro's provenance loses that"
                     self._seen.note(Fault.PROVENANCE, text, WRITES)
+
+    def _look_at_requests(self) -> None:
+        for baseline in self._own_baselines:
+            self._seen.note(
+                Fault.UNKNOWN, f"'{baseline.site}' has a baseline that Pyro does not know: {baseline.words()}"
+            )
+        for name, estimator in self._asked.items():
+            text = f"'{name}' asks for the estimator '{estimator.value}', which Pyro chooses by the distribution alone"
+            self._seen.note(Fault.UNKNOWN, text)
 
     def _mend_score(self, site: Any) -> None:
         name, fn, value, parts = site["name"], site["fn"], site["value"], site["score_parts"]
@@ -250,6 +266,6 @@ def _samples(trace: Trace) -> Sequence[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
-def pyro_without(graph: StochasticGraph, without: Collection[Fault], seen: Seen) -> Callable[..., TraceGraph_ELBO]:
+def pyro_without(graph: StochasticGraph, without: Collection[Fault], seen: Seen) -> Callable[..., PyroLoss]:
     """Makes Pyro's loss without these faults."""
     return partial(PyroWithout, graph, without, seen)

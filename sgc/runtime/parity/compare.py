@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer import TraceGraph_ELBO
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from sgc.capture.prototype import preserved_state, pyro_elbo
+from sgc.capture.prototype import preserved_state
+from sgc.capture.pyro_loss import PyroLoss, pyro_elbo
 from sgc.capture.state.baseline_averages import BASELINE_PREFIX
 from sgc.capture.state.random_state import random_state, restore_random_state
 from sgc.capture.state.writes import undone_writes
@@ -145,7 +146,7 @@ def verify(
     lent = {BASELINE_PREFIX + node.site: t.clone() for node, t in zip(nodes, averages, strict=True)}
     seed = _seed(specialization, tensors, modules)
 
-    def pyro_side(make: Callable[..., TraceGraph_ELBO]) -> _Result:
+    def pyro_side(make: Callable[..., PyroLoss]) -> _Result:
         elbo = pyro_elbo(specialization.options, specialization.prototype.max_plate_nesting, make)
         with _nothing_changed(modules, averages, lent):
             torch.manual_seed(seed)
@@ -153,10 +154,11 @@ def verify(
         sites = dict(_pyro_sites(specialization.graph, traces))
         return _Result(loss, sites, dict(zip(names, gradients, strict=True)))
 
+    plain = partial(PyroLoss, as_asked=False)
     with undone_writes() as written:
-        pyro_side(TraceGraph_ELBO)
+        pyro_side(plain)
     with written.again():  # not under the mode that saw what is written: it changes what torch.tensor(z) is in Pyro
-        theirs = pyro_side(TraceGraph_ELBO)
+        theirs = pyro_side(plain)
     with _nothing_changed(modules, averages), written.again():
         torch.manual_seed(seed)
         values = specialization.values(tensors)
@@ -217,7 +219,7 @@ def _seed(specialization: Specialization, tensors: list[Tensor], modules: Sequen
 
 
 def _pyro(
-    elbo: TraceGraph_ELBO,
+    elbo: PyroLoss,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     call: Call,
@@ -234,6 +236,7 @@ def _pyro(
             first = first or (model_trace, guide_trace)
             particle, term = elbo._loss_and_surrogate_loss_particle(model_trace, guide_trace)
             loss, surrogate = loss - particle / particles, surrogate + term / particles
+        surrogate = surrogate + elbo.of_leave_one_out()
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if isinstance(surrogate, Tensor) and surrogate.requires_grad:
             gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)

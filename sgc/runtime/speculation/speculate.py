@@ -19,7 +19,8 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import runtime
 from torch import Tensor, nn
 
-from sgc.capture.prototype import pyro_elbo, validated
+from sgc.capture.prototype import validated
+from sgc.capture.pyro_loss import pyro_elbo
 from sgc.capture.source import warn
 from sgc.capture.state.baseline_averages import BASELINE_PREFIX, present_averages
 from sgc.capture.state.writes import undone_writes

@@ -1,0 +1,163 @@
+"""The typed payloads of what the passes make of costs: terms, totals, and the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from sgc.graph.arithmetic import Arithmetic, Value
+from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, Payload, Stage
+from sgc.graph.program import Particles
+
+if TYPE_CHECKING:
+    from sgc.graph.graph import StochasticGraph
+
+
+@dataclass(frozen=True)
+class DifferenceNode(Payload):
+    """One node minus another of the same shape."""
+
+    kind: ClassVar[str] = "difference"
+
+    minuend: str
+    subtrahend: str
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return DownstreamCostNode, BaselineNode
+
+    def computed_from(self) -> tuple[str, ...]:
+        return self.minuend, self.subtrahend
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The difference."""
+        return run.call(torch.sub, run.value(self.minuend), run.value(self.subtrahend))
+
+
+@dataclass(frozen=True)
+class DetachNode(Payload):
+    """The value of a node, through which no gradient passes."""
+
+    kind: ClassVar[str] = "detach"
+
+    operand: str
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return DownstreamCostNode, DifferenceNode
+
+    def computed_from(self) -> tuple[str, ...]:
+        return (self.operand,)
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The detached value."""
+        return run.call(torch.detach, run.value(self.operand))
+
+
+@dataclass(frozen=True)
+class SurrogateTermNode(Payload):
+    """One term of the surrogate, a scalar with a sign; the surrogate loss is minus their sum.
+
+    Its types are those of the objective (``CostTermNode``, ``EntropyTermNode``) and of the estimators
+    (``ScoreTermNode``, ``BaselineTermNode``).
+    """
+
+    kind: ClassVar[str] = "surrogate term"
+    noun: ClassVar[str]
+    """What it is, for the printed graph."""
+
+    site: str
+    operands: tuple[str, ...]
+
+    @property
+    def is_total(self) -> bool:
+        return True
+
+    def computed_from(self) -> tuple[str, ...]:
+        return self.operands
+
+
+@dataclass(frozen=True)
+class TotalNode(Payload):
+    """``elbo`` (the sum of all elements of the cost nodes) or ``surrogate`` (the sum of the surrogate terms)."""
+
+    kind: ClassVar[str] = "total"
+
+    operands: tuple[str, ...]
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return CostNode, SurrogateTermNode
+
+    def computed_from(self) -> tuple[str, ...]:
+        return self.operands
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The sum, a scalar."""
+        total: Value | None = None
+        for key in self.operands:
+            value, subtracted = run.total(key), run.is_subtracted(key)
+            if total is None:
+                total = run.call(torch.neg, value) if subtracted else value
+            else:
+                total = run.call(torch.sub if subtracted else torch.add, total, value)
+        return total if total is not None else run.call(torch.zeros, ())
+
+
+@dataclass(frozen=True)
+class MeanNode(Payload):
+    """The mean of a total over all particles."""
+
+    kind: ClassVar[str] = "mean"
+
+    operand: str
+    particles: Particles
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return (TotalNode,)
+
+    def computed_from(self) -> tuple[str, ...]:
+        return (self.operand,)
+
+    def stage(self) -> Stage:
+        return Stage.PARTICLES
+
+    def breaches(self, graph: StochasticGraph) -> Iterator[str]:
+        """All means are over the same particles."""
+        if self.particles != graph.particles:
+            yield f"{self.key!r} and others are not means over the same particles"
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The mean over the particles of one call of the module; that over its calls is for the caller."""
+        total, *others = run.in_every_run(self.operand)
+        for value in others:
+            total = run.call(torch.add, total, value, name="particles")
+        count = self.particles.in_a_call
+        return run.call(torch.div, total, count, name="particles") if count > 1 else total
+
+
+@dataclass(frozen=True)
+class NegationNode(Payload):
+    """Minus a node: a loss."""
+
+    kind: ClassVar[str] = "negation"
+
+    operand: str
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return (MeanNode,)
+
+    def computed_from(self) -> tuple[str, ...]:
+        return (self.operand,)
+
+    def stage(self) -> Stage:
+        return Stage.PARTICLES
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The negated value."""
+        return run.call(torch.neg, run.value(self.operand))

@@ -1,0 +1,92 @@
+"""What an estimator of ``sgc/passes/estimators`` is, and where the verifier and the printed graph find it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sgc.graph.derived_nodes import SurrogateTermNode
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import Estimator
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a latent site's distribution in the guide has: a reparameterised sample, a score function, or both."""
+
+    distribution: str
+    has_rsample: bool
+    has_score_function: bool
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an estimator needs of the capture at its site.
+
+    ``score_function``: the score function is recorded. ``detached_sample``: no gradient passes through the sample, also
+    where its distribution has an ``rsample``.
+    """
+
+    score_function: bool = False
+    detached_sample: bool = False
+
+
+class EstimatorRule(ABC):
+    """One estimator: what it needs of the capture, which nodes it adds, its laws and its words.
+
+    How its nodes are emitted is the rule of their types (:meth:`sgc.graph.nodes.Payload.compute`).
+    """
+
+    estimator: ClassVar[Estimator]
+    needs: ClassVar[Needs] = Needs()
+
+    @abstractmethod
+    def refuses(self, sampler: Sampler) -> str | None:
+        """Why it cannot estimate the gradient at such a site; None if it can."""
+
+    def refuses_request(self, sampler: Sampler) -> str | None:
+        """Why a site whose distribution is this one cannot ask for it; None if it can."""
+        return self.refuses(sampler)
+
+    def add_terms(self, graph: StochasticGraph, site: str) -> list[SurrogateTermNode]:
+        """Add its nodes for a site, and return its terms of the surrogate, which are not in the graph yet.
+
+        The graph has the site's downstream cost and baseline by then, if the estimator is scored.
+        """
+        return []
+
+    def breaches(self, graph: StochasticGraph, site: str) -> Iterator[str]:
+        """Its laws: what is wrong at a site that has it, in a graph that need not have been through all passes."""
+        yield from ()
+
+    def words(self, graph: StochasticGraph, site: str) -> Iterator[str]:
+        """How the gradient is estimated at a site, in the lines of the printed graph."""
+        yield f"gradient: {self.estimator.value}"
+
+
+_RULES: dict[Estimator, EstimatorRule] = {}
+
+
+def register(rule: EstimatorRule) -> None:
+    """Let the verifier and the printed graph know an estimator."""
+    _RULES[rule.estimator] = rule
+
+
+def rule_named(name: object) -> EstimatorRule | None:
+    """The rule that a site asks for by this name; None if there is none."""
+    return next((rule for rule in _RULES.values() if rule.estimator.value == name), None)
+
+
+def estimator_names() -> tuple[str, ...]:
+    """The names that a site may ask for."""
+    return tuple(estimator.value for estimator in _RULES)
+
+
+def rule_of(estimator: Estimator) -> EstimatorRule:
+    """The rule of an estimator.
+
+    :raises KeyError: if it is in no list of ``sgc/passes/estimators``.
+    """
+    return _RULES[estimator]

@@ -1,0 +1,97 @@
+"""The keys of the nodes of a stochastic computation graph, which several parts of sgc spell."""
+
+from __future__ import annotations
+
+from sgc.graph.program import InputKind
+
+ELBO = "elbo"
+SURROGATE = "surrogate"
+LOSS = "loss"
+SURROGATE_LOSS = "surrogate_loss"
+
+_PREFIX = {
+    InputKind.PARAMETER: "param",
+    InputKind.DATA: "data",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT: "constant",
+}
+
+
+def input_key(kind: InputKind, name: str) -> str:
+    """The key of an input of the program."""
+    return f"{_PREFIX[kind]} {name}"
+
+
+def cost_key(site: str, sign: int) -> str:
+    """The key of the cost node of a site in the model (+1) or in the guide (-1)."""
+    return f"log p({site})" if sign > 0 else f"-log q({site})"
+
+
+def score_part(part: str, site: str) -> str:
+    """The key of ``score_function``, ``masked_score_function`` or ``entropy_term`` of a guide site."""
+    return f"{part}({site})"
+
+
+def score_function(site: str) -> str:
+    """The key of the score function of a guide site."""
+    return score_part("score_function", site)
+
+
+def masked_score_function(site: str) -> str:
+    """The key of the score function without the entries that a mask below ``to_event`` hides."""
+    return score_part("masked_score_function", site)
+
+
+def baseline_input(site: str) -> str:
+    """The key of what the user gave as a baseline."""
+    return f"baseline_input({site})"
+
+
+def partial_sum(number: int) -> str:
+    """The key of a sum of costs that downstream costs share."""
+    return f"partial_sum_{number}"
+
+
+def downstream(site: str) -> str:
+    """The key of the downstream cost of a site."""
+    return f"downstream({site})"
+
+
+def baseline(site: str) -> str:
+    """The key of the baseline of a site."""
+    return f"baseline({site})"
+
+
+def centred_cost(site: str) -> str:
+    """The key of the downstream cost of a site without its baseline."""
+    return f"centred_cost({site})"
+
+
+def detached(key: str) -> str:
+    """The key of a node's value through which no gradient passes."""
+    return f"detached {key}"
+
+
+def cost_term(site: str) -> str:
+    """The key of the surrogate term of a model site's cost."""
+    return f"cost_term({site})"
+
+
+def entropy_term_of(site: str) -> str:
+    """The key of the surrogate term of a guide site's entropy term."""
+    return f"entropy_term_of({site})"
+
+
+def score_term(site: str) -> str:
+    """The key of the surrogate term of a site's score function."""
+    return f"score_term({site})"
+
+
+def baseline_term(site: str) -> str:
+    """The key of the surrogate term that trains a site's baseline."""
+    return f"baseline_term({site})"
+
+
+def mean_over_particles(key: str) -> str:
+    """The key of the mean of a node over all particles."""
+    return f"mean {key}"

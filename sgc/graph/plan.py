@@ -1,0 +1,46 @@
+"""What is asked of each site, and of all particles, before the program is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sgc.errors import SourceLine
+from sgc.graph.estimator_rules import Needs, Sampler
+from sgc.graph.nodes import Estimator
+from sgc.graph.program import Particles
+
+
+@dataclass(frozen=True)
+class SiteRequest:
+    """What the statement of a latent site in the guide asks for, as it stands there; nothing is decided.
+
+    ``estimator`` is ``infer["estimator"]``, of any type; None: there is none. ``baseline`` are the names of the options
+    of its baseline that are switched on.
+    """
+
+    name: str
+    source: SourceLine | None
+    sampler: Sampler
+    estimator: object = None
+    baseline: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What was decided for a site: its estimator (None: the default), and what the capture must see to."""
+
+    estimator: Estimator | None = None
+    needs: Needs = field(default_factory=Needs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided before the capture; sites that ask for nothing are not in it."""
+
+    sites: Mapping[str, SitePlan] = field(default_factory=dict)
+    particles: Particles = field(default_factory=Particles)
+
+    def at(self, site: str) -> SitePlan:
+        """The plan of a site."""
+        return self.sites.get(site, SitePlan())

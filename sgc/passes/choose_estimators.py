@@ -1,0 +1,68 @@
+"""Gives each latent site its estimator: the one that it asks for, or the first that can be had."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sgc.errors import EstimatorError, SiteMismatchError
+from sgc.graph.estimator_rules import EstimatorRule, Sampler, rule_of
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import SiteNode
+from sgc.graph.plan import Plan
+from sgc.graph.program import Site, SiteKind
+from sgc.graph.provenance import all_provenances
+from sgc.passes.estimators import ESTIMATORS
+
+
+def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
+    """Set ``estimator`` on every latent site.
+
+    :raises SiteMismatchError: if a latent site without reparameterisation is in the model only, so that there
+        is no guide density whose score could be taken.
+    :raises EstimatorError: if the estimator that a site asks for cannot be had there.
+    """
+    assert graph.program is not None
+    for name in graph.sites(SiteKind.LATENT):
+        node = graph.payload(name)
+        assert isinstance(node, SiteNode)
+        site = graph.program.site(name)
+        if site.guide is None and not node.has_rsample:
+            raise SiteMismatchError(
+                f"the latent {node.distribution} is in the model but not in the guide",
+                site=name,
+                source=node.source,
+                remedy="sample it in the guide too, or condition the model on a value",
+            )
+        asked = plan.at(name).estimator is not None
+        graph.replace(replace(node, estimator=_rule(site, plan).estimator, asked=asked))
+
+
+def _rule(site: Site, plan: Plan) -> EstimatorRule:
+    has_score_function = site.guide is not None and site.guide.score_function is not None
+    sampler = Sampler(site.distribution, site.has_rsample, has_score_function)
+    asked = plan.at(site.name).estimator
+    if asked is None:
+        return next(rule for rule in ESTIMATORS if rule.refuses(sampler) is None)
+    rule = rule_of(asked)
+    reason = rule.refuses(sampler)
+    if reason is not None:
+        remedy = "leave it out: the site then has the estimator that its distribution allows"
+        raise EstimatorError(
+            f"the estimator '{asked.value}' cannot be had here: {reason}",
+            site=site.name,
+            source=site.source,
+            remedy=remedy,
+        )
+    return rule
+
+
+def scored_sites(graph: StochasticGraph) -> tuple[str, ...]:
+    """The latent sites with a score-function term, in the order in which their costs first appear."""
+    scored = {name for name in graph.sites(SiteKind.LATENT) if graph.estimator(name).scored}
+    order = {name: position for position, name in enumerate(graph.sites())}
+    found: dict[str, None] = {}
+    provenance = all_provenances(graph)
+    for cost in graph.costs():
+        upstream = provenance[cost] & scored
+        found.update(dict.fromkeys(sorted(upstream, key=order.__getitem__)))
+    return tuple(found)

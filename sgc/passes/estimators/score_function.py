@@ -1,0 +1,151 @@
+"""The score-function estimator: score function times downstream cost (Schulman et al. 2015, theorem 1).
+
+The costs that do not depend on the site's sample are left out, and a baseline may be subtracted from the others: the
+expectation stays, the variance falls (Mnih and Gregor 2014, section 2.2). A learned baseline is trained by its squared
+error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sgc.graph import keys
+from sgc.graph.arithmetic import Arithmetic, Value
+from sgc.graph.derived_nodes import DetachNode, DifferenceNode, SurrogateTermNode
+from sgc.graph.estimator_rules import EstimatorRule, Needs, Sampler
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import BaselineNode, DownstreamCostNode, Estimator, InputNode, Payload, ScorePartNode
+from sgc.graph.program import InputKind
+
+
+@dataclass(frozen=True)
+class ScoreTermNode(SurrogateTermNode):
+    """The sum of a score function times a detached cost: ``operands`` are these two."""
+
+    noun: ClassVar[str] = "score term"
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return ScorePartNode, DetachNode
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The sum of the products."""
+        score, cost = self.operands
+        product = run.call(torch.mul, run.value(score), run.value(cost))
+        return run.call(torch.sum, product, name=f"sum_{self.key}")
+
+
+@dataclass(frozen=True)
+class BaselineTermNode(SurrogateTermNode):
+    """The squared error of a learned baseline: ``operands`` are the detached downstream cost and the baseline."""
+
+    noun: ClassVar[str] = "baseline term"
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return DetachNode, BaselineNode
+
+    @property
+    def subtracted(self) -> bool:
+        return True
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The sum of the squares."""
+        cost, baseline = self.operands
+        error = run.call(torch.sub, run.value(cost), run.value(baseline))
+        return run.call(torch.sum, run.call(torch.pow, error, 2.0), name=f"sum_{self.key}")
+
+
+_MOVING_SUPPORT = {"Delta", "Pareto", "Uniform"}
+"""Distributions whose support depends on their parameters."""
+
+
+class ScoreFunction(EstimatorRule):
+    """Score function times detached downstream cost, less the baseline."""
+
+    estimator: ClassVar[Estimator] = Estimator.SCORE_FUNCTION
+    needs: ClassVar[Needs] = Needs(score_function=True, detached_sample=True)
+
+    def refuses(self, sampler: Sampler) -> str | None:
+        if sampler.has_rsample:
+            return f"a {sampler.distribution} has a reparameterised sample"
+        return None if sampler.has_score_function else "the density is masked, all of it"
+
+    def refuses_request(self, sampler: Sampler) -> str | None:
+        """A reparameterised sample is detached where it is asked for."""
+        if sampler.distribution in _MOVING_SUPPORT:
+            return f"the support of a {sampler.distribution} depends on its parameters, which its score function misses"
+        if sampler.has_rsample and sampler.has_score_function:
+            return f"a {sampler.distribution} is a rejection sampler, which has only that of its acceptance"
+        return None
+
+    def add_terms(self, graph: StochasticGraph, site: str) -> list[SurrogateTermNode]:
+        downstream, baseline = graph.downstream_cost(site), graph.baseline(site)
+        if downstream is None:  # no cost depends on it
+            return []
+        centred: DownstreamCostNode | DifferenceNode = downstream
+        if baseline is not None:
+            centred = DifferenceNode(keys.centred_cost(site), downstream.shape, downstream.key, baseline.key)
+            graph.add(centred, centred.computed_from())
+        operands = keys.score_function(site), _detached(graph, centred)
+        terms: list[SurrogateTermNode] = [ScoreTermNode(keys.score_term(site), (), site, operands)]
+        if baseline is not None and baseline.learned is not None:
+            operands = _detached(graph, downstream), baseline.key
+            terms.append(BaselineTermNode(keys.baseline_term(site), (), site, operands))
+        return terms
+
+    def breaches(self, graph: StochasticGraph, site: str) -> Iterator[str]:
+        if keys.SURROGATE not in graph or not graph.downstream_costs(site):
+            return
+        if keys.score_term(site) not in graph:
+            yield f"the scored site {site!r} has no score term"
+            return
+        term = graph.payload(keys.score_term(site))
+        baseline = graph.baseline(site)
+        expected = keys.detached(keys.centred_cost(site) if baseline is not None else keys.downstream(site))
+        if isinstance(term, ScoreTermNode) and term.operands != (keys.score_function(site), expected):
+            yield f"{term.key!r} is made of {list(term.operands)}, not of the site's score function and {expected!r}"
+
+    def words(self, graph: StochasticGraph, site: str) -> Iterator[str]:
+        yield f"gradient: {self.estimator.value}{_hidden(graph, site)}"
+        downstream, baseline = graph.downstream_cost(site), graph.baseline(site)
+        if downstream is not None:
+            costs = " ".join(
+                key if key.startswith("-") else f"+ {key}" for key in graph.costs() if key in downstream.costs
+            )
+            yield f"times: {costs.removeprefix('+ ').replace(' -log', ' - log')}, as {list(downstream.shape)}"
+        if baseline is not None:
+            parts = [baseline.words()] if baseline.words() else []
+            if baseline.learned:
+                parts.append(f"learned from {_upstream(graph, baseline.learned)}")
+            yield f"minus the baseline: {' + '.join(parts)}"
+
+
+def _detached(graph: StochasticGraph, payload: Payload) -> str:
+    """The key of a node without its gradient, added if it is not there."""
+    key = keys.detached(payload.key)
+    if key not in graph:
+        graph.add(DetachNode(key, payload.shape, payload.key), [payload.key])
+    return key
+
+
+def _hidden(graph: StochasticGraph, site: str) -> str:
+    """What becomes of entries that a mask below ``to_event`` hides."""
+    guide = graph.program.site(site).guide if graph.program is not None else None
+    if guide is None or guide.masked_score_function is None:
+        return ""
+    if graph.scores_hidden_entries(site):
+        return ", of hidden entries too: they reach a cost"
+    return ", without hidden entries: they reach no cost"
+
+
+def _upstream(graph: StochasticGraph, key: str) -> str:
+    """What a node depends on directly; parameters are only counted where there are many."""
+    parents = [graph.payload(parent) for parent in graph.predecessors(key)]
+    parameters = [p.key for p in parents if isinstance(p, InputNode) and p.role is InputKind.PARAMETER]
+    others = [p.key for p in parents if p.key not in parameters]
+    return ", ".join([*others, *(parameters if len(parameters) <= 2 else [f"{len(parameters)} parameters"])])
