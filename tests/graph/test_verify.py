@@ -10,8 +10,12 @@ import torch
 
 import sgc
 from sgc.errors import GraphError
+from sgc.graph.derived_nodes import DetachNode, MeanNode
 from sgc.graph.nodes import BaselineNode, DownstreamCostNode, PartialSumNode, SiteNode
+from sgc.graph.program import Particles
 from sgc.graph.verify import verify
+from sgc.passes.baselines.leave_one_out import LeaveOneOutNode
+from sgc.passes.estimators.score_function import ScoreTermNode
 from tests.programs import local_switches
 
 
@@ -118,6 +122,93 @@ def test_sabotage_is_caught(
     sabotage(graph)
     with pytest.raises(GraphError, match=complaint):
         verify(graph)
+
+
+@pytest.fixture
+def over_particles() -> sgc.StochasticGraph:
+    program = local_switches({"baseline": {"use_leave_one_out": True}})
+    module = sgc.compile(*program, backend="eager", num_particles=3, vectorize_particles=True)
+    return module.initialize(torch.tensor([0.1, 0.9, -0.4])).graph.copy()
+
+
+def left_out(graph: sgc.StochasticGraph) -> LeaveOneOutNode:
+    node = graph.baseline("z")
+    assert isinstance(node, LeaveOneOutNode)
+    return node
+
+
+def leave_one_out_of_one(graph: sgc.StochasticGraph) -> None:
+    graph.replace(replace(left_out(graph), particles=Particles()))
+
+
+def leave_the_particles_in_other_calls(graph: sgc.StochasticGraph) -> None:
+    graph.replace(replace(left_out(graph), dim=None, particles=Particles(calls=3)))
+
+
+def leave_it_out_of_others_than_the_objective_has(graph: sgc.StochasticGraph) -> None:
+    graph.replace(replace(left_out(graph), particles=replace(left_out(graph).particles, in_plate=4)))
+
+
+def lose_the_dim_of_the_particles(graph: sgc.StochasticGraph) -> None:
+    graph.replace(replace(left_out(graph), dim=None))
+
+
+def take_another_dim(graph: sgc.StochasticGraph) -> None:
+    graph.replace(replace(left_out(graph), dim=-3))
+
+
+def let_it_see_its_own_particle(graph: sgc.StochasticGraph) -> None:
+    graph.remove_edge("downstream(z)", "baseline(z)")
+    graph.add_edge("downstream(z)", "baseline(z)")
+
+
+def cross_particles_elsewhere(graph: sgc.StochasticGraph) -> None:
+    graph.remove_edge("z", "log p(x)")
+    graph.add_edge_across_particles("z", "log p(x)")
+
+
+def multiply_the_score_by_the_whole_cost(graph: sgc.StochasticGraph) -> None:
+    graph.add(DetachNode("detached downstream(z)", (3, 3), "downstream(z)"), ["downstream(z)"])
+    term = graph.payload("score_term(z)")
+    assert isinstance(term, ScoreTermNode)
+    operands = term.operands[0], "detached downstream(z)"
+    graph.remove_edge(term.operands[1], term.key)
+    graph.add(replace(term, operands=operands), operands)
+
+
+def lose_the_score_function(graph: sgc.StochasticGraph) -> None:
+    graph.remove_node("score_function(z)")
+
+
+def average_over_other_particles(graph: sgc.StochasticGraph) -> None:
+    mean = graph.payload("mean surrogate")
+    assert isinstance(mean, MeanNode)
+    graph.replace(replace(mean, particles=Particles(runs=2)))
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        (leave_one_out_of_one, "has no other particles at hand"),
+        (leave_the_particles_in_other_calls, "has no other particles at hand"),
+        (leave_it_out_of_others_than_the_objective_has, "is of other particles than the objective"),
+        (lose_the_dim_of_the_particles, "does not say where the particles are"),
+        (take_another_dim, r"has shape \(3, 3\), without the particles in dim -3"),
+        (let_it_see_its_own_particle, "'baseline\\(z\\)' may not depend on its own particle's 'downstream\\(z\\)'"),
+        (let_it_see_its_own_particle, "'baseline\\(z\\)' depends on the sample of its own site"),
+        (cross_particles_elsewhere, r"'log p\(x\)' may not depend on other particles' 'z'"),
+        (multiply_the_score_by_the_whole_cost, "not of the site's score function and 'detached centred_cost"),
+        (lose_the_score_function, "the site 'z' has no score function, which its estimator needs"),
+        (average_over_other_particles, "are not means over the same particles"),
+    ],
+)
+def test_sabotage_of_particles_and_objective_is_caught(
+    over_particles: sgc.StochasticGraph, sabotage: Callable[[sgc.StochasticGraph], None], complaint: str
+) -> None:
+    verify(over_particles)
+    sabotage(over_particles)
+    with pytest.raises(GraphError, match=complaint):
+        verify(over_particles)
 
 
 def test_all_breaches_are_reported_together(graph: sgc.StochasticGraph) -> None:

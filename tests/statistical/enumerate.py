@@ -92,3 +92,28 @@ def expected_estimate(
         total = total + weight * loss.detach()
         sums = [s if g is None else s + weight * g for s, g in zip(sums, gradients, strict=True)]
     return total, sums
+
+
+def estimates_of_particles(
+    module: sgc.LossModule, guide: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    """For every joint outcome of all particles: its probability, the emitted loss, and the surrogate's gradient."""
+    specialization = module.initialize(*args).specializations[-1]
+    graph, particles = specialization.graph, specialization.graph.particles
+    emitted = emit_surrogate(graph, forced=tuple(supports)).module
+    arguments = iter(tensor for tensor in torch.utils._pytree.tree_leaves(args) if isinstance(tensor, Tensor))
+    inputs = [
+        owner.fetch() if owner.fetch() is not None else next(arguments) for owner in specialization.owners.values()
+    ]
+    single = [(values, log_joint(guide, args, values).exp().detach()) for values in outcomes(supports)]
+    for together in itertools.product(single, repeat=particles.count):
+        values = [drawn for drawn, _ in together]
+        if particles.plate is not None:
+            forced = [torch.stack([v[name] for v in values]).reshape(graph.payload(name).shape) for name in supports]
+        else:
+            forced = [drawn[name] for drawn in values for name in supports]
+        loss, surrogate, *_ = emitted(*inputs, *forced)
+        gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
+        probability = torch.stack([weight for _, weight in together]).prod()
+        filled = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True)]
+        yield probability, loss.detach(), filled
