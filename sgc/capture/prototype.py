@@ -130,7 +130,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
         empty,
         transcript,
         reads,
-        requests.found,
+        requests.requests,
     )
 
 

@@ -24,7 +24,7 @@ class SiteRequests(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self._lines: dict[str, SourceLine | None] = {}
-        self.found: tuple[SiteRequest, ...] = ()
+        self.requests: tuple[SiteRequest, ...] = ()
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] not in self._lines:
@@ -32,7 +32,7 @@ class SiteRequests(Messenger):
 
     def note(self, guide_trace: Trace) -> None:
         """Note what the latent sites of a guide ask for."""
-        self.found = tuple(self._of(guide_trace))
+        self.requests = tuple(self._of(guide_trace))
 
     def _of(self, guide_trace: Trace) -> Iterator[SiteRequest]:
         for name, site in guide_trace.nodes.items():

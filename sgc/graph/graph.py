@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import networkx as nx
 
 from sgc.graph import keys
-from sgc.graph.derived_nodes import MeanNode
+from sgc.graph.derived_nodes import MeanNode, NegationNode
 from sgc.graph.nodes import (
     BaselineNode,
     CostNode,
@@ -158,7 +158,9 @@ class StochasticGraph(nx.DiGraph):
     @property
     def particles(self) -> Particles:
         """How the particles of one call are computed; one particle in a graph that has no objective yet."""
-        return next((mean.particles for mean in self.of_type(MeanNode)), Particles())
+        loss = self._payloads.get(keys.LOSS)
+        mean = self._payloads.get(loss.operand) if isinstance(loss, NegationNode) else None
+        return mean.particles if isinstance(mean, MeanNode) else Particles()
 
     def _latent(self, site: str) -> SiteNode:
         payload = self._payloads.get(site)

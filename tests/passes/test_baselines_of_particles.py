@@ -184,6 +184,33 @@ def _loss(backend: Any, way: dict[str, Any]) -> sgc.infer.TraceGraph_ELBO:
     return sgc.infer.TraceGraph_ELBO(backend=backend, rng="torch", **way)
 
 
+@pytest.mark.parametrize("way", WAYS[::2])
+def test_where_a_branch_goes_another_way_eager_pyro_has_the_same_gradient(way: dict[str, Any]) -> None:
+    def model(x: Tensor, branches: bool) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        loc = 2 * z - 1
+        if branches and z > 0.5:
+            loc = loc + 0.0
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[0])
+
+    def guide(x: Tensor, branches: bool) -> None:
+        switch(x)
+
+    module = sgc.compile(model, guide, backend="eager", dynamic="speculate", **way)
+    plain = sgc.compile(model, guide, backend="eager", rng="torch", **way)
+    for seed in range(8):
+        results = []
+        for compiled, branches in ((module, True), (plain, False)):
+            pyro.set_rng_seed(seed)
+            loss = compiled(X, branches)
+            loss.backward()
+            (q,) = compiled.param_store.parameters()
+            assert q.grad is not None
+            results.append((float(loss), float(q.grad)))
+            q.grad = None
+        assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-6)
+
+
 def test_a_specialization_for_each_shape_has_its_own() -> None:
     module = sgc.compile(*program(), backend="eager", num_particles=2, vectorize_particles=True)
     for size in (3, 2):

@@ -76,8 +76,16 @@ class LeaveOneOutNode(BaselineNode):
         return f"leave-one-out, the mean of the other {self.particles.count - 1} particles' costs"
 
 
-def add_leave_one_out(graph: StochasticGraph, name: str, downstream: DownstreamCostNode, particles: Particles) -> None:
+def add_leave_one_out(
+    graph: StochasticGraph,
+    name: str,
+    downstream: DownstreamCostNode,
+    particles: Particles,
+    carried_over: frozenset[str],
+) -> None:
     """Add the baseline node of a scored site.
+
+    :param carried_over: the sites of which a run leaves something to the next, see :func:`sites_carried_over`.
 
     :raises BaselineError: if particles that run one after another depend on each other, by memory that they write into.
     """
@@ -87,7 +95,7 @@ def add_leave_one_out(graph: StochasticGraph, name: str, downstream: DownstreamC
     if particles.plate is not None:
         assert site.guide is not None
         dim = next(plate.dim for plate in site.guide.plates if plate.name == particles.plate)
-    elif name in _carried_over(graph.program):
+    elif name in carried_over:
         raise BaselineError(
             "use_leave_one_out needs independent particles, but one run of the program writes what depends on this "
             "site's sample into memory that the next run may read",
@@ -100,7 +108,7 @@ def add_leave_one_out(graph: StochasticGraph, name: str, downstream: DownstreamC
     graph.add_edge_across_particles(downstream.key, node.key)
 
 
-def _carried_over(program: Program) -> frozenset[str]:
+def sites_carried_over(program: Program) -> frozenset[str]:
     """The latent sites upstream of what a run leaves behind in the memory of an input."""
     graph = program.module.graph
     outside = {storage for node in graph.nodes if node.op in ("placeholder", "get_attr") for storage in storages(node)}

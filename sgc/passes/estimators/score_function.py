@@ -99,10 +99,11 @@ class ScoreFunction(EstimatorRule):
         return terms
 
     def breaches(self, graph: StochasticGraph, site: str) -> Iterator[str]:
-        if keys.SURROGATE not in graph or not graph.downstream_costs(site):
+        if keys.SURROGATE not in graph:
             return
         if keys.score_term(site) not in graph:
-            yield f"the scored site {site!r} has no score term"
+            if graph.downstream_costs(site):
+                yield f"the scored site {site!r} has no score term"
             return
         term = graph.payload(keys.score_term(site))
         baseline = graph.baseline(site)
