@@ -1,10 +1,39 @@
-"""sgc, the stochastic graph compiler for Pyro."""
+"""sgc, the stochastic graph compiler for Pyro.
 
-from sgc import errors, infer
-from sgc.api import capture, compile
-from sgc.graph.graph import StochasticGraph
-from sgc.infer.svi import SVI
-from sgc.runtime.loss_module import LossModule
+What is here is imported when it is first asked for: ``import sgc`` costs what ``import pyro`` costs.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sgc import errors, infer
+    from sgc.api import capture, compile
+    from sgc.graph.graph import StochasticGraph
+    from sgc.infer.svi import SVI
+    from sgc.runtime.loss_module import LossModule
 
 __all__ = ["SVI", "LossModule", "StochasticGraph", "capture", "compile", "errors", "infer"]
 __version__ = "0.1.0"
+
+_MODULES = {
+    "SVI": "sgc.infer.svi",
+    "LossModule": "sgc.runtime.loss_module",
+    "StochasticGraph": "sgc.graph.graph",
+    "capture": "sgc.api",
+    "compile": "sgc.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'sgc' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name) if name in _MODULES else import_module(f"sgc.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch._inductor.config as inductor_config
-
 from sgc.errors import CacheWarning, SgcError
 from sgc.native.compiler_errors import cause, explained, first_line, is_without_compiler
 from sgc.native.directory import temporary_directory
@@ -79,6 +77,7 @@ def _advice(reason: str) -> str:
 @contextmanager
 def _temporary_directory() -> Iterator[None]:
     """While this is entered, Inductor finds nothing kept, of headers neither, and keeps what it makes elsewhere."""
+    import torch._inductor.config as inductor_config
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
     with (

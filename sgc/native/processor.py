@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch._inductor.config as inductor_config
-
 from sgc.native.private_attributes import entered, replaced
 from sgc.native.switches import is_on
 
@@ -23,6 +21,8 @@ T = TypeVar("T")
 @contextmanager
 def trusted_processor() -> Iterator[None]:
     """Compile without trials, unless the user has decided about them (``TORCHINDUCTOR_VEC_ISA_OK``)."""
+    import torch._inductor.config as inductor_config
+
     if inductor_config.cpp.vec_isa_ok is not None or not is_on("trusted_processor"):
         yield
         return
@@ -39,6 +39,7 @@ def trusting(attempt: Callable[[], T], again: Callable[[], T]) -> T:
 
     :raises Exception: of several kinds, Inductor's.
     """
+    import torch._inductor.config as inductor_config
     from torch._inductor.utils import clear_caches
 
     try:

@@ -1,4 +1,4 @@
-"""Compiles an emitted module by Inductor."""
+"""Compiles an emitted module by Inductor, which is imported when it is first needed: that takes a second."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch._inductor
-import torch._inductor.config as inductor_config
 from torch import Tensor, fx
 
 from sgc.config import Rng
 from sgc.emit.fx.module_laws import devices
 from sgc.emit.fx.rewriting import copy_of, depends_on_data
-from sgc.emit.inductor.cache_key import Generator
 from sgc.emit.inductor.compilation import Compilation
 from sgc.emit.inductor.tuning.all_tunings import TUNINGS
 from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
@@ -56,6 +53,9 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
 def _compile(
     compilation: Compilation, examples: list[Any], options: dict[str, Any], own_options: dict[str, Any]
 ) -> Runner:
+    import torch._inductor
+    import torch._inductor.config as inductor_config
+
     with torch.no_grad(), inductor_config.patch(options), _without_advice(), _patched(compilation):
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
@@ -93,6 +93,8 @@ def _forget_values(graph: fx.Graph) -> None:
 
 
 def _options(compilation: Compilation) -> dict[str, Any]:
+    from sgc.emit.inductor.cache_key import Generator
+
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": compilation.rng == "torch" or compilation.on_cpu}
     options |= {"post_grad_custom_pre_pass": Generator(), "cpp_wrapper": compilation.on_cpu}

@@ -1,0 +1,40 @@
+"""``import sgc`` imports nothing else; what is public is there when it is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import sgc
+
+
+def run(program: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_import_takes_no_time() -> None:
+    """Said by the modules that it loads: no torch, no Pyro, no compiler."""
+    assert (
+        run(
+            "import sys; b = set(sys.modules); import sgc; print({m.split('.')[0] for m in set(sys.modules) - b} - "
+            "set(sys.stdlib_module_names))"
+        )
+        == "{'sgc'}\n"
+    )
+
+
+def test_inductor_is_imported_by_the_first_compilation() -> None:
+    program = "import sys, sgc; sgc.SVI, sgc.compile; print('torch._inductor.compile_fx' in sys.modules)"
+    assert run(program) == "False\n"
+
+
+def test_public_names() -> None:
+    assert set(sgc.__all__) <= set(dir(sgc))
+    names: dict[str, object] = {}
+    exec("from sgc import *", names)
+    assert names["SVI"] is sgc.SVI and names["infer"] is sgc.infer and set(sgc.__all__) <= names.keys()
+    with pytest.raises(AttributeError, match="module 'sgc' has no attribute 'svi'"):
+        sgc.svi  # type: ignore[attr-defined]  # noqa: B018
