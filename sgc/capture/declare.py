@@ -16,6 +16,7 @@ from sgc.capture.prototype import PrototypeRun
 from sgc.capture.python.tensor_layouts import check_gradients
 from sgc.capture.recording import Recording, samples
 from sgc.capture.site_recorder import Statement
+from sgc.capture.state.moving_inputs import MovingInputs
 from sgc.capture.state.owners import Owner, Ownership
 from sgc.capture.values.checks import checks_of_calls
 from sgc.capture.values.slices import is_external
@@ -51,6 +52,7 @@ def declare(
     prototype: PrototypeRun,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    moving: MovingInputs,
 ) -> Capture:
     """Turn a traced module and what was recorded beside it into a program with declared inputs."""
     graph = module.graph
@@ -67,7 +69,7 @@ def declare(
     drop_dead(graph, keep=guarded)
     roots = [(_root_name(root, i), root) for i, root in enumerate(prototype.modules)]
     ownership = Ownership(roots, prototype.store)
-    inputs = declare_inputs(module, positions, argument_names(args, kwargs), ownership, guarded)
+    inputs = declare_inputs(module, positions, argument_names(args, kwargs), ownership, guarded, moving)
     results = {key: inputs.placeholders.get(node, node) for key, node in results.items()}
     _set_output(graph, results)
     _let_go_of_lifted(module)
@@ -227,7 +229,7 @@ def _site(
         )
         if in_guide
         else None,
-        scale="tensor" if isinstance(scale, Tensor) else float(scale),
+        scale="tensor" if isinstance(scale, (Tensor, tracer.Traced)) else float(scale),
         masked=site["mask"] is not None and site["mask"] is not True,
         opaque=statement.opaque,
         auxiliary=bool(site["infer"].get("is_auxiliary")),

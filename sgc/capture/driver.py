@@ -32,6 +32,7 @@ from sgc.capture.site_recorder import densities_as_leaves
 from sgc.capture.source import current_line, line_of
 from sgc.capture.state.buffers import preserved_attributes, rebound_buffers
 from sgc.capture.state.external_reads import ExternalReads
+from sgc.capture.state.moving_inputs import NOTHING_MOVES, MovingInputs
 from sgc.capture.state.random_state import (
     drawn_between,
     no_seeding,
@@ -50,11 +51,16 @@ from sgc.graph.plan import Plan
 
 
 def capture_program(
-    program: ProgramCall, prototype: PrototypeRun, plan: Plan, records: Mapping[int, CallRecord] | None = None
+    program: ProgramCall,
+    prototype: PrototypeRun,
+    plan: Plan,
+    records: Mapping[int, CallRecord] | None = None,
+    moving: MovingInputs = NOTHING_MOVES,
 ) -> tuple[Capture, Transcript]:
     """Trace one evaluation of every site's log density; with what the captured run handed to torch and Pyro.
 
     :param plan: what was decided for the sites.
+    :param moving: tensors and numbers that are inputs, wherever they are.
     :param records: for the positions of some partials among the leaves of the arguments, where to record their calls.
     :raises DataDependenceError: if the program's structure depends on a sample.
     :raises BaselineError: if the baseline options of a site are unrecognised, wrong or contradict one another.
@@ -62,7 +68,7 @@ def capture_program(
     states: list[dict[str, Any]] = []
     for attempt in range(_ATTEMPTS):
         alone = threading.active_count() == 1
-        captured, before, after = _attempt(program, prototype, plan, records, attempt > 0)
+        captured, before, after = _attempt(program, prototype, plan, records, moving, attempt > 0)
         error = drawn_between(before, after)
         if error is None or (attempt and torchs_on_cpu_alone_moved(before, after)):
             return captured
@@ -88,12 +94,13 @@ def _attempt(
     prototype: PrototypeRun,
     plan: Plan,
     records: Mapping[int, CallRecord] | None,
+    moving: MovingInputs,
     strictly: bool,
 ) -> tuple[tuple[Capture, Transcript], dict[str, Any], dict[str, Any]]:
     """A capture, and the random states before and after it."""
     leaves, structure = flatten((program.args, program.kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    tensors = [leaves[i] for i in positions]
+    tensors = [*(leaves[i] for i in positions), *moving.number_tensors()]
     options, nesting = program.options, prototype.max_plate_nesting
     model, guide = (in_a_plate_of_particles(part, options, nesting) for part in (program.model, program.guide))
     checked = None if options.validate is False else options.validate or Distribution._validate_args
@@ -101,16 +108,16 @@ def _attempt(
 
     def run(*traced: Tensor) -> list[Tensor]:
         filled = list(leaves)
-        for position, tensor in zip(positions, traced, strict=True):
+        for position, tensor in zip(positions, traced[: len(positions)], strict=True):
             filled[position] = tensor
         for position, record in (records or {}).items():
             filled[position] = recorded(leaves[position], record)
         placeholders = [node for node in tracer.current_tracer().graph.nodes if node.op == "placeholder"]
         concrete = {node.name: t for node, t in zip(placeholders, tensors, strict=True)}
-        traced_args, traced_kwargs = unflatten(filled, structure)
         reads = Reads(concrete, written.before)
         with (
             AnsweredFunctions(reads),
+            moving.traced(filled, traced[len(positions) :], reads) as filled,
             refusals(),
             printed_before(),
             no_seeding(strictly=strictly),
@@ -123,6 +130,7 @@ def _attempt(
             recording.transcript,
             ExternalReads(prototype.reads).noted(profiled=False),
         ):
+            traced_args, traced_kwargs = unflatten(filled, structure)
             recording.requirements = requirements.conditions
             if reads.speculation is not None:
                 recording.recorder.attempting = reads.speculation.suspended
@@ -144,7 +152,7 @@ def _attempt(
             raise _untraceable(error) from error
         finally:
             restore_random_state(before)
-    captured = declare(module, recording, positions, prototype, program.args, program.kwargs)
+    captured = declare(module, recording, positions, prototype, program.args, program.kwargs, moving)
     return (captured, recording.transcript), before, after
 
 

@@ -10,6 +10,7 @@ from torch._guards import detect_fake_mode
 
 from sgc.capture import tracer
 from sgc.capture.python.tensor_layouts import check_layout
+from sgc.capture.state.moving_inputs import MovingInputs
 from sgc.capture.state.owners import ArgumentOwner, FixedOwner, Owner, Ownership, is_trainable
 from sgc.capture.values.slices import is_external
 from sgc.errors import CaptureError
@@ -51,17 +52,20 @@ def declare_inputs(
     names: Sequence[str],
     ownership: Ownership,
     guarded: set[fx.Node],
+    moving: MovingInputs,
 ) -> Inputs:
     """Make an input of every tensor that the program met; literals of its own stay constants, unless guarded.
 
     :param positions: where the tensors that the placeholders stand for are among the leaves of the arguments.
     :param names: of these leaves.
+    :param moving: the numbers that the other placeholders stand for, and where tensors are that nobody owns.
     :raises CaptureError: for what no input can be.
     """
     graph = module.graph
     inputs = Inputs()
-    for node, position in zip(graph.find_nodes(op="placeholder"), positions, strict=True):
-        inputs.add(names[position], InputKind.DATA, node, node.meta["val"], ArgumentOwner(position))
+    own: list[tuple[str, Owner]] = [(names[position], ArgumentOwner(position)) for position in positions]
+    for node, (name, owner) in zip(graph.find_nodes(op="placeholder"), [*own, *moving.number_owners()], strict=True):
+        inputs.add(inputs.unused(name), InputKind.DATA, node, node.meta["val"], owner)
     fakes = detect_fake_mode([node.meta["val"] for node in graph.nodes if "val" in node.meta])
     first = next(node for node in graph.nodes if node.op != "placeholder")
     placeholders: dict[int, fx.Node] = {}
@@ -71,7 +75,8 @@ def declare_inputs(
         tensor = _held(module, node)
         placeholder = placeholders.get(id(tensor))
         if placeholder is None:
-            name, kind, owner = _owned(tensor, ownership, f"closed_over_{len(placeholders)}")
+            named = moving.owner_of(tensor) or (f"closed_over_{len(placeholders)}", FixedOwner(tensor))
+            name, kind, owner = _owned(tensor, ownership, *named)
             name = inputs.unused(name)
             with graph.inserting_before(first):
                 placeholder = graph.placeholder("".join(c if c.isalnum() else "_" for c in name))
@@ -102,10 +107,10 @@ def _held(module: fx.GraphModule, node: fx.Node) -> Tensor:
     return held
 
 
-def _owned(tensor: Tensor, ownership: Ownership, name: str) -> tuple[str, InputKind, Owner]:
-    """The name, kind and owner of a tensor; the given name where it is merely closed over."""
+def _owned(tensor: Tensor, ownership: Ownership, name: str, owner: Owner) -> tuple[str, InputKind, Owner]:
+    """The name, kind and owner of a tensor; the given ones where it is merely closed over."""
     owned = ownership.of(tensor)
     if owned is not None:
         return owned.name, InputKind.BUFFER if owned.is_buffer else InputKind.PARAMETER, owned.owner
     is_parameter = tensor.requires_grad and tensor.is_leaf
-    return name, InputKind.PARAMETER if is_parameter else InputKind.CONSTANT, FixedOwner(tensor)
+    return name, InputKind.PARAMETER if is_parameter else InputKind.CONSTANT, owner

@@ -72,9 +72,19 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+class Traced:
+    """The base of what stands for a Python value in a capture, and knows that ``value``."""
+
+    value: Any
+
+    def read(self) -> Any:
+        """The value, as one on which the structure of the program relies."""
+        raise NotImplementedError
+
+
 def is_traced(value: object) -> bool:
-    """Whether a value is a tensor of a capture, or of a trace of a captured graph."""
-    return isinstance(value, (FakeTensor, FunctionalTensor))
+    """Whether a value is a tensor or number of a capture, or of a trace of a captured graph."""
+    return isinstance(value, (FakeTensor, FunctionalTensor, Traced))
 
 
 def literal_of(tensor: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from pyro.poutine.trace_messenger import TraceMessenger
 
 from sgc.guards.base import Call, Guard
 from sgc.guards.identity import same
+from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition
 
@@ -32,6 +33,9 @@ def unobserved() -> Iterator[None]:
         stack[:] = kept
 
 
+_REMEDY = "make the handlers once, outside of the loop, or put them around model and guide"
+
+
 class HandlerGuard(Guard):
     """The handlers around the call, by identity: a program captured under ``poutine.scale`` is scaled."""
 
@@ -45,8 +49,12 @@ class HandlerGuard(Guard):
             else conditions.holds(conditions.attribute(runtime, "_PYRO_STACK"), list, ())
         ]
 
-    def miss(self, call: Call) -> str | None:
-        return None if same(acting(), self._handlers) else "the effect handlers around the call changed"
+    def miss(self, call: Call) -> Miss | None:
+        return (
+            None
+            if same(acting(), self._handlers)
+            else Miss("the effect handlers around the call changed", remedy=_REMEDY)
+        )
 
     def describe(self) -> Iterator[str]:
         for handler in self._handlers:

@@ -12,6 +12,8 @@ from torch import Tensor
 # of each cost more than everything else that is guarded.
 from torch._C._dynamo.guards import TensorGuards
 
+from sgc.guards.miss import FEW_SHAPES, Miss
+
 Meta = tuple[torch.Size, torch.dtype, torch.device, bool, tuple[int, ...]]
 
 
@@ -40,12 +42,16 @@ def meta(tensor: Tensor) -> Meta:
     return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()
 
 
-def meta_difference(name: str, expected: Meta, actual: Meta) -> str:
-    """How they differ, in words."""
+def meta_difference(name: str, expected: Meta, actual: Meta) -> Miss:
+    """How they differ."""
     for what, one, other in zip(("shape", "dtype", "device", "requires_grad", "stride"), expected, actual, strict=True):
         if one != other:
-            return f"the {what} of {name} was {meta_shown(one)}, is {meta_shown(other)}"
+            about = f"the {what} of {name}"
+            return Miss(f"{about} was {meta_shown(one)}, is {meta_shown(other)}", about, _REMEDIES.get(what, ""))
     raise AssertionError("no difference")
+
+
+_REMEDIES = {"shape": FEW_SHAPES, "stride": "pass tensors that lie in memory alike: contiguous() makes them"}
 
 
 def meta_shown(value: Any) -> str:

@@ -9,8 +9,11 @@ from torch import nn
 from torch.distributions import Distribution
 
 from sgc.guards.base import Call, Guard
+from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition
+
+_REMEDY = "switch modes seldom: each mode is compiled once, and up to cache_size are kept"
 
 
 class ModeGuard(Guard):
@@ -45,18 +48,20 @@ class ModeGuard(Guard):
             found.append(conditions.is_same(conditions.result(torch.get_autocast_dtype, device), dtype))
         return found
 
-    def miss(self, call: Call) -> str | None:
+    def miss(self, call: Call) -> Miss | None:
         for module, training in zip(self._modules, self._training, strict=True):
             if module.training is not training:
-                return f"{type(module).__name__} was in {_mode(training)} mode, is in {_mode(not training)} mode"
+                name = type(module).__name__
+                return _missed(f"{name} was in {_mode(training)} mode, is in {_mode(not training)} mode")
         if torch.get_default_dtype() is not self._dtype:
-            return f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}"
+            return _missed(f"the default dtype was {self._dtype}, is {torch.get_default_dtype()}")
         if _default_device() != self._device:
-            return f"the default device was {self._device}, is {_default_device()}"
+            return _missed(f"the default device was {self._device}, is {_default_device()}")
         if Distribution._validate_args is not self._validation and self._follows_validation:
-            return f"Pyro's validation was {_switched(self._validation)}, is {_switched(not self._validation)}"
+            was, now = _switched(self._validation), _switched(not self._validation)
+            return _missed(f"Pyro's validation was {was}, is {now}")
         if _autocast() != self._autocast:
-            return f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}"
+            return _missed(f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}")
         return None
 
     def describe(self) -> Iterator[str]:
@@ -65,6 +70,10 @@ class ModeGuard(Guard):
             yield f"Pyro's validation {_switched(self._validation)}"
         for module, training in zip(self._modules, self._training, strict=True):
             yield f"{type(module).__name__} in {_mode(training)} mode"
+
+
+def _missed(text: str) -> Miss:
+    return Miss(text, text.partition(" was ")[0], _REMEDY)
 
 
 def _default_device() -> torch.device:

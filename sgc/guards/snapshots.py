@@ -11,22 +11,26 @@ from __future__ import annotations
 import functools
 import math
 import types
-from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
+from sgc.capture.state.places import NUMBERS
+from sgc.capture.state.value_parts import (
+    BY_VALUE,
+    OF_FUNCTION,
+    OF_PARTIAL,
+    PLAIN,
+    Identity,
+    is_library_handler,
+    part_at,
+    parts_of,
+)
 from sgc.native import conditions
 from sgc.native.conditions import Condition, Read
-
-PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-"""Immutable values that are compared by value."""
-
-LONGEST = 1024
-"""Longer containers are compared by identity: copying a dataset at each capture would not be cheap."""
 
 
 class Note:
@@ -45,30 +49,37 @@ class Note:
         self.arrays: list[int] = []
 
 
-class _Identity:
-    """A part that must be the same object, though it could be taken apart."""
+class Free:
+    """Stands for a part that may be any tensor, or any number of one kind: others compare what has to be compared."""
 
-    __slots__ = ("of",)
+    __slots__ = ("kind",)
 
-    def __init__(self, of: object) -> None:
-        self.of = of
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is of the kind."""
+        return type(value) is self.kind or (self.kind is Tensor and isinstance(value, Tensor))
 
 
-def note(value: Any) -> Any:
-    """What to compare later values with, by :func:`difference`; no later write to ``value`` reaches it."""
-    return _note(value, {})
+def note(value: Any, *, in_handlers: bool = True) -> Any:
+    """What to compare later values with, by :func:`difference`; no later write to ``value`` reaches it.
+
+    :param in_handlers: take effect handlers apart, too.
+    """
+    return _note(value, {}, in_handlers)
 
 
-def _note(value: Any, notes: dict[int, tuple[Any, Note]]) -> Any:
+def _note(value: Any, notes: dict[int, tuple[Any, Note]], in_handlers: bool) -> Any:
     # ``notes`` keeps each value alive, so that no identity is used twice.
     if id(value) in notes:
         return notes[id(value)][1]
-    parts = _parts(value)
+    parts = parts_of(value) if in_handlers or not is_library_handler(value) else None
     if parts is None:
         return value
     made = Note(type(value))
     notes[id(value)] = value, made  # before its parts, which may lead back to it
-    made.parts = [_note(part, notes) for part in parts]
+    made.parts = [_note(part, notes, in_handlers) for part in parts]
     if made.kind is np.ndarray:
         made.same = parts
     elif _is_walked(value) and all(is_immutable(part) or _is_array(part) for part in made.parts):
@@ -98,6 +109,11 @@ def is_as_noted(noted: Any, value: Any) -> bool:
     return difference("", value, noted) is None
 
 
+def are_alike(value: Any, other: Any) -> bool:
+    """Whether a program cannot tell two values apart, as they are now."""
+    return value is other or is_as_noted(note(other), value)
+
+
 def still_holds(read: Read, noted: Note) -> list[Condition]:
     """A value is as it was noted; in the usual case, containers of the same objects, without a look into these.
 
@@ -122,7 +138,7 @@ def _conditions(read: Read, value: Any, noted: Note, seen: set[int]) -> Iterator
         arrays = [_array(position, noted.parts[position]) for position in noted.arrays]
         yield conditions.holds(read, noted.kind, noted.same, arrays, decide)
     elif noted.kind in (list, tuple, dict):
-        parts = _parts(value)
+        parts = parts_of(value)
         assert parts is not None
         yield conditions.holds(read, noted.kind, parts, decide=decide)
         for part, other in zip(parts, noted.parts, strict=True):
@@ -146,6 +162,8 @@ def difference(name: str, value: Any, noted: Any) -> str | None:
 def _difference(name: str, value: Any, noted: Any, compared: dict[tuple[int, int], Any]) -> str | None:
     if value is noted:
         return None
+    if isinstance(noted, Free):
+        return None if noted.fits(value) else f"{name} was a {noted.kind.__name__}, is {shown(value)}"
     if not isinstance(noted, Note):
         return None if _same_leaf(value, noted) else f"{name} was {shown(noted)}, is {shown(value)}"
     if type(value) is not noted.kind:
@@ -153,7 +171,7 @@ def _difference(name: str, value: Any, noted: Any, compared: dict[tuple[int, int
     if (id(value), id(noted)) in compared:
         return None  # found the same before, or a function that refers to itself
     compared[id(value), id(noted)] = value
-    parts = _parts(value)
+    parts = parts_of(value)
     if parts is None or len(parts) != len(noted.parts):
         return f"{name} has another length"
     for position, (part, other) in enumerate(zip(parts, noted.parts, strict=True)):
@@ -161,6 +179,63 @@ def _difference(name: str, value: Any, noted: Any, compared: dict[tuple[int, int
         if found is not None:
             return f"{name}{_label(value, position, found)}"
     return None
+
+
+# -- parts that may change
+
+
+def loosened(noted: Any, path: Sequence[int], kind: type) -> Any:
+    """What was noted, but for the part at the end of a path, which may be any one of its kind from then on."""
+    if not path:
+        return Free(kind)
+    position, *rest = path
+    made = Note(noted.kind)
+    made.parts = [*noted.parts]
+    made.parts[position] = loosened(made.parts[position], rest, kind)
+    return made
+
+
+def moved(value: Any, noted: Any) -> Iterator[tuple[int, ...]]:
+    """The paths to tensors and numbers that stand where others of their kind were noted."""
+    yield from _moved(value, noted, (), set())
+
+
+def _moved(value: Any, noted: Any, path: tuple[int, ...], within: set[tuple[int, int]]) -> Iterator[tuple[int, ...]]:
+    if value is noted or isinstance(noted, Free):
+        return
+    if not isinstance(noted, Note):
+        if (isinstance(value, Tensor) and isinstance(noted, Tensor)) or (
+            {type(value), type(noted)} <= NUMBERS.keys() and not _same_leaf(value, noted)
+        ):
+            yield path
+        return
+    parts = parts_of(value) if type(value) is noted.kind else None
+    if parts is None or len(parts) != len(noted.parts) or (id(value), id(noted)) in within:
+        return
+    within.add((id(value), id(noted)))
+    for position, (part, other) in enumerate(zip(parts, noted.parts, strict=True)):
+        yield from _moved(part, other, (*path, position), within)
+    within.remove((id(value), id(noted)))
+
+
+def tensors_in(noted: Any) -> Iterator[int]:
+    """The identities of the tensors that were noted."""
+    waiting, seen = [noted], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            yield id(one)
+        elif isinstance(one, Note) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += one.parts
+
+
+def labelled(name: str, value: Any, path: Sequence[int]) -> str:
+    """The name of a part, as differences in it are shown."""
+    for position in path:
+        name += _label(value, position, "")
+        value = part_at(value, (position,))
+    return name
 
 
 def _same_leaf(one: Any, other: Any) -> bool:
@@ -173,57 +248,14 @@ def _same_leaf(one: Any, other: Any) -> bool:
         return _same_float(one.real, other.real) and _same_float(one.imag, other.imag)
     if isinstance(one, np.generic):
         return one.tobytes() == other.tobytes()
-    if kind is _Identity:
+    if kind is Identity:
         return one.of is other.of
-    return kind in _BY_VALUE and bool(one == other)
-
-
-_BY_VALUE = frozenset((*PLAIN, types.CodeType))
+    return kind in BY_VALUE and bool(one == other)
 
 
 def _same_float(one: float, other: float) -> bool:
     """Equal, also in the sign of a zero; NaN is NaN."""
     return (one == other and math.copysign(1.0, one) == math.copysign(1.0, other)) or (one != one and other != other)
-
-
-def _parts(value: Any) -> list[Any] | None:
-    """What a value is made of, in order; None for what is compared as it is."""
-    kind = type(value)
-    if kind in _BY_VALUE:
-        return None
-    if isinstance(value, (list, tuple)):
-        return list(value) if len(value) <= LONGEST else None
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()] if len(value) <= LONGEST else None
-    if isinstance(value, deque):
-        return [*value, value.maxlen] if len(value) <= LONGEST else None
-    if isinstance(value, (set, frozenset)):
-        small = len(value) <= LONGEST and all(type(part) in _BY_VALUE for part in value)
-        return sorted(f"{type(part).__name__} {part!r}" for part in value) if small else None
-    if kind is np.ndarray:
-        return [value.dtype.str, value.shape, value.tobytes()] if value.dtype.hasobject is False else None
-    if kind is array:
-        return [value.typecode, value.tobytes()]
-    if kind is bytearray:
-        return [bytes(value)]
-    if kind is functools.partial:
-        return [value.func, value.args, value.keywords, value.__dict__]
-    if kind is types.MethodType:
-        return [value.__func__, _Identity(value.__self__)]
-    if kind is types.BuiltinMethodType:
-        return [value.__name__, _Identity(value.__self__)]
-    if kind is types.FunctionType:
-        cells = value.__closure__ or ()
-        return [
-            value.__code__,
-            _Identity(value.__globals__),
-            value.__name__,
-            value.__defaults__,
-            value.__kwdefaults__,
-            value.__dict__,
-            *(contents(cell) for cell in cells),
-        ]
-    return None
 
 
 def _label(value: Any, position: int, found: str) -> str:
@@ -235,29 +267,11 @@ def _label(value: Any, position: int, found: str) -> str:
     if isinstance(value, (list, tuple, deque)):
         return f"[{position}]{found}" if position < len(value) else f".maxlen{found}"
     if kind is functools.partial:
-        return (".func", ".args", ".keywords", ".__dict__")[position] + found
+        return OF_PARTIAL[position] + found
     if kind is types.FunctionType and position:
-        names = ("", "'s globals", ".__name__", ".__defaults__", ".__kwdefaults__", ".__dict__")
-        cell = position - len(names)
-        return f"{names[position]}{found}" if cell < 0 else f": {value.__code__.co_freevars[cell]}{found}"
+        cell = position - len(OF_FUNCTION)
+        return f"{OF_FUNCTION[position]}{found}" if cell < 0 else f": {value.__code__.co_freevars[cell]}{found}"
     return f" is another {'function' if kind in (types.FunctionType, types.MethodType) else kind.__name__}"
-
-
-class _Empty:
-    def __repr__(self) -> str:
-        return "not bound"
-
-
-MISSING = _Empty()
-"""Stands for what a name that is not bound holds."""
-
-
-def contents(cell: types.CellType) -> Any:
-    """What a closure's cell holds, :data:`MISSING` while its name is not bound."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
 
 
 def shown(value: Any) -> str:

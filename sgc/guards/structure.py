@@ -14,6 +14,7 @@ from sgc.capture.state.owners import FixedOwner, ModuleOwner, Owner, StoreOwner,
 from sgc.guards.base import Call, Guard
 from sgc.guards.hooks import GLOBAL_HOOKS, HOOKS
 from sgc.guards.metadata import meta
+from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition, Read
 
@@ -49,8 +50,8 @@ class StructureGuard(Guard):
     def conditions(self) -> list[Condition]:
         return [part.condition() for part in self._parts]
 
-    def miss(self, call: Call) -> str | None:
-        return next((f"{part.label} changed" for part in self._parts if not part.holds()), None)
+    def miss(self, call: Call) -> Miss | None:
+        return next((Miss(f"{part.label} changed") for part in self._parts if not part.holds()), None)
 
     def describe(self) -> Iterator[str]:
         return iter(())

@@ -20,6 +20,8 @@ from sgc.emit.backends.protocol import Backend
 from sgc.emit.backends.registry import TIERS, backend_of
 from sgc.errors import BackendError, CaptureError, DataDependenceError, SgcError, StandInWarning
 from sgc.guards.base import Call
+from sgc.guards.snapshots import are_alike
+from sgc.infer.rewrapped import Rewrapped, are_similar
 from sgc.runtime.eager_loss import eager_loss
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.specialization import Specialization
@@ -51,12 +53,18 @@ class CompiledELBO(LossModule):
         self._settings = settings
         self._inductor_works = True
         self._pyro = pyro_elbo(settings.options)
+        self._wrappers: Rewrapped | None = None
+        """Whose program it is of, where that is to take the numbers and tensors of others like it."""
 
     def _is_of(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> bool:
-        """Whether this is the loss of these very callables, made with these settings."""
+        """Whether this is the loss of these callables, or of others made of the same parts, with these settings."""
         own_model, own_guide = self._program
         same_settings = self._settings is settings or self._settings == settings
-        return same_settings and _same(own_model, model) and _same(own_guide, guide)
+        return same_settings and _same(model, own_model) and _same(guide, own_guide)
+
+    def _is_like(self, model: Callable[..., Any], guide: Callable[..., Any]) -> bool:
+        """Whether these callables differ from its own in nothing but numbers and tensors."""
+        return are_similar(self._program, (model, guide))
 
     def _tell_of_idle_baselines(self, specialization: Specialization) -> None:
         """Nothing: the class of Pyro's that this one stands in for ignores them without a word."""
@@ -112,9 +120,7 @@ class CompiledELBO(LossModule):
 
 
 def _same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether two callables are one. ``obj.method`` is a new object each time it is written."""
-    if one is other:
-        return True
+    """Whether a program cannot tell two callables apart. ``obj.method`` is a new object each time it is written."""
     if isinstance(one, types.MethodType) and isinstance(other, types.MethodType):
         return one.__self__ is other.__self__ and one.__func__ is other.__func__
-    return False
+    return are_alike(one, other)

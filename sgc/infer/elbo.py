@@ -16,6 +16,7 @@ from sgc.config import Dynamic, Options, Rng
 from sgc.emit.backends.registry import TIERS, backend_of
 from sgc.errors import ArgumentError, RespecializationWarning
 from sgc.infer.compiled import CompiledELBO, Settings
+from sgc.infer.rewrapped import Rewrapped, is_wrapped
 from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.runtime.dynamo import untraced
@@ -158,14 +159,38 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
                 if position != len(self._compiled) - 1:
                     self._compiled.append(self._compiled.pop(position))
                 return candidate
+        made = self._rewrapped(model, guide, settings)
+        if made is not None:
+            return made
         made = CompiledELBO(model, guide, settings)
+        self._keep(made)
+        return made
+
+    def _rewrapped(
+        self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings
+    ) -> CompiledELBO | None:
+        """What runs for a model and guide that are wrapped as others were, but for numbers and tensors."""
+        if not is_wrapped((model, guide)):
+            return None
+        like = [one for one in self._compiled if one._settings == settings and one._is_like(model, guide)]
+        made = next((one for one in like if one._wrappers is not None), None)
+        if made is not None:
+            made._wrappers.take((model, guide))  # type: ignore[union-attr]
+            self._compiled.append(self._compiled.pop(self._compiled.index(made)))
+        elif like:
+            wrappers = Rewrapped((model, guide))
+            made = CompiledELBO(*wrappers.program, settings)
+            made._wrappers = wrappers
+            self._keep(made)
+        return made
+
+    def _keep(self, made: CompiledELBO) -> None:
         self._compiled.append(made)
         if len(self._compiled) > _KEPT:
             del self._compiled[0]
             self._forgotten += 1
             if self._forgotten == 2 * _KEPT:
                 self._warn_of_many()
-        return made
 
     def _adopt(self, loss_module: CompiledELBO) -> None:
         """Take over what runs for a model and guide, made by another ELBO with the same settings."""
@@ -174,6 +199,8 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
 
     def _conditions(self) -> list[Condition]:
         """Where these are true, :meth:`compiled` gives for the same model and guide what it gave last."""
+        if self._compiled[-1]._wrappers is not None:
+            return [conditions.NEVER]  # it is to be given the numbers of the wrappers
         kept = [conditions.is_same(conditions.entry(vars(self), name), getattr(self, name)) for name in _SETTINGS]
         return [*kept, conditions.is_same(conditions.item(self._compiled, -1), self._compiled[-1])]
 

@@ -26,7 +26,7 @@ need not be, a list where they need not be and it has found the call's inputs, a
 class _Read(IntEnum):
     """Kinds of reads, numbered as in ``reads.cpp``."""
 
-    ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, SPEC, FIXED = range(9)
+    ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, SPEC, FIXED, APPLIED = range(10)
 
 
 class _Condition(IntEnum):
@@ -81,6 +81,11 @@ def spec() -> Read:
 def fixed(value: Any) -> Read:
     """An object, whatever it holds by then."""
     return _Read.FIXED, value, None
+
+
+def applied(read: Read, function: Callable[[Any], Any]) -> Read:
+    """What a function makes of what is read; a ``ValueError`` of its says that it can make nothing of it."""
+    return _Read.APPLIED, read, function
 
 
 # -- conditions
@@ -219,6 +224,8 @@ def _value(read: Read, call: Any) -> Any:
             return call.leaves[key]
         case _Read.SPEC:
             return call.spec
+        case _Read.APPLIED:
+            return key(_value(of, call))
         case _:
             return of
 

@@ -2,7 +2,7 @@
 
 namespace {
 
-enum Kind { ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, SPEC, FIXED };
+enum Kind { ENTRY, ENTRY_OF, ITEM, CELL, ATTRIBUTE, RESULT, LEAF, SPEC, FIXED, APPLIED };
 
 // Names of attributes.
 PyObject* const LEAVES = PyUnicode_InternFromString("leaves");
@@ -80,7 +80,7 @@ PyGetSetDef* getter_of(PyObject* object, PyObject* name) {
 // How a value is read. The objects belong to the groups, the entry to the dictionary as long as its version stays.
 struct Read {
     explicit Read(PyObject* read) : kind(static_cast<Kind>(integer(read, 0))), of(part(read, 1)), key(part(read, 2)) {
-        if (kind == ENTRY_OF) holder = std::make_unique<Read>(of);
+        if (kind == ENTRY_OF || kind == APPLIED) holder = std::make_unique<Read>(of);
     }
 
     Kind kind;
@@ -91,7 +91,7 @@ struct Read {
     PyGetSetDef* getter = kind == ATTRIBUTE ? getter_of(of, key) : nullptr;
     PyObject* entry = nullptr;
     uint64_t version = 0;
-    std::unique_ptr<Read> holder;  // gives the dictionary of ENTRY_OF
+    std::unique_ptr<Read> holder;  // gives the dictionary of ENTRY_OF, and what the function of APPLIED is given
 };
 
 // How the arguments of a call are taken apart where they have parts, and the types of those that have none.
@@ -192,6 +192,11 @@ class Asked {
                 return PyObject_Vectorcall(read.of, parts(read.key), length(read.key), nullptr);
             case LEAF: return leaf(PyLong_AsSsize_t(read.key));
             case SPEC: return spec();
+            case APPLIED: {
+                Ref value(value_of(*read.holder));
+                unseen_.end();
+                return value ? PyObject_CallOneArg(read.key, value.get()) : nullptr;
+            }
             default: return Py_NewRef(read.of);
         }
     }

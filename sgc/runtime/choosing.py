@@ -17,11 +17,13 @@ from sgc.emit.backends.registry import backend_of
 from sgc.errors import BaselineWarning, RespecializationWarning, SgcError
 from sgc.guards.base import Call
 from sgc.guards.handlers import unobserved
+from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.passes.baselines.idle_baselines import idle_baselines
 from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
+from sgc.runtime.misses import Misses
 from sgc.runtime.restore_on_error import undone_on_error
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
@@ -46,7 +48,7 @@ class Choosing(Showing):
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
         super()._begin(program, store)
         self._specializations: list[Specialization] = []
-        self._misses: list[str] = []
+        self._misses: list[Miss] = []
 
     @untraced
     def specialization_for(self, *args: Any, **kwargs: Any) -> tuple[Specialization, list[Tensor]]:
@@ -145,11 +147,12 @@ class Choosing(Showing):
             program = self._program_of(call)
             return self._specialize(program, call, self._run_prototype(program))[0]
 
-    def _note_miss(self, reason: str) -> None:
+    def misses(self) -> Misses:
+        """Why it was compiled anew: each reason with how often it was one and a remedy, the most frequent first."""
+        return Misses(self._misses)
+
+    def _note_miss(self, reason: Miss) -> None:
         self._misses.append(reason)
         if len(self._misses) >= _WARN_AFTER and len(self._misses) & (len(self._misses) - 1) == 0:
-            warn(
-                f"this loss module is compiling for the {len(self._misses) + 1}th time, because {reason}. Pass values "
-                "that change from call to call as tensors, and pad data to a few shapes.",
-                RespecializationWarning,
-            )
+            text = f"this loss module is compiling for the {len(self._misses) + 1}th time. It was compiled anew\n"
+            warn(f"{text}{self.misses()}", RespecializationWarning)

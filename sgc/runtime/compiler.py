@@ -61,7 +61,8 @@ def specialize(
     emitted = emit_surrogate(graph)
     tensors, guards = guards_of(checked, call, run, options)
     backend = backend_of(options.backend)
-    specialization = Specialization(run.prototype, checked.capture, graph, emitted, options, backend, tensors, guards)
+    stages = run.prototype, checked.capture, graph, emitted
+    specialization = Specialization(*stages, options, backend, tensors, guards, checked.moving.by_value)
     forget_with(specialization, known)
     return specialization
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sgc.capture.declare import Capture
 from sgc.capture.prototype import Prototype
 from sgc.capture.state.owners import ArgumentOwner, Owner
+from sgc.capture.state.places import Place, PlaceOwner
 from sgc.config import Options
 from sgc.emit.backends.protocol import Backend
 from sgc.emit.differentiate import Differentiated
@@ -23,7 +24,9 @@ from sgc.emit.rewrites.optimize import Report
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
-from sgc.guards.base import Call, Guard, TensorGuard
+from sgc.guards.base import Call, Guard
+from sgc.guards.miss import Miss
+from sgc.guards.tensor_guard import TensorGuard
 from sgc.native import conditions
 from sgc.native.conditions import Ask, Condition, Group
 from sgc.runtime.autograd import Compiled
@@ -47,6 +50,8 @@ class Specialization:
     backend: Backend
     tensors: TensorGuard
     guards: tuple[Guard, ...]
+    by_value: frozenset[Place] = frozenset()
+    """Places of numbers that cannot be inputs."""
     differentiated: Differentiated | None = None
     compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     """What was compiled, for loss and gradients (true) or for the loss alone, by backend."""
@@ -103,7 +108,9 @@ class Specialization:
     def brought(self) -> tuple[int, ...]:
         """Which of its inputs each call brings."""
         owners = [self.owners[declared.name] for declared in self.inputs]
-        return tuple(position for position, owner in enumerate(owners) if isinstance(owner, ArgumentOwner))
+        return tuple(
+            position for position, owner in enumerate(owners) if isinstance(owner, (ArgumentOwner, PlaceOwner))
+        )
 
     @property
     def reads_inputs_only(self) -> bool:
@@ -135,7 +142,7 @@ class Specialization:
         """Ask the guards in C++ from now on."""
         self.inputs_of = conditions.watch(self.groups(), native=True)
 
-    def miss(self, call: Call) -> str | None:
+    def miss(self, call: Call) -> Miss | None:
         """None if every guard holds for this call, else what the first broken one says."""
         for guard in self.guards:
             reason = guard.miss(call)

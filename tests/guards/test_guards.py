@@ -244,15 +244,21 @@ def test_autocast_on_a_cpu() -> None:
 
 
 def test_the_cache_is_bounded_and_says_when_it_thrashes() -> None:
-    def model(beta: float) -> None:
-        observe(beta, 0.3)
+    def model(name: str, data: Tensor) -> None:
+        observe(float(name) + data.sum(), 0.3)
 
     module = sgc.compile(model, guide, backend="eager", cache_size=3)
-    with pytest.warns(RespecializationWarning, match=r"args\[0\] was .*tensors"):
-        for step in range(6):
-            module(float(step))
+    with pytest.warns(
+        RespecializationWarning, match=r"2 times: the shape of args\[1\] was \[2\], is \[3\].*few shapes"
+    ):
+        for name, rows in (("0", 1), ("1", 1), ("1", 2), ("0", 2), ("0", 3)):
+            module(name, torch.ones(rows))
     assert len(module.specializations) == 3
-    assert next(iter(module.specializations[-1].describe())) == "args[0] == 5.0"
+    assert next(iter(module.specializations[-1].describe())) == "args[0] == '0'"
+    worst, other = module.misses()
+    assert (worst.about, worst.count, worst.latest) == ("args[0]", 2, "args[0] was '1', is '0'")
+    assert (other.about, other.count) == ("the shape of args[1]", 2) and "few shapes" in other.remedy
+    assert str(module.misses()).splitlines() == [str(worst), str(other)]
 
 
 def test_effect_handlers_around_the_call() -> None:

@@ -61,6 +61,8 @@ def functions_as_leaves() -> Iterator[None]:
 
     def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         flat, spec = tree_flatten(args)
+        flat = [leaf.read() if isinstance(leaf, tracer.Traced) else leaf for leaf in flat]
+        args = tree_unflatten(flat, spec)
         tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         if kwargs or not tensors or not tracer.is_capturing():
             return _APPLY(cls, *args, **kwargs)

@@ -187,8 +187,10 @@ class Transcript(TorchFunctionMode):
             else:
                 made = self._made.get(id(value))
                 yield value if made is None or made() is not value else Made(made)
+        elif isinstance(value, tracer.Traced):
+            yield value.value
         elif isinstance(value, _PLAIN):
-            yield value
+            yield float(value) if isinstance(value, np.float64) else value
         elif isinstance(value, (np.ndarray, np.generic)):
             yield (value.dtype.str, value.shape, hash(value.tobytes())) if not value.dtype.hasobject else TRACED
         elif depth > 8:

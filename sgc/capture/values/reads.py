@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sgc.capture import tracer
 from sgc.capture.python.texts import REMEDY as TEXT_REMEDY
 from sgc.capture.source import current_line
+from sgc.capture.values.answers import asked_of
 from sgc.capture.values.autocast import Switches, switched_back, switches
 from sgc.capture.values.slices import slice_of
 from sgc.capture.values.speculation import Speculation
@@ -62,7 +63,7 @@ class ReadGuard:
 
     module: fx.GraphModule
     sources: tuple[fx.Node, ...]
-    value: Any
+    value: Tensor
     source: SourceLine | None
 
 
@@ -74,6 +75,7 @@ class Reads:
     ``names`` holds the tensors that stand for a text in the name of a site (see
     :mod:`sgc.capture.python.sequential_plates`). ``check`` takes the conditions under which the program or a library
     does not raise, with what they are of. ``speculation`` answers what is read of samples, where that is to be assumed.
+    ``as_number`` makes a number of a tensor with one element, of which everything that is computed is recorded.
     """
 
     concrete_inputs: Mapping[str, Tensor]
@@ -82,6 +84,7 @@ class Reads:
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
     check: Callable[[Tensor, str], None] | None = None
     speculation: Speculation | None = None
+    as_number: Callable[[Tensor, type], Any] | None = None
     is_refusing: bool = False
     _autocast: Switches = field(default_factory=switches)
 
@@ -93,6 +96,11 @@ class Reads:
         values: dict[int, Any] = {}
         known = len(self.guards)
         try:
+            if self.as_number is not None and func is Tensor.item and args[0].dtype is not torch.bool:
+                return self.as_number(args[0], float if args[0].is_floating_point() else int)
+            asked = asked_of(func, args, kwargs)
+            if asked is not None:
+                return self.read(asked, f"Tensor.{getattr(func, '__name__', func)}", Tensor.item)
             for leaf in tree_leaves((args, kwargs)):
                 if isinstance(leaf, Tensor):
                     values[id(leaf)] = self.evaluate(leaf, f"Tensor.{getattr(func, '__name__', func)}")
@@ -120,7 +128,17 @@ class Reads:
         return self.read(tensor, "an operation on numbers", Tensor.tolist)
 
     def evaluate(self, tensor: Tensor, reader: str) -> Tensor:
-        """The concrete value of a traced tensor that depends on no sample.
+        """The concrete value of a traced tensor that depends on no sample; it becomes a guard.
+
+        :raises DataDependenceError: if it depends on a sample.
+        """
+        made = self.computed(tensor, reader)
+        if made.sources:
+            self.guards.append(made)
+        return made.value
+
+    def computed(self, tensor: Tensor, reader: str) -> ReadGuard:
+        """How the concrete value of a traced tensor follows from the inputs, and what it is.
 
         :raises DataDependenceError: if it depends on a sample.
         """
@@ -156,9 +174,7 @@ class Reads:
         origins = [self.concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
             value = module(*(self.before(origin).detach().clone() for origin in origins))
-        if sources:
-            self.guards.append(ReadGuard(module, sources, value, current_line()))
-        return value
+        return ReadGuard(module, sources, value, current_line())
 
     def unknown(self, name: str, arguments: Any) -> DataDependenceError:
         """The error for an operation that needs values, with the sample that they depend on."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from sgc.guards.snapshots import MISSING
+from sgc.capture.state.value_parts import MISSING
 from sgc.runtime.residue.reachable import BUILTIN, INSIDE, UNWRITTEN, Step, Visit, entry, in_slots
 
 

@@ -1,0 +1,347 @@
+"""A Python number that is an input of the program: what Python computes with it is recorded as tensors are.
+
+It is a number of Python's own kind, for whoever asks, and knows its value. Arithmetic gives another such number; a
+comparison, ``int()`` or a text gives Python's answer, which becomes a guard. What reads it in C, where nothing of this
+is seen, finds another value in it: a run that does so differs from the eager one, and the capture is not kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgc.capture import tracer
+from sgc.capture.values.reads import Reads
+
+_LARGEST = 2**53
+
+
+class TracedNumber(tracer.Traced):
+    """The base of :class:`TracedFloat` and :class:`TracedInt`.
+
+    ``value`` is the number, ``tensor`` stands for it in the capture: 0-d, float64 or int64, on the CPU.
+    """
+
+    value: Any
+    tensor: Tensor
+    _book: Answers
+
+    __array_ufunc__ = None
+    """numpy is not to compute with it: it would in C."""
+
+    def read(self) -> Any:
+        """The number, as one on which the structure of the program relies."""
+        return self._book.read(self.tensor, self.value)
+
+    def __copy__(self) -> TracedNumber:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> TracedNumber:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self.value), (self.read(),)
+
+    def __bool__(self) -> bool:
+        return bool(self._book.ask("ne", self, 0))
+
+    def __float__(self) -> float:
+        return float(self.read())
+
+    def __int__(self) -> int:
+        return int(self._book.whole(self, "trunc"))
+
+    def __complex__(self) -> complex:
+        return complex(self.read())
+
+    def __hash__(self) -> int:
+        return hash(self.read())
+
+    def __str__(self) -> str:
+        return str(self.read())
+
+    def __repr__(self) -> str:
+        return repr(self.read())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.read(), spec)
+
+    def __neg__(self) -> Any:
+        return self._book.result(-self.value, lambda a: -a, self)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __abs__(self) -> Any:
+        return self._book.result(abs(self.value), torch.abs, self)
+
+    def __floor__(self) -> Any:
+        return self._book.result(math.floor(self.value), lambda a: a.floor().long(), self)
+
+    def __ceil__(self) -> Any:
+        return self._book.result(math.ceil(self.value), lambda a: a.ceil().long(), self)
+
+    def __trunc__(self) -> Any:
+        return self._book.result(math.trunc(self.value), lambda a: a.trunc().long(), self)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        if digits is not None:
+            return round(self.read(), digits)
+        return self._book.result(round(self.value), lambda a: a.round().long(), self)
+
+
+class TracedFloat(TracedNumber, float):  # type: ignore[misc]  # rounded, it is a traced number, too
+    """A float that is recorded."""
+
+
+class TracedInt(TracedNumber, float):  # type: ignore[misc]
+    """An int that is recorded.
+
+    C takes it for a float, lest it compute with it as with an int; Python is told that it is one.
+    """
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return int
+
+    def __index__(self) -> int:
+        return operator.index(self.read())
+
+
+_KINDS: dict[type, Any] = {float: TracedFloat, int: TracedInt}
+
+
+class Answers:
+    """Makes traced numbers, and answers what Python asks of them as long as the capture goes on."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+        self._asked: set[tuple[Any, ...]] = set()
+        self._kept: list[Any] = []  # so that no identity is used twice
+        self.active = True
+        self.missed = False
+        """Whether a number was used where nothing is recorded."""
+
+    def number(self, value: Any, tensor: Tensor) -> Any:
+        """A number that stands for a 0-d tensor."""
+        kind = float if isinstance(value, float) else int
+        value = kind(value)
+        made = _KINDS[kind].__new__(_KINDS[kind], math.nan)  # what C finds: no number that a program gets along with
+        made.value, made.tensor, made._book = value, tensor, self
+        return made
+
+    def is_number(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a traced one of one real number."""
+        return tracer.is_traced(tensor) and self._is_recording() and tensor.numel() == 1 and not tensor.is_complex()
+
+    def number_of(self, tensor: Tensor, kind: type) -> Any:
+        """A number that a tensor with one element holds; whole numbers are cut off, as by ``int``.
+
+        :raises DataDependenceError: if it depends on a sample.
+        """
+        with torch._C.DisableTorchFunction():
+            wide = tensor.detach().reshape(()).to(device="cpu", dtype=torch.float64 if kind is float else torch.int64)
+        value = self._reads.computed(wide, "a number").value
+        with tracer.concrete(), torch._C.DisableTorchFunction():
+            number = value.item()
+        return self.number(number, wide) if kind is float or abs(number) < _LARGEST else self.read(wide, number)
+
+    def converted(self, number: TracedNumber, kind: type) -> Any:
+        """What ``int`` or ``float`` make of a number."""
+        if kind is float:
+            return self.result(float(number.value), torch.Tensor.double, number)
+        return math.trunc(number)
+
+    def result(self, value: Any, compute: Callable[..., Tensor], *numbers: Any) -> Any:
+        """What a function of numbers gives, of which ``value`` is Python's own answer."""
+        if not self._is_recording():
+            return value
+        if type(value) not in _KINDS or (isinstance(value, int) and abs(value) > _LARGEST):
+            return self._by_value(value, numbers)
+        with torch._C.DisableTorchFunction():
+            tensor = compute(*map(self.operand, numbers))
+            return self.number(value, tensor.double() if isinstance(value, float) else tensor.long())
+
+    def operand(self, number: Any) -> Tensor:
+        """The tensor of a number, traced or not."""
+        if isinstance(number, TracedNumber):
+            return number.tensor
+        dtype = torch.float64 if isinstance(number, float) else torch.int64
+        return torch.full((), number, dtype=dtype, device="cpu")
+
+    def _by_value(self, value: Any, numbers: tuple[Any, ...]) -> Any:
+        for number in numbers:
+            if isinstance(number, TracedNumber):
+                number.read()
+        return value
+
+    def read(self, tensor: Tensor, value: Any) -> Any:
+        """A value that Python is given, guarded."""
+        if self._is_new("value", tensor):
+            self._reads.evaluate(tensor, "a number")
+        return value
+
+    def ask(self, name: str, one: TracedNumber, other: Any) -> bool:
+        """The answer to a comparison, guarded."""
+        answer = bool(getattr(operator, name)(one.value, _value(other)))
+        if self._is_new(name, one.tensor, other.tensor if isinstance(other, TracedNumber) else other):
+            with torch._C.DisableTorchFunction():
+                asked = getattr(torch, name)(self.operand(one), self.operand(other))
+            self._reads.evaluate(asked, "a comparison")
+        return answer
+
+    def whole(self, number: TracedNumber, name: str) -> int:
+        """A whole number that Python is given, guarded."""
+        if self._is_new(name, number.tensor):
+            with torch._C.DisableTorchFunction():
+                asked = getattr(number.tensor.double(), name)().long()
+            self._reads.evaluate(asked, "a number")
+        return int(number.value)
+
+    def _is_recording(self) -> bool:
+        if self.active and not tracer.is_capturing():
+            self.missed = True
+        return self.active and tracer.is_capturing()
+
+    def _is_new(self, *question: Any) -> bool:
+        """Whether something is asked for the first time in the capture."""
+        if not self._is_recording():
+            return False
+        key = tuple(id(part) if isinstance(part, Tensor) else (type(part), part) for part in question)
+        self._kept += question
+        if key in self._asked:
+            return False
+        self._asked.add(key)
+        return True
+
+
+def _value(number: Any) -> Any:
+    return number.value if isinstance(number, TracedNumber) else number
+
+
+# -- Python's operators
+
+_PLAIN = (bool, int, float)
+
+
+def _divide(one: Tensor, other: Tensor) -> Tensor:
+    return one.double() / other.double()
+
+
+def _power(one: Tensor, other: Tensor) -> Tensor:
+    return one.double() ** other.double()
+
+
+_ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "truediv": _divide,
+    "floordiv": torch.floor_divide,
+    "mod": torch.remainder,
+    "pow": _power,
+}
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+
+def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected: bool) -> Callable[..., Any]:
+    python = getattr(operator, name)
+
+    def operate(self: TracedNumber, other: Any) -> Any:
+        if isinstance(other, Tensor):
+            return NotImplemented
+        pair = (other, self) if reflected else (self, other)
+        if not isinstance(other, (TracedNumber, *_PLAIN)):
+            return python(*(part.read() if part is self else part for part in pair))
+        return self._book.result(python(*map(_value, pair)), compute, *pair)
+
+    return operate
+
+
+def _by_reading(name: str, *, reflected: bool) -> Callable[..., Any]:
+    function = divmod if name == "divmod" else getattr(operator, name)
+
+    def operate(self: TracedNumber, other: Any) -> Any:
+        pair = (other, self) if reflected else (self, other)
+        return function(*(part.read() if isinstance(part, TracedNumber) else part for part in pair))
+
+    return operate
+
+
+def _comparison(name: str) -> Callable[..., Any]:
+    def compare(self: TracedNumber, other: Any) -> Any:
+        if isinstance(other, (TracedNumber, *_PLAIN)):
+            return self._book.ask(name, self, other)
+        if isinstance(other, Tensor):
+            return NotImplemented
+        return getattr(operator, name)(self.read(), other)
+
+    return compare
+
+
+for _name, _compute in _ARITHMETIC.items():
+    setattr(TracedNumber, f"__{_name}__", _binary(_name, _compute, reflected=False))
+    setattr(TracedNumber, f"__r{_name}__", _binary(_name, _compute, reflected=True))
+for _name in ("lshift", "rshift", "and", "or", "xor", "divmod"):
+    _function = f"{_name}_" if _name in ("and", "or") else _name
+    setattr(TracedNumber, f"__{_name}__", _by_reading(_function, reflected=False))
+    setattr(TracedNumber, f"__r{_name}__", _by_reading(_function, reflected=True))
+for _name in _COMPARISONS:
+    setattr(TracedNumber, f"__{_name}__", _comparison(_name))
+
+
+# -- functions of Python's that compute in C
+
+_ELEMENTARY: dict[str, Callable[..., Tensor]] = {
+    **{name: getattr(torch, name) for name in ("exp", "log", "log1p", "log2", "log10", "expm1", "sqrt", "tanh", "sin")},
+    **{name: getattr(torch, name) for name in ("cos", "tan", "sinh", "cosh", "atan", "asin", "acos", "lgamma", "erf")},
+    "erfc": torch.erfc,
+    "fabs": torch.abs,
+    "pow": torch.pow,
+    "exp2": torch.exp2,
+}
+
+
+def recorded_function(name: str) -> Callable[..., Any]:
+    """A function of the module ``math`` that takes traced numbers."""
+    function = getattr(math, name)
+    compute = _ELEMENTARY.get(name)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        numbers = [part for part in args if isinstance(part, TracedNumber)]
+        if not numbers:
+            return function(*args, **kwargs)
+        if compute is None or kwargs or not all(isinstance(part, (TracedNumber, *_PLAIN)) for part in args):
+            return function(*(part.read() if isinstance(part, TracedNumber) else part for part in args), **kwargs)
+        answer = function(*map(_value, args))
+        return numbers[0]._book.result(answer, lambda *parts: compute(*(part.double() for part in parts)), *args)
+
+    return call
+
+
+def recorded_extreme(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``min`` or ``max``, of numbers that may be traced."""
+    compute = torch.minimum if function is min else torch.maximum
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        numbers = [part for part in args if isinstance(part, TracedNumber)]
+        plain = all(isinstance(part, (TracedNumber, int, float)) for part in args)
+        if kwargs or len(args) < 2 or not numbers or not plain:
+            return function(*args, **kwargs)
+        kinds = {type(_value(part)) for part in args}
+        answer = function(*map(_value, args))
+        answer = float(answer) if float in kinds else answer
+        return numbers[0]._book.result(answer, lambda *parts: functools.reduce(compute, parts), *args)
+
+    return call
+
+
+MATHEMATICAL = tuple(name for name in vars(math) if callable(getattr(math, name)) and not name.startswith("_"))

@@ -1,0 +1,88 @@
+"""What a program takes from around it, as one guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sgc.capture.state.external_reads import ExternalReads
+from sgc.capture.state.places import Place
+from sgc.capture.state.random_state import drawn_from
+from sgc.capture.state.value_parts import PLAIN
+from sgc.errors import CaptureError
+from sgc.guards.base import Call, Guard
+from sgc.guards.environment import Environment
+from sgc.guards.miss import Miss
+from sgc.native.conditions import Condition
+
+
+class EnvironmentGuard(Guard):
+    """The globals, closures and attributes that model and guide name, and those of objects among the arguments.
+
+    And environment and context variables that an eager run has asked for.
+
+    :param moving: places whose tensors and numbers are inputs.
+    :param owned: the identities of tensors that others own.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        call: Call,
+        reads: ExternalReads,
+        moving: Collection[Place] = (),
+        owned: Collection[int] = (),
+    ) -> None:
+        objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
+        self._environment = Environment(model, guide, *objects, reads=reads, moving=moving)
+        tied = self._environment.tied(owned)
+        if tied:
+            self._environment = Environment(model, guide, *objects, reads=reads, moving={*moving}.difference(tied))
+
+    @property
+    def modules(self) -> Iterable[nn.Module]:
+        """The modules that they lead to."""
+        return self._environment.modules.values()
+
+    @property
+    def free(self) -> Mapping[Place, Any]:
+        """The places of inputs, with what was there."""
+        return self._environment.free
+
+    @property
+    def functions(self) -> Sequence[FunctionType]:
+        """The functions of the program that are not a library's."""
+        return self._environment.functions
+
+    def moved(self) -> Iterator[Place]:
+        """The places that hold another tensor or number than they did, those of inputs among them."""
+        yield from self._environment.free
+        yield from self._environment.moved()
+
+    def conditions(self) -> list[Condition]:
+        return self._environment.conditions()
+
+    def miss(self, call: Call) -> Miss | None:
+        return self._environment.changed()
+
+    def refuse_used_up(self) -> None:
+        """Refuse a program that has drawn from a generator, or has taken items of an iterator or file, that it keeps.
+
+        :raises CaptureError: with the names.
+        """
+        drawn, taken = self._environment.drawn(), self._environment.taken()
+        if drawn:
+            raise drawn_from(" and ".join(drawn))
+        if taken:
+            raise CaptureError(
+                f"the program takes items of {' and '.join(taken)}, which a compiled program would not do again",
+                remedy="take them outside of model and guide and pass them as arguments",
+            )
+
+    def describe(self) -> Iterator[str]:
+        yield from self._environment

@@ -1,0 +1,127 @@
+"""A capture with the tensors and numbers as inputs that are bound anew from call to call, and its guards of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sgc.capture.arguments import argument_names
+from sgc.capture.declare import Capture
+from sgc.capture.driver import capture_program
+from sgc.capture.program_call import ProgramCall
+from sgc.capture.prototype import PrototypeRun
+from sgc.capture.python.partials import CallRecord
+from sgc.capture.state.moving_inputs import MovingInputs
+from sgc.capture.state.owners import Owner
+from sgc.capture.state.places import Place, PlaceOwner, is_number
+from sgc.capture.state.run_differences import difference
+from sgc.capture.state.transcript import Transcript
+from sgc.graph.plan import Plan
+from sgc.guards.argument_guard import ArgumentGuard
+from sgc.guards.base import Call
+from sgc.guards.environment_guard import EnvironmentGuard
+from sgc.runtime.specialization import Specialization
+
+
+@dataclass
+class MovingCapture:
+    """Captures a program for a call.
+
+    :param plan: what was decided for its sites.
+    :param earlier: the specializations that do not fit the call.
+    """
+
+    program: ProgramCall
+    call: Call
+    run: PrototypeRun
+    plan: Plan
+    earlier: Sequence[Specialization]
+
+    def __post_init__(self) -> None:
+        self.names = argument_names(self.call.args, self.call.kwargs)
+        self.by_value = frozenset[Place]().union(*(known.by_value for known in self.earlier))
+        self._moving = frozenset(self._moved()) - self.by_value
+        programs = [known.graph.program for known in self.earlier]
+        self._reads_again = any(program is not None and program.value_guards for program in programs)
+        self._recorded: dict[int, CallRecord] = {}
+        self._note()
+
+    def _note(self) -> None:
+        arguments = ArgumentGuard(self.call, self.names, self._moving)
+        self.surroundings = self.guard_of_surroundings()
+        values = {**arguments.free, **self.surroundings.free}
+        self._traces = any(is_number(value) for value in values.values()) or self._reads_again
+        self.moving = MovingInputs(values, tuple(self.surroundings.functions) if self._traces else ())
+
+    def guard_of_surroundings(self) -> EnvironmentGuard:
+        """What is around the program now."""
+        modules = self.run.modules
+        owned = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
+        owned.update(id(tensor) for tensor in self.run.store.tensors().values())
+        program = self.program
+        return EnvironmentGuard(program.model, program.guide, self.call, self.run.reads, self._moving, owned)
+
+    def guard_of_arguments(self) -> ArgumentGuard:
+        """The arguments as they are now, after the capture.
+
+        :raises ArgumentError: if one cannot be guarded.
+        """
+        guard = ArgumentGuard(self.call, self.names, self._moving)
+        guard.refuse_unguarded()
+        guard.note_calls(self._recorded)
+        return guard
+
+    def capture(self) -> tuple[Capture, Transcript]:
+        """The program, with as many numbers as inputs as it puts up with; and what the captured run handed over."""
+        for kinds in ((int,), (int, float)):
+            if not self._traces:
+                break
+            try:
+                captured, transcript = self._capture({})
+                if difference(transcript, self.run.transcript) is None:
+                    return captured, transcript
+            except Exception:  # It reads a number where no capture can follow, or has a fault that shows again below.
+                pass
+            self._keep_by_value(kinds)
+        records = self._records()
+        if records:
+            try:
+                made = self._capture(records)
+                self._recorded = records
+                return made
+            except Exception:  # The program looked into a partial, or has a fault that shows again below.
+                pass
+        return self._capture({})
+
+    def others(self, owners: dict[str, Owner]) -> dict[str, Owner]:
+        """Where tensors are that may be bound anew, of which the program uses no more than their metadata."""
+        used = {owner.place for owner in owners.values() if isinstance(owner, PlaceOwner)}
+        tensors = {place for place, value in self.moving.values.items() if isinstance(value, Tensor)}
+        return {place.label: PlaceOwner(place) for place in self.moving.values if place in tensors - used}
+
+    def _keep_by_value(self, kinds: tuple[type, ...]) -> None:
+        kept = {place for place in self.moving.numbers if isinstance(self.moving.values[place], kinds)}
+        self.by_value |= kept
+        self._moving -= kept
+        self._reads_again = False
+        self._note()
+
+    def _moved(self) -> Iterator[Place]:
+        """The places of tensors and numbers that were others before."""
+        for guard in (guard for known in self.earlier for guard in known.guards):
+            if isinstance(guard, ArgumentGuard):
+                yield from guard.moved(self.call)
+            elif isinstance(guard, EnvironmentGuard):
+                yield from guard.moved()
+
+    def _records(self) -> dict[int, CallRecord]:
+        """A record for each partial that has changed from call to call, and has no parts that are inputs."""
+        taken = {place.key for place in self.moving.values if place.is_argument}
+        guards = [guard for known in self.earlier for guard in known.guards if isinstance(guard, ArgumentGuard)]
+        positions = {position for guard in guards for position in guard.varying(self.call)} - taken
+        return {position: CallRecord(self.names[position]) for position in sorted(positions)}
+
+    def _capture(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript]:
+        return capture_program(self.program, self.run, self.plan, records, self.moving)
