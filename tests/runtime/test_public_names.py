@@ -30,7 +30,18 @@ def test_a_loss_module_shows_what_its_docstring_and_its_docstrings_say(made_by: 
     module = sgc.compile(model, guide) if made_by == "sgc.compile" else sgc.infer.TraceGraph_ELBO()(model, guide)
     shown = own_names(module, nn.Module())
     assert shown == {
-        *("initialize", "verify", "graph", "module", "code", "specializations", "guards", "profile", "options"),
+        *(
+            "initialize",
+            "verify",
+            "graph",
+            "module",
+            "code",
+            "specializations",
+            "guards",
+            "misses",
+            "profile",
+            "options",
+        ),
         "param_store_scope",
         *("networks", "param_store", "closed_over", "baselines"),
     }
