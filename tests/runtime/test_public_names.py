@@ -40,6 +40,8 @@ def test_a_loss_module_shows_what_its_docstring_and_its_docstrings_say(made_by: 
             "guards",
             "misses",
             "profile",
+            "stages",
+            "specialization_for",
             "options",
         ),
         "param_store_scope",
@@ -63,6 +65,6 @@ def test_the_classes_of_infer_show_what_the_docs_say() -> None:
     optim = pyro.optim.Adam({"lr": 0.1})
     theirs = pyro.infer.SVI(model, guide, optim, pyro.infer.TraceGraph_ELBO())
     shown = own_names(sgc.SVI(model, guide, optim, elbo), theirs)
-    assert shown == {"loss_module", "initialize", "result", "profile", "state_dict", "load_state_dict"}
+    assert shown == {"loss_module", "initialize", "result", "profile", "stepper", "state_dict", "load_state_dict"}
     text = "".join(page.read_text() for page in DOCS.glob("*.md"))
     assert [name for name in sorted(shown) if name not in text] == []
