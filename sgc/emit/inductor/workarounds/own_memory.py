@@ -194,7 +194,7 @@ WORKAROUND = Workaround(
     reported="https://github.com/pytorch/pytorch/issues/183986, https://github.com/pytorch/pytorch/issues/174074, "
     "https://github.com/pytorch/pytorch/issues/198094, https://github.com/pytorch/pytorch/issues/198131, "
     "docs/upstream.md#a-piece-of-a-concatenation-that-is-written-into",
-    seen=("2.13",),
+    seen=("2.12", "2.13"),
     programs=[MinimalProgram(each, _squares) for each in (_expanded, _from_itself, _a_piece, _a_result, _swapped)],
     rewrite=own_memory,
 )

@@ -45,7 +45,7 @@ WORKAROUND = Workaround(
     name="pieces_written_into",
     defect="the memory of a concatenation is freed while a piece that was written into is still read",
     reported="docs/upstream.md#a-piece-of-a-concatenation-that-is-written-into",
-    seen=("2.13",),
+    seen=("2.12", "2.13"),
     programs=[MinimalProgram(_written_into, lambda: [torch.linspace(0, 1, 2304).reshape(48, 48) / 48])],
     patch=lambda module: wholes_are_read(),
 )

@@ -57,7 +57,7 @@ WORKAROUND = Workaround(
     name="pieces_written_over",
     defect="a piece of a concatenation is written over by what reads it last, and its memory given away",
     reported="docs/upstream.md#a-piece-of-a-concatenation-that-is-written-over",
-    seen=("2.13",),
+    seen=("2.12", "2.13"),
     programs=[MinimalProgram(_written_over, _inputs)],
     patch=lambda module: pieces_kept(),
 )

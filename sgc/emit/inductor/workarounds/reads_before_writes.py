@@ -70,7 +70,7 @@ WORKAROUND = Workaround(
     defect="a tensor is read for what is written into it, or for where, while it is written",
     reported="https://github.com/pytorch/pytorch/issues/197829, https://github.com/pytorch/pytorch/issues/198270, "
     "docs/upstream.md#indices-computed-of-what-they-are-for",
-    seen=("2.13",),
+    seen=("2.12", "2.13"),
     programs=[
         MinimalProgram(each, lambda: [(torch.arange(16.0) * 7 % 16).reshape(4, 4) / 16])
         for each in (_the_other_way_round, _where_it_says_itself)
