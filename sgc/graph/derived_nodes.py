@@ -38,19 +38,24 @@ class DifferenceNode(Payload):
 
 
 @dataclass(frozen=True)
-class DetachNode(Payload):
+class UnaryNode(Payload):
+    """What is computed from one other node."""
+
+    operand: str
+
+    def computed_from(self) -> tuple[str, ...]:
+        return (self.operand,)
+
+
+@dataclass(frozen=True)
+class DetachNode(UnaryNode):
     """The value of a node, through which no gradient passes."""
 
     kind: ClassVar[str] = "detach"
 
-    operand: str
-
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
         return DownstreamCostNode, DifferenceNode
-
-    def computed_from(self) -> tuple[str, ...]:
-        return (self.operand,)
 
     def compute(self, run: Arithmetic) -> Value:
         """The detached value."""
@@ -108,20 +113,16 @@ class TotalNode(Payload):
 
 
 @dataclass(frozen=True)
-class MeanNode(Payload):
+class MeanNode(UnaryNode):
     """The mean of a total over all particles."""
 
     kind: ClassVar[str] = "mean"
 
-    operand: str
     particles: Particles
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
         return (TotalNode,)
-
-    def computed_from(self) -> tuple[str, ...]:
-        return (self.operand,)
 
     def stage(self) -> Stage:
         return Stage.PARTICLES
@@ -141,19 +142,14 @@ class MeanNode(Payload):
 
 
 @dataclass(frozen=True)
-class NegationNode(Payload):
+class NegationNode(UnaryNode):
     """Minus a node: a loss."""
 
     kind: ClassVar[str] = "negation"
 
-    operand: str
-
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
         return (MeanNode,)
-
-    def computed_from(self) -> tuple[str, ...]:
-        return (self.operand,)
 
     def stage(self) -> Stage:
         return Stage.PARTICLES

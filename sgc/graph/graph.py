@@ -173,3 +173,19 @@ class StochasticGraph(nx.DiGraph):
         from sgc.graph.render import as_text
 
         return as_text(self)
+
+
+def all_provenances(graph: StochasticGraph) -> dict[str, frozenset[str]]:
+    """``graph.provenance(key)`` for every key, in one sweep over the graph in topological order."""
+    latent = graph.sites(SiteKind.LATENT)
+    bit = {name: 1 << position for position, name in enumerate(latent)}
+    masks: dict[str, int] = {}
+    for key in nx.topological_sort(graph):
+        mask = 0
+        for parent in graph.parents(key):
+            mask |= masks[parent]
+        payload = graph.payload(key)
+        if isinstance(payload, SiteNode) and payload.role is SiteKind.LATENT:
+            mask |= bit[key]
+        masks[key] = mask
+    return {key: frozenset(name for name in latent if mask & bit[name]) for key, mask in masks.items()}

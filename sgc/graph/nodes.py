@@ -153,13 +153,27 @@ class SiteNode(Payload):
 
 
 @dataclass(frozen=True)
-class CostNode(Payload):
+class ProgramTermNode(Payload):
+    """What the program itself computes of a site, at the fx node ``fx``: a density, or what a baseline is made of."""
+
+    fx: str
+    site: str
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return SiteNode, InputNode
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The value as the program has it, a log density without the sign."""
+        return run.of_program(self.fx)
+
+
+@dataclass(frozen=True)
+class CostNode(ProgramTermNode):
     """One plate-shaped log-density term with its sign in the ELBO: ``+log p`` or ``-log q``."""
 
     kind: ClassVar[str] = "cost"
 
-    fx: str
-    site: str
     sign: int
     plates: tuple[Plate, ...]
     source: SourceLine | None
@@ -167,55 +181,27 @@ class CostNode(Payload):
     def attributes(self) -> dict[str, str]:
         return {**super().attributes(), "sign": "+" if self.sign > 0 else "-", "site": self.site}
 
-    @classmethod
-    def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return SiteNode, InputNode
-
     @property
     def subtracted(self) -> bool:
         return self.sign < 0
 
-    def compute(self, run: Arithmetic) -> Value:
-        """The log density, without the sign."""
-        return run.of_program(self.fx)
-
 
 @dataclass(frozen=True)
-class ScorePartNode(Payload):
+class ScorePartNode(ProgramTermNode):
     """``score_function`` or ``entropy_term`` of a guide site (Pyro's ``ScoreParts``)."""
 
     kind: ClassVar[str] = "score part"
 
-    fx: str
-    site: str
     part: str
-
-    @classmethod
-    def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return SiteNode, InputNode
-
-    def compute(self, run: Arithmetic) -> Value:
-        """The term as the program has it."""
-        return run.of_program(self.fx)
 
 
 @dataclass(frozen=True)
-class BaselineInputNode(Payload):
+class BaselineInputNode(ProgramTermNode):
     """What the user gave as a baseline: ``baseline_value``, or ``nn_baseline`` of its detached input."""
 
     kind: ClassVar[str] = "baseline input"
 
-    fx: str
-    site: str
     source: SourceLine | None
-
-    @classmethod
-    def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return SiteNode, InputNode
-
-    def compute(self, run: Arithmetic) -> Value:
-        """The value as the program has it."""
-        return run.of_program(self.fx)
 
 
 @dataclass(frozen=True)

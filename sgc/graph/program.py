@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -218,13 +219,9 @@ class Program:
         """The fx node of that name."""
         return self._nodes[name]
 
-    @property
+    @cached_property
     def _nodes(self) -> dict[str, fx.Node]:
-        cached = self.__dict__.get("_node_index")
-        if cached is None:
-            cached = {node.name: node for node in self.module.graph.nodes}
-            self.__dict__["_node_index"] = cached
-        return cached
+        return {node.name: node for node in self.module.graph.nodes}
 
     def site(self, name: str) -> Site:
         """The site of that name."""

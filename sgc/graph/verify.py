@@ -12,10 +12,9 @@ from sgc.errors import GraphError
 from sgc.graph import keys
 from sgc.graph.effects import dependencies
 from sgc.graph.estimator_rules import rule_of
-from sgc.graph.graph import StochasticGraph
+from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, PartialSumNode, Payload, SiteNode
 from sgc.graph.program import Program, SiteKind
-from sgc.graph.provenance import all_provenances
 
 
 def verify(graph: StochasticGraph) -> None:

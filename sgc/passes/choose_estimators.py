@@ -6,11 +6,10 @@ from dataclasses import replace
 
 from sgc.errors import EstimatorError, SiteMismatchError
 from sgc.graph.estimator_rules import EstimatorRule, Sampler, rule_of
-from sgc.graph.graph import StochasticGraph
+from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import SiteNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Site, SiteKind
-from sgc.graph.provenance import all_provenances
 from sgc.passes.estimators import ESTIMATORS
 
 

@@ -14,11 +14,10 @@ import torch
 
 from sgc.errors import GraphError
 from sgc.graph import keys
-from sgc.graph.graph import StochasticGraph
+from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import CostNode, DownstreamCostNode, PartialSumNode, Reduction
 from sgc.graph.plan import Plan
 from sgc.graph.program import Plate
-from sgc.graph.provenance import all_provenances
 from sgc.passes.choose_estimators import scored_sites
 
 

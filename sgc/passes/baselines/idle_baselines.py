@@ -22,13 +22,8 @@ def idle_baselines(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]:
         if options is None:
             continue
         if options.idle_beta:
-            yield (
-                site,
-                (
-                    "baseline_beta has no effect without a decaying average: add use_decaying_avg_baseline=True, or "
-                    "leave it out"
-                ),
-            )
+            remedy = "add use_decaying_avg_baseline=True, or leave it out"
+            yield site, f"baseline_beta has no effect without a decaying average: {remedy}"
         if has_one and graph.baseline(site.key) is None:
             pathwise = site.estimator == Estimator.PATHWISE
             reason = "the site is pathwise, without a score function" if pathwise else "no cost depends on its sample"
