@@ -31,6 +31,14 @@ def test_inductor_is_imported_by_the_first_compilation() -> None:
     assert run(program) == "False\n"
 
 
+@pytest.mark.parametrize(
+    "first", ["sgc.compile", "sgc.LossModule", "sgc.SVI", "sgc.infer", "import sgc.capture.source"]
+)
+def test_capture_is_a_function_whatever_is_imported_before(first: str) -> None:
+    """The folder ``sgc/capture`` has the same name."""
+    assert run(f"import sgc; {first}; print(sgc.capture.__module__, callable(sgc.capture))") == "sgc.api True\n"
+
+
 def test_public_names() -> None:
     assert set(sgc.__all__) <= set(dir(sgc))
     names: dict[str, object] = {}
