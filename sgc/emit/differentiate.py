@@ -42,7 +42,7 @@ def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[in
     :param module: returns ``(loss, surrogate_loss)``, and ``valid`` if the program has checks.
     :param tensors: examples of the inputs; their values are not used.
     """
-    found: list[int] = []
+    differentiable: list[int] = []
     checked: list[Tensor] = []
 
     def step(*inputs: Tensor) -> list[Tensor]:
@@ -54,14 +54,14 @@ def differentiate(module: fx.GraphModule, tensors: list[Tensor], wanted: list[in
             gradients: Any = [None] * len(wanted)
             if surrogate.requires_grad:
                 gradients = torch.autograd.grad(surrogate, [leaves[i] for i in wanted], allow_unused=True)
-        found[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
+        differentiable[:] = [i for i, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
         return [loss.detach(), *(gradient for gradient in gradients if gradient is not None), *checked]
 
     with _recurrent_cells_in_torch(module):
         traced = trace(step, tensors)
     if checked:
         failures_are_nan(traced, validates=True)
-    return Differentiated(traced, tuple(found), bool(checked))
+    return Differentiated(traced, tuple(differentiable), bool(checked))
 
 
 def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Differentiated:

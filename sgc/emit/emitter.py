@@ -160,9 +160,9 @@ class _Builder:
 
     def _keep_from_harm(self, node: fx.Node, copied: fx.Node) -> None:
         with self._out.inserting_before(copied):
-            found = harmless(node, copied.args, partial(self.call, name="harmless"))
-        if found is not None:
-            condition, copied.args = found
+            guarded = harmless(node, copied.args, partial(self.call, name="harmless"))
+        if guarded is not None:
+            condition, copied.args = guarded
             self._checks.setdefault((), []).append(self.call(torch.all, condition, name="valid"))
 
     def _reduced(self, shape: tuple[int, ...], conditions: list[fx.Node]) -> fx.Node:

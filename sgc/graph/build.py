@@ -66,10 +66,10 @@ class _Upstream:
         self._above: dict[fx.Node, dict[str, None]] = {}
         depends = dependencies(program.module.graph)
         for node in program.module.graph.nodes:
-            found: dict[str, None] = {}
+            above: dict[str, None] = {}
             for parent in depends[node]:
-                found.update(self.at(parent))
-            self._above[node] = found
+                above.update(self.at(parent))
+            self._above[node] = above
 
     def at(self, node: fx.Node) -> dict[str, None]:
         """The names of this node if it has any, else the nearest above it."""
@@ -108,15 +108,15 @@ def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
 
 
 def _score_parts(program: Program, site: Site) -> list[tuple[Payload, fx.Node]]:
-    found: list[tuple[Payload, fx.Node]] = []
+    parts: list[tuple[Payload, fx.Node]] = []
     if site.guide is not None:
         for part in ("score_function", "masked_score_function", "entropy_term"):
             name = getattr(site.guide, part)
             if name is not None:
                 key = keys.score_part(part, site.name)
-                found.append((ScorePartNode(key, program.shape(name), name, site.name, part), program.node(name)))
+                parts.append((ScorePartNode(key, program.shape(name), name, site.name, part), program.node(name)))
     if site.baseline is not None and site.baseline.value is not None:
         name = site.baseline.value
         payload = BaselineInputNode(keys.baseline_input(site.name), program.shape(name), name, site.name, site.source)
-        found.append((payload, program.node(name)))
-    return found
+        parts.append((payload, program.node(name)))
+    return parts

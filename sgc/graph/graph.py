@@ -93,13 +93,13 @@ class StochasticGraph(nx.DiGraph):
         """
         if key not in self:
             raise KeyError(key)
-        found = set()
+        latent = set()
         for name in self._upstream(key):
             payload = self._payloads[name]
             if isinstance(payload, SiteNode) and payload.role is SiteKind.LATENT:
                 if reparameterized or not payload.has_rsample:
-                    found.add(name)
-        return frozenset(found)
+                    latent.add(name)
+        return frozenset(latent)
 
     def parents(self, key: str) -> Iterator[str]:
         """The nodes that there is an edge from, in one particle."""
@@ -147,13 +147,13 @@ class StochasticGraph(nx.DiGraph):
     def baseline(self, site: str) -> BaselineNode | None:
         """The baseline of a latent site, None if it has none."""
         self._latent(site)
-        found = self._payloads.get(keys.baseline(site))
-        return found if isinstance(found, BaselineNode) else None
+        node = self._payloads.get(keys.baseline(site))
+        return node if isinstance(node, BaselineNode) else None
 
     def downstream_cost(self, site: str) -> DownstreamCostNode | None:
         """The reduction plan of a score-function site's downstream costs, None for other sites."""
-        found = self._payloads.get(keys.downstream(site))
-        return found if isinstance(found, DownstreamCostNode) else None
+        node = self._payloads.get(keys.downstream(site))
+        return node if isinstance(node, DownstreamCostNode) else None
 
     @property
     def particles(self) -> Particles:

@@ -137,12 +137,12 @@ def _program_provenance(program: Program) -> dict[str, frozenset[str]]:
         if site.value is not None:
             own.setdefault(program.node(site.value), set()).add(site.name)
     empty: frozenset[str] = frozenset()
-    found: dict[fx.Node, frozenset[str]] = {}
+    provenance: dict[fx.Node, frozenset[str]] = {}
     for node, parents in dependencies(program.module.graph).items():
-        above = {found[parent] for parent in parents if found[parent]}
+        above = {provenance[parent] for parent in parents if provenance[parent]}
         upstream = next(iter(above)) if len(above) == 1 else empty.union(*above)
-        found[node] = upstream | own[node] if node in own else upstream
-    return {node.name: upstream for node, upstream in found.items()}
+        provenance[node] = upstream | own[node] if node in own else upstream
+    return {node.name: upstream for node, upstream in provenance.items()}
 
 
 def _shapes_agree(graph: StochasticGraph) -> Iterator[str]:

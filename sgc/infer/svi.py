@@ -23,10 +23,10 @@ from sgc.native.conditions import Condition
 from sgc.runtime.dynamo import untraced
 from sgc.training import checkpoint
 from sgc.training.loop import Loop
+from sgc.training.losses import RunResult
 from sgc.training.minibatches import Minibatches
 from sgc.training.optimizers.adapters import Factory, optimizing
 from sgc.training.optimizers.refused import refuse_all_but_pyros
-from sgc.training.result import RunResult
 from sgc.training.stepper import Stepper
 from sgc.training.steps_protocol import Steps
 

@@ -59,9 +59,9 @@ def scored_sites(graph: StochasticGraph) -> tuple[str, ...]:
     """The latent sites with a score-function term, in the order in which their costs first appear."""
     scored = {name for name in graph.sites(SiteKind.LATENT) if graph.estimator(name).scored}
     order = {name: position for position, name in enumerate(graph.sites())}
-    found: dict[str, None] = {}
+    ordered: dict[str, None] = {}
     provenance = all_provenances(graph)
     for cost in graph.costs():
         upstream = provenance[cost] & scored
-        found.update(dict.fromkeys(sorted(upstream, key=order.__getitem__)))
-    return tuple(found)
+        ordered.update(dict.fromkeys(sorted(upstream, key=order.__getitem__)))
+    return tuple(ordered)

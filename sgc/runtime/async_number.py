@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class LateNumber:
+class AsyncNumber:
     """A copy of a 0-d tensor, which is on its way to the CPU.
 
     Reading a tensor of a GPU waits for all that was sent to the GPU before. A copy that is sent right behind the

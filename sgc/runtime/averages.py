@@ -42,10 +42,10 @@ class Averages:
     def tensors(self) -> list[Tensor]:
         """The averages that are there now."""
         # Which name an average has depends on what is found under the names before it: all are asked again.
-        found: list[Any] = self._store.fetch(self._asked)
-        if self._alike is None or not self._alike.hold(found):
-            found = self._find()
-        return [found[i] for i in self._taken]
+        averages: list[Any] = self._store.fetch(self._asked)
+        if self._alike is None or not self._alike.hold(averages):
+            averages = self._find()
+        return [averages[i] for i in self._taken]
 
     def conditions(self) -> list[Condition]:
         """Where these are true, :meth:`tensors` gives what it gave last."""
@@ -57,7 +57,7 @@ class Averages:
         ]
 
     def _find(self) -> list[Tensor]:
-        found: list[Tensor] = []
+        averages: list[Tensor] = []
         self._asked, self._taken = [], []
         for node in self.nodes:
             for name in names_of(BASELINE_PREFIX + node.site, node.shape):
@@ -66,24 +66,24 @@ class Averages:
                     average = average.detach().to(node.device)  # the program has moved, or the store was loaded there
                     self._store.put(name, average)
                 self._asked.append(name)
-                found.append(average)
+                averages.append(average)
                 if tuple(average.shape) == node.shape:
                     # Pyro marks its averages as requiring gradients; they are written in place here.
                     average.requires_grad_(False)
                     break
             else:
                 raise AssertionError("an average of the second name has its own shape")
-            self._taken.append(len(found) - 1)
-        self._alike = Alike(found)
-        return found
+            self._taken.append(len(averages) - 1)
+        self._alike = Alike(averages)
+        return averages
 
     def _kept(self, name: str, node: BaselineNode) -> Tensor:
         """What the store has under a name; zeros of the baseline's shape if it had nothing."""
-        found = self._store.get(name)
-        if found is None:
-            found = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
-            self._store.put(name, found, constraints.real)
-        return found
+        average = self._store.get(name)
+        if average is None:
+            average = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
+            self._store.put(name, average, constraints.real)
+        return average
 
 
 def names_of(plain: str, shape: tuple[int, ...]) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -88,7 +89,7 @@ class Choosing(Showing):
             return chosen
         reason = self._specializations[-1].miss(call) if self._specializations else None
         recreated = any(known.tensors.gone() for known in self._specializations)
-        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+        with self._capturing():
             program = self._program_of(call)
             run = self._run_prototype(program)
             if recreated:
@@ -102,6 +103,11 @@ class Choosing(Showing):
             if reason is not None:
                 self._note_miss(reason)
             return self._specialize(program, call, run)
+
+    @contextmanager
+    def _capturing(self) -> Iterator[None]:
+        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+            yield
 
     def _match(self, call: Call) -> tuple[Specialization, list[Tensor]] | None:
         """The specialization whose guards hold, the latest first, and its inputs."""
@@ -143,7 +149,7 @@ class Choosing(Showing):
 
     def _capture_again(self, call: Call) -> Specialization:
         """Capture anew for a call, with the branches on samples that it takes from the present random state on."""
-        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+        with self._capturing():
             program = self._program_of(call)
             return self._specialize(program, call, self._run_prototype(program))[0]
 

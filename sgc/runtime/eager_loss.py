@@ -40,7 +40,7 @@ def eager_loss(
 def lent(averages: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Let Pyro's store hold copies of these averages of baselines and no others.
 
-    It gives a dictionary that holds afterwards what has become of them.
+    It gives a dictionary that holds them afterwards, as they are then.
     """
     after: dict[str, Tensor] = {}
     kept = take_averages()

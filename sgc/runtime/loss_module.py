@@ -19,7 +19,7 @@ from sgc.errors import SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.guards.base import Call
 from sgc.guards.handlers import unobserved
-from sgc.runtime.async_number import LateNumber
+from sgc.runtime.async_number import AsyncNumber
 from sgc.runtime.autograd import Compiled, Loss
 from sgc.runtime.choosing import Choosing
 from sgc.runtime.compiler import compile_loss
@@ -51,8 +51,8 @@ class LossModule(Choosing):
 
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
         super()._begin(program, store)
-        self._unchecked: LateNumber | float | None = None
-        self._unjudged: tuple[Trial, LateNumber | float] | None = None
+        self._unchecked: AsyncNumber | float | None = None
+        self._unjudged: tuple[Trial, AsyncNumber | float] | None = None
 
     # -- what a user sees
 
@@ -220,7 +220,7 @@ class LossModule(Choosing):
                 self._judge(trial)
             return
         assert isinstance(trial.valid, Tensor)
-        late, self._unjudged = self._unjudged, (trial, LateNumber(trial.valid))
+        late, self._unjudged = self._unjudged, (trial, AsyncNumber(trial.valid))
         if late is not None and not float(late[1]):
             self._unjudged = None
             self._judge(late[0])
@@ -233,7 +233,7 @@ class LossModule(Choosing):
         if loss.is_cpu:
             number: float | None = loss.item()
         else:
-            late, self._unchecked = self._unchecked, LateNumber(loss)
+            late, self._unchecked = self._unchecked, AsyncNumber(loss)
             number = None if late is None else float(late)
         if number is not None and math.isnan(number):
             pyro.util.warn_if_nan(torch.tensor(number), "loss")

@@ -1,9 +1,12 @@
-"""What a call that fails leaves behind: nothing."""
+"""Puts back what a call has changed, where it fails or must not count."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+
+import torch
+from torch import Tensor
 
 from sgc.capture.state.param_store import restored_on_error
 from sgc.capture.state.random_state import random_state, restore_random_state
@@ -19,3 +22,15 @@ def undone_on_error() -> Iterator[None]:
     except BaseException:
         restore_random_state(state)
         raise
+
+
+def saved(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Keep the values of some tensors; what is returned writes them back, in place."""
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+
+    return restore

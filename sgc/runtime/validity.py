@@ -1,4 +1,4 @@
-"""What becomes of a call that was not valid: Pyro runs it again and says what is wrong."""
+"""Calls that check parameters and values: where one was not valid, Pyro runs it again and says what is wrong."""
 
 from __future__ import annotations
 

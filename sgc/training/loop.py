@@ -20,15 +20,14 @@ from sgc.capture.state.random_state import (
 )
 from sgc.errors import NanLossError
 from sgc.guards.base import Call
-from sgc.runtime.async_number import LateNumber
+from sgc.runtime.async_number import AsyncNumber
 from sgc.runtime.validity import RandomState
 from sgc.training.bound_step import Step
 from sgc.training.interrupts import postponed_interrupt
-from sgc.training.losses import Losses
+from sgc.training.losses import Losses, RunResult
 from sgc.training.minibatches import Minibatches
 from sgc.training.nan_loss import nan_loss_error
 from sgc.training.progress import progress
-from sgc.training.result import RunResult
 from sgc.training.steps_protocol import Steps
 
 _STRETCH = 0.1
@@ -159,7 +158,7 @@ class Loop:
             if on_cpu or steps > 1:
                 self._settle()
             elif self._groups[-1].is_full:
-                self._groups[-1].flag = LateNumber(step.halted)
+                self._groups[-1].flag = AsyncNumber(step.halted)
                 self._settle(ahead=1)
 
     def _once(self, call: Call, step: Step) -> None:
@@ -219,7 +218,7 @@ class Loop:
             raise self.steps.nan_error(self._which(self._losses.count + 1), call)
         return loss
 
-    # -- what has become of the steps that were sent
+    # -- the results of steps that were sent
 
     def _settle(self, ahead: int = 0) -> None:
         """Look whether what was sent has halted, until no more than so many groups are on their way."""

@@ -1,4 +1,4 @@
-"""The losses of a run: on their device, or as numbers, until someone asks for them."""
+"""The losses of a run: on their device, or as numbers, until someone asks for them; and the result that has them."""
 
 from __future__ import annotations
 
@@ -56,3 +56,20 @@ class Losses:
         if self._numbers:
             self._parts.append(torch.tensor(self._numbers, dtype=self._dtype, device="cpu"))
             self._numbers = []
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run of training gives.
+
+    ``losses`` is a float tensor on the CPU, of one loss (minus the ELBO, in nats) for each step. ``seconds`` is how
+    long the run took, captures and compilations included.
+    """
+
+    losses: Tensor
+    seconds: float
+
+    def __str__(self) -> str:
+        count = len(self.losses)
+        last = f", the mean loss of the last {min(count, 100)}: {self.losses[-100:].mean():.4f}" if count else ""
+        return f"{count} steps in {self.seconds:.1f} s{last}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.runtime.compiler import compile_step, differentiate_loss
 from sgc.runtime.loss_module import LossModule
+from sgc.runtime.restore_on_error import saved
+from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import instead
 from sgc.runtime.turns import Token
 from sgc.runtime.validity import RandomState, Trial
@@ -80,11 +82,9 @@ class Stepper:
                 outcome = error
             return self._concluded(step, call, outcome, before)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """Around steps: no other thread takes one of the same optimizer, captures or compiles."""
-        with self.token.turn():
-            yield
+        return self.token.turn()
 
     def _concluded(
         self, step: Step, call: Call, outcome: Sequence[Any] | BaseException, before: RandomState | None
@@ -184,15 +184,18 @@ class Stepper:
         backend: Backend | None = None
         if isinstance(specialization.backend_of(with_gradient=True), StepBackend) and not self.compiled.outside:
             backend = backend_of(UNCOMPILED)
-        kept = [(t, t.detach().clone()) for t in specialization.written(specialization.with_averages(inputs))]
-        with torch.enable_grad():
-            loss = self.optimizing.step_eagerly(specialization, lambda: loss_module._evaluate(call, backend))
-        if math.isnan(loss):
-            with torch.no_grad():
-                for tensor, before in kept:
-                    tensor.copy_(before)
+        loss = self._in_python(specialization, inputs, lambda: loss_module._evaluate(call, backend))
         self.started = True
         return loss
+
+    def _in_python(self, specialization: Specialization, inputs: list[Tensor], loss: Callable[[], Tensor]) -> Tensor:
+        """Take a step with the optimizer in Python; its loss. If that is NaN, buffers and averages stay."""
+        restore = saved(specialization.written(specialization.with_averages(inputs)))
+        with torch.enable_grad():
+            value = self.optimizing.step_eagerly(specialization, loss)
+        if math.isnan(value):
+            restore()
+        return value
 
     def _heed_replaced(self, loss_module: LossModule) -> None:
         """Parameters that took the place of others are trained if the optimizer is given new ones; else it is told."""
@@ -231,15 +234,9 @@ class Stepper:
 
     def _by_pyro(self, trial: Trial, failure: Exception | None) -> Tensor:
         """Take in Python a step for which an assumption of the compiled one is false; its loss is eager Pyro's."""
-        loss_module, specialization = self.loss_module(), trial.specialization
-        kept = [(t, t.detach().clone()) for t in specialization.written(trial.inputs + specialization.averages())]
-        with torch.enable_grad(), loss_module.param_store_scope():
-            loss = self.optimizing.step_eagerly(specialization, lambda: instead(loss_module, trial, failure))
-        if math.isnan(loss):
-            with torch.no_grad():
-                for tensor, before in kept:
-                    tensor.copy_(before)
-        return loss
+        loss_module = self.loss_module()
+        with loss_module.param_store_scope():
+            return self._in_python(trial.specialization, trial.inputs, lambda: instead(loss_module, trial, failure))
 
     def nan_error(self, step: str, call: Call) -> NanLossError:
         """The error for a step in Python whose loss was NaN.

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgc.capture.values.masked_selection import MaskedSelection
 from sgc.capture.values.reads import Reads
 from sgc.capture.values.slices import is_literal
 from sgc.errors import DataDependenceError
@@ -103,3 +102,31 @@ def _is_mask(part: Any) -> bool:
 
 def _is_number(part: Any) -> bool:
     return isinstance(part, Tensor) and part.dim() == 0 and not part.dtype.is_floating_point and not _is_mask(part)
+
+
+class MaskedSelection:
+    """``tensor[mask]`` with a mask that depends on a sample, so that its length is unknown.
+
+    All that it can be used for is ``other[mask] = tensor[mask]``, the idiom of Pyro's splines. Any other use
+    raises the error that names the site.
+    """
+
+    def __init__(self, tensor: Tensor, mask: Tensor, error: DataDependenceError) -> None:
+        self.__dict__.update(_tensor=tensor, _mask=mask, _error=error)
+
+    def write_to(self, target: Tensor, mask: Any) -> None:
+        """``target[mask] = tensor[mask]``, for any number of true entries."""
+        if mask is not self._mask or target.shape != self._tensor.shape:
+            raise self._error
+        shaped = mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim()))
+        target.copy_(torch.where(shaped, self._tensor, target))
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise self._error
+
+    __torch_function__ = __len__ = __iter__ = __getitem__ = __bool__ = __float__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __rpow__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = __matmul__ = __rmatmul__ = _refuse

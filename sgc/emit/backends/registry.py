@@ -32,10 +32,10 @@ def backend_of(name: str) -> Backend:
 
     :raises BackendError: if there is none.
     """
-    found = _BACKENDS.get(name) if isinstance(name, str) else None
-    if found is None:
+    backend = _BACKENDS.get(name) if isinstance(name, str) else None
+    if backend is None:
         raise BackendError(f"unknown backend {name!r}", remedy=f"use one of {names()}")
-    return found
+    return backend
 
 
 def names() -> tuple[str, ...]:
@@ -75,6 +75,6 @@ def build(module: fx.GraphModule, tensors: Sequence[Tensor], backend: str, rng: 
     :raises BackendError: if the backend is unknown, or cannot work on this machine; the text says what to install.
     """
     examples: list[Any] = [tensor.detach() for tensor in tensors]
-    found = backend_of(backend)
-    optimized = found.after_gradient(module, examples, rng)
-    return Built(found.build(optimized, examples, rng), optimized.module, optimized.report)
+    by_name = backend_of(backend)
+    optimized = by_name.after_gradient(module, examples, rng)
+    return Built(by_name.build(optimized, examples, rng), optimized.module, optimized.report)

@@ -16,7 +16,7 @@ def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], lis
     """
     graph, copies = fx.Graph(), {}
     takes: list[int] = []
-    found: list[Tensor] = []
+    attributes: list[Tensor] = []
     placeholders = module.graph.find_nodes(op="placeholder")
     for position, node in enumerate(placeholders):
         if node.users:
@@ -26,10 +26,10 @@ def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], lis
             copies[node] = node  # nobody asks
     for node in module.graph.find_nodes(op="get_attr"):
         if isinstance(attribute(node), Tensor):
-            takes.append(len(placeholders) + len(found))
-            found.append(attribute(node))
-            copies[node] = graph.placeholder(f"attribute_{len(found)}")
+            takes.append(len(placeholders) + len(attributes))
+            attributes.append(attribute(node))
+            copies[node] = graph.placeholder(f"attribute_{len(attributes)}")
             copies[node].meta.update(node.meta)
             IS_LITERAL.put(copies[node], literal(node) is not None)
     graph.output(graph.graph_copy(module.graph, copies))
-    return graph_module(module, graph), takes, found
+    return graph_module(module, graph), takes, attributes

@@ -51,12 +51,12 @@ def check(module: fx.GraphModule, *, functional: bool = True, allowed: Collectio
 def _astray(module: fx.GraphModule, allowed: Collection[torch.device] | None) -> Iterator[str]:
     """Tensors on a device where they should not be, each with what it is for."""
     for node in module.graph.nodes:
-        found = [value.device for value in tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]
+        devices_of_node = [value.device for value in tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]
         about = f" ({ABOUT.of(node)})" if ABOUT.of(node) else ""
-        if node.op == "get_attr" and found:
+        if node.op == "get_attr" and devices_of_node:
             held = attribute(node)
-            if isinstance(held, Tensor) and held.device != found[0]:
-                yield f"{node.name}{about} holds a tensor on {held.device} and stands for one on {found[0]}"
-        for device in found:
+            if isinstance(held, Tensor) and held.device != devices_of_node[0]:
+                yield f"{node.name}{about} holds a tensor on {held.device} and stands for one on {devices_of_node[0]}"
+        for device in devices_of_node:
             if allowed is not None and device not in allowed:
                 yield f"{node.name}{about} is on {device}, where the module had nothing"

@@ -32,18 +32,18 @@ def mark_literal(tensor: Tensor) -> None:
 
 def attribute(node: fx.Node) -> Any:
     """The object that a ``get_attr`` node reads."""
-    found: Any = node.graph.owning_module
+    value: Any = node.graph.owning_module
     for name in str(node.target).split("."):
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 def literal(node: fx.Node) -> Tensor | None:
     """The tensor of a ``get_attr`` node that can be relied on never to change; None for any other node."""
     if node.op != "get_attr":
         return None
-    found = attribute(node)
-    return found if isinstance(found, Tensor) and getattr(found, _LITERAL, False) else None
+    tensor = attribute(node)
+    return tensor if isinstance(tensor, Tensor) and getattr(tensor, _LITERAL, False) else None
 
 
 def add_literal(before: fx.Node, tensor: Tensor) -> fx.Node:
@@ -68,8 +68,8 @@ def add_literal(before: fx.Node, tensor: Tensor) -> fx.Node:
 
 def tensor_of(node: Any) -> Tensor | None:
     """The (fake) tensor that a node holds, None if it holds something else or is no node."""
-    found = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return found if isinstance(found, Tensor) else None
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value if isinstance(value, Tensor) else None
 
 
 def value_of(node: fx.Node) -> Tensor:
@@ -189,16 +189,16 @@ def exposed(graph: fx.Graph) -> set[fx.Node]:
     Two of them must not become one tensor, nor become an input or a constant: the caller may write into a result, and
     the copies into inputs happen one after another.
     """
-    found: set[fx.Node] = set()
+    leaving: set[fx.Node] = set()
     for node in graph.nodes:
-        leaving: list[fx.Node] = []
+        returned: list[fx.Node] = []
         if node.op == "output":
-            leaving = node.all_input_nodes
+            returned = node.all_input_nodes
         elif is_final_copy(node):
-            leaving = [argument for argument in node.args[1:2] if isinstance(argument, fx.Node)]
-        for start in leaving:
-            found.update(lineage(start))
-    return found
+            returned = [argument for argument in node.args[1:2] if isinstance(argument, fx.Node)]
+        for start in returned:
+            leaving.update(lineage(start))
+    return leaving
 
 
 def lineage(node: fx.Node) -> Iterator[fx.Node]:

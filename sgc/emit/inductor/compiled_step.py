@@ -221,9 +221,9 @@ class BoundStep:
 
     def inputs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """All inputs, with those that a call brings."""
-        found = [*tensors, *self._inputs[len(tensors) :]]
-        assert all(tensor is not None for tensor in found)
-        return cast(list[Tensor], found)
+        everything = [*tensors, *self._inputs[len(tensors) :]]
+        assert all(tensor is not None for tensor in everything)
+        return cast(list[Tensor], everything)
 
 
 def build_step(

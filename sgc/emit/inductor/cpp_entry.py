@@ -231,7 +231,7 @@ def _recognised(compiled: Callable[..., Any], takes: int, results: int) -> Itera
     for module in _native_modules(compiled):
         source = Path(module.__file__).with_suffix(".cpp")
         text = source.read_text() if source.exists() else ""
-        gives = {int(found) for found in _GIVES.findall(text)}
+        gives = {int(number) for number in _GIVES.findall(text)}
         if _TAKES.findall(text) == [str(takes)] and gives == set(range(results)) and not _GIVES_TWICE.search(text):
             yield module
 
@@ -246,15 +246,15 @@ def _native_modules(compiled: Any) -> Iterator[Any]:
     """The extension modules of Inductor's that a callable leads to, by what it wraps and what it closes over."""
     ahead, seen = [compiled], set()
     while ahead:
-        found = ahead.pop()
-        if found is None or id(found) in seen:
+        reached = ahead.pop()
+        if reached is None or id(reached) in seen:
             continue
-        seen.add(id(found))
-        if getattr(found, "__name__", "") == "inductor_entry_cpp":
-            yield found.__self__
-        cells = getattr(found, "__closure__", None) or ()
+        seen.add(id(reached))
+        if getattr(reached, "__name__", "") == "inductor_entry_cpp":
+            yield reached.__self__
+        cells = getattr(reached, "__closure__", None) or ()
         ahead += [cell.cell_contents for cell in cells if cell != CellType()]
-        ahead += [getattr(found, name, None) for name in ("__wrapped__", "_compiled_fn", "current_callable")]
+        ahead += [getattr(reached, name, None) for name in ("__wrapped__", "_compiled_fn", "current_callable")]
 
 
 _VECTORISED = () if sys.platform == "win32" else ("-ftree-loop-vectorize", "-fno-math-errno")

@@ -135,7 +135,7 @@ def _detached(graph: StochasticGraph, payload: Payload) -> str:
 
 
 def _hidden(graph: StochasticGraph, site: str) -> str:
-    """What becomes of entries that a mask below ``to_event`` hides."""
+    """How entries count that a mask below ``to_event`` hides."""
     guide = graph.program.site(site).guide if graph.program is not None else None
     if guide is None or guide.masked_score_function is None:
         return ""

@@ -24,6 +24,7 @@ from sgc.graph.program import SiteKind
 from sgc.guards.base import Call
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
+from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
 
@@ -317,12 +318,10 @@ def _nothing_changed(
     modules: Sequence[nn.Module], averages: list[Tensor], lent: dict[str, Tensor] | None = None
 ) -> Iterator[None]:
     state = random_state()
-    saved = [average.clone() for average in averages]
+    restore_averages = saved(averages)
     try:
         with preserved_state(modules, averages=lent):
             yield
     finally:
         restore_random_state(state)
-        with torch.no_grad():
-            for average, value in zip(averages, saved, strict=True):
-                average.copy_(value)
+        restore_averages()

@@ -39,14 +39,14 @@ class Leftovers:
 
     def put_back(self) -> list[Visit]:
         """Put it back; return the places that held traced tensors."""
-        found = []
+        places = []
         clean: dict[int, object] = {}
         for holder in [holder for holder in self._holders if holder.has_changed()]:
             left = [place for place in holder.new() if self._traced(place, clean) is not None]
             if left:
                 holder.put_back(left)
-                found += left
-        return found
+                places += left
+        return places
 
     def refuse_lasting(self, left: list[Visit]) -> None:
         """Refuse what could not be put back.

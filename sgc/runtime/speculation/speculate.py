@@ -28,7 +28,7 @@ from sgc.errors import SgcError, StandInWarning
 from sgc.guards.handlers import unobserved
 from sgc.runtime.averages import put_in_store
 from sgc.runtime.eager_loss import eager_loss, lent
-from sgc.runtime.restore_on_error import undone_on_error
+from sgc.runtime.restore_on_error import saved, undone_on_error
 from sgc.runtime.speculation.branches import first_failed
 from sgc.runtime.speculation.tally import Tally
 from sgc.runtime.turns import capturing
@@ -46,16 +46,13 @@ def speculate(loss_module: LossModule, trial: Trial, run: Callable[[], Tensor]) 
     specialization = trial.specialization
     assert specialization.tally is not None
     specialization.tally.calls += 1
-    written = specialization.written(trial.inputs + specialization.averages())
-    kept = [(tensor, tensor.detach().clone()) for tensor in written]
+    restore = saved(specialization.written(trial.inputs + specialization.averages()))
     failure: Exception | None = None
     try:
         loss = run()
     except Exception as error:  # on the captured branch, which may be the wrong one
         failure = error
-        with torch.no_grad():
-            for tensor, before in kept:
-                tensor.copy_(before)
+        restore()
     trial.params = specialization.prototype.params
     if failure is not None or not trial.valid:
         loss = instead(loss_module, trial, failure)

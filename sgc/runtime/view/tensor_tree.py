@@ -76,11 +76,11 @@ class TensorTree(nn.Module):
 
 def inside(modules: Iterable[nn.Module]) -> set[int]:
     """The identities of all parameters and buffers of some modules."""
-    found: set[int] = set()
+    identities: set[int] = set()
     for module in modules:
-        found.update(id(tensor) for tensor in module.parameters())
-        found.update(id(tensor) for tensor in module.buffers())
-    return found
+        identities.update(id(tensor) for tensor in module.parameters())
+        identities.update(id(tensor) for tensor in module.buffers())
+    return identities
 
 
 def network_name(module: nn.Module) -> str:

@@ -31,11 +31,11 @@ class Hyperparameters:
         self._may_be_asked = [key != "lr" for key, _ in distinct]
 
     def _values(self) -> list[float]:
-        found = []
+        values = []
         for position, key, index in self._places:
             value = self._groups[position][key]
-            found.append(value if index is None else value[index])
-        return found
+            values.append(value if index is None else value[index])
+        return values
 
     def refresh(self) -> bool:
         """Bring the tensors up to date; False if groups no longer share their numbers as they did."""

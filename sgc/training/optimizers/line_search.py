@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sgc.runtime.restore_on_error import saved
+
 
 class NanInSearch(Exception):
     """The loss was NaN somewhere on the way of a line search."""
@@ -19,13 +21,11 @@ def search(optimizer: torch.optim.LBFGS, closure: Callable[[], Tensor]) -> None:
     :param closure: gives the loss, after its gradients; raises :class:`NanInSearch` if it is NaN.
     """
     state = copy.deepcopy(optimizer.state_dict())
-    before = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+    restore = saved(p for group in optimizer.param_groups for p in group["params"])
     try:
         optimizer.step(closure)
     except BaseException as error:
-        with torch.no_grad():
-            for parameter, value in before:
-                parameter.copy_(value)
+        restore()
         optimizer.load_state_dict(state)
         if not isinstance(error, NanInSearch):
             raise
