@@ -13,7 +13,6 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 from torch._inductor.scheduler import SchedulerNode
 
 from sgc import doctor
-from sgc.config import Backend
 from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
 from sgc.errors import BackendError
 from sgc.native.switches import without
@@ -27,7 +26,7 @@ def report(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the eager backend is tried."""
-    monkeypatch.setattr(doctor, "get_args", lambda _: ("eager",))
+    monkeypatch.setattr(doctor, "names", lambda: ("eager",))
 
 
 @pytest.mark.inductor
@@ -65,7 +64,7 @@ def test_without_a_compiler(
 
 
 def test_a_backend_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile(model: Any, guide: Any, *, backend: Backend, **options: Any) -> Any:
+    def compile(model: Any, guide: Any, *, backend: str, **options: Any) -> Any:
         raise BackendError(f"no {backend} today", remedy="wait")
 
     monkeypatch.setattr("sgc.compile", compile)

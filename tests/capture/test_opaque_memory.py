@@ -15,7 +15,6 @@ from torch import Tensor
 
 import sgc
 from sgc.capture.leaves.opaque_calls import OpaqueCall
-from sgc.config import Backend
 
 NO_SIZE = torch.Size()
 
@@ -151,7 +150,7 @@ def of_transposed_parameters() -> tuple[Callable[[], None], Callable[[], None]]:
         (of_transposed_parameters, torch.float32),
     ],
 )
-def test_whole_programs(program: Callable[[], Any], dtype: torch.dtype, backend: Backend) -> None:
+def test_whole_programs(program: Callable[[], Any], dtype: torch.dtype, backend: str) -> None:
     torch.set_default_dtype(dtype)
     model, guide = program()
     module = sgc.compile(model, guide, backend=backend, rng="torch").initialize()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import sgc
 import sgc.infer
-from sgc.config import Backend
 from sgc.emit.backends.registry import build
 from sgc.emit.rewrites.optimize import optimize
 from sgc.errors import BackendError
@@ -42,7 +41,7 @@ NEED_NUMBERS = {"masked_select", "repeat_interleave", "full"}
 INPUTS = [torch.tensor(values) for values in ([1.0, 2.0, 2.0], [3.0, 2.0, 5.0], [2.0, 0.0, 1.0])]
 
 
-def agrees(name: str, backend: Backend) -> bool:
+def agrees(name: str, backend: str) -> bool:
     program = PROGRAMS[name]
     run = build(traced(program, INPUTS[0]), INPUTS[:1], backend, "torch").run
     return all(torch.allclose(ours, theirs) for x in INPUTS for ours, theirs in zip(run(x), program(x), strict=True))
@@ -82,7 +81,7 @@ def test_training_steps() -> None:
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.0))
 
     found = []
-    backends: tuple[Backend, ...] = ("eager", "inductor")
+    backends = ("eager", "inductor")
     for backend in backends:
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
