@@ -45,7 +45,7 @@ def compile(
     :param validate: whether the compiled program checks, at every call, the parameters of distributions and the values
         that they score, as Pyro's validation does; a call that fails raises Pyro's own error and changes nothing.
         ``None`` follows Pyro's switch (``pyro.enable_validation``), ``True`` and ``False`` do not.
-    :param dynamic: what becomes of a branch on a sample: ``"error"`` raises; ``"speculate"`` assumes that it goes as in
+    :param dynamic: how a branch on a sample is taken: ``"error"`` raises; ``"speculate"`` assumes that it goes as in
         the call that is captured, checks that at each call, and lets eager Pyro make a call where it does not, with the
         same random numbers. It implies ``rng="torch"``.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.

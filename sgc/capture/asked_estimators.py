@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from pyro.distributions import Independent
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch.distributions import Distribution
 
@@ -23,6 +25,13 @@ class AskedEstimators(Messenger):
         rule = rule_named(msg["infer"].get("estimator"))
         if rule is not None and rule.needs.detached_sample:
             msg["fn"] = without_rsample(msg["fn"])
+
+
+def base_distribution(fn: Any) -> Any:
+    """The distribution within Pyro's wrappers: ``to_event``, ``mask``, ``expand``."""
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
 
 
 def as_given(fn: Any) -> Any:

@@ -49,15 +49,13 @@ class BaselineOptions:
         return "nn_baseline" if self.network is not None else "baseline_value" if self.value is not None else None
 
 
-class Complaints:
-    """Makes the errors of one site's options."""
+MakeError = Callable[[str, str], BaselineError]
+"""Makes the error of a site's options from the problem and the remedy."""
 
-    def __init__(self, site: str, source: SourceLine | None) -> None:
-        self._site, self._source = site, source
 
-    def error(self, problem: str, remedy: str) -> BaselineError:
-        """The error, not raised yet."""
-        return BaselineError(problem, site=self._site, source=self._source, remedy=remedy)
+def errors_of(site: str, source: SourceLine | None) -> MakeError:
+    """Makes the errors of one site's options; they are not raised yet."""
+    return lambda problem, remedy: BaselineError(problem, site=site, source=source, remedy=remedy)
 
 
 class ModelBaselines(Messenger):
@@ -90,12 +88,11 @@ class ModelBaselines(Messenger):
             )
 
 
-def read_options(given: Any, complaints: Complaints) -> BaselineOptions:
+def read_options(given: Any, error: MakeError) -> BaselineOptions:
     """The options that Pyro reads, with its defaults, and ``use_leave_one_out``.
 
     :raises BaselineError: if one is unknown, is of the wrong kind, lacks another or contradicts it.
     """
-    error = complaints.error
     if not isinstance(given, Mapping):
         raise error(f"the baseline is {_shown(given)}, not a dict of options", f"the options are {', '.join(_OPTIONS)}")
     unknown = sorted(str(name) for name in given if name not in _OPTIONS)
@@ -124,19 +121,19 @@ def read_options(given: Any, complaints: Complaints) -> BaselineOptions:
     if not isinstance(leave_one_out, bool):
         raise error(f"{LEAVE_ONE_OUT} is {_shown(leave_one_out)}, not a bool", "write True or False")
     if value is not None:
-        value = checked_value("baseline_value is", value, decaying, complaints)
+        value = checked_value("baseline_value is", value, decaying, error)
     return BaselineOptions(
         network,
         given.get("nn_baseline_input"),
         value,
         decaying,
-        _beta(given.get("baseline_beta", 0.90), complaints),
+        _beta(given.get("baseline_beta", 0.90), error),
         leave_one_out,
         frozenset(given),
     )
 
 
-def value_of_network(options: BaselineOptions, failed_before: bool, complaints: Complaints) -> Tensor | float:
+def value_of_network(options: BaselineOptions, failed_before: bool, error: MakeError) -> Tensor | float:
     """``nn_baseline`` of its detached input.
 
     :param failed_before: whether Pyro failed, too, when it combined costs and baselines.
@@ -151,14 +148,14 @@ def value_of_network(options: BaselineOptions, failed_before: bool, complaints: 
         if not failed_before:
             raise
         text = str(cause).strip().partition("\n")[0]
-        raise complaints.error(
+        raise error(
             f"nn_baseline fails on its input: {type(cause).__name__}: {text}",
             "it is called with nn_baseline_input as its one argument, detached",
         ) from cause
-    return checked_value("nn_baseline returns", result, options.decaying, complaints)
+    return checked_value("nn_baseline returns", result, options.decaying, error)
 
 
-def checked_value(what: str, value: Any, decaying: bool, complaints: Complaints) -> Tensor | float:
+def checked_value(what: str, value: Any, decaying: bool, error: MakeError) -> Tensor | float:
     """A real tensor; beside a decaying average, whose shape it takes, a number will do.
 
     :raises BaselineError: if it is something else.
@@ -168,19 +165,19 @@ def checked_value(what: str, value: Any, decaying: bool, complaints: Complaints)
     if decaying and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     kind = "a complex tensor" if isinstance(value, Tensor) else _shown(value)
-    raise complaints.error(f"{what} {kind}, not a tensor of real numbers", f"give one of the shape of {_SHAPE}")
+    raise error(f"{what} {kind}, not a tensor of real numbers", f"give one of the shape of {_SHAPE}")
 
 
-def _beta(beta: Any, complaints: Complaints) -> float:
+def _beta(beta: Any, error: MakeError) -> float:
     remedy = "it is the share of the past in the new average, 0.9 by default: a number from 0 to below 1"
     if isinstance(beta, Tensor):
         if beta.dim() or beta.is_complex() or beta.dtype is torch.bool:
-            raise complaints.error(f"baseline_beta is a tensor of {beta.dtype}{list(beta.shape)}, not a number", remedy)
+            raise error(f"baseline_beta is a tensor of {beta.dtype}{list(beta.shape)}, not a number", remedy)
     elif isinstance(beta, bool) or not isinstance(beta, Real):
-        raise complaints.error(f"baseline_beta is {_shown(beta)}, not a number", remedy)
+        raise error(f"baseline_beta is {_shown(beta)}, not a number", remedy)
     number = float(beta)
     if math.isnan(number) or not 0 <= number < 1:
-        raise complaints.error(f"baseline_beta is {number}, which is not in [0, 1)", remedy)
+        raise error(f"baseline_beta is {number}, which is not in [0, 1)", remedy)
     return number
 
 

@@ -203,7 +203,7 @@ def _site(
     deterministic = bool(site["infer"].get("_deterministic"))
     kind = SiteKind.DETERMINISTIC if deterministic else SiteKind.OBSERVED if site["is_observed"] else SiteKind.LATENT
     if baseline is not None and (name, "baseline") in slots:
-        baseline = Baseline(**{**vars(baseline), "value": slots[name, "baseline"]})
+        baseline = replace(baseline, value=slots[name, "baseline"])
     value = site["value"]
     return Site(
         name=name,
@@ -232,7 +232,6 @@ def _site(
         scale="tensor" if isinstance(scale, (Tensor, tracer.Traced)) else float(scale),
         masked=site["mask"] is not None and site["mask"] is not True,
         opaque=statement.opaque,
-        auxiliary=bool(site["infer"].get("is_auxiliary")),
         baseline=baseline,
     )
 

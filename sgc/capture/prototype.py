@@ -23,7 +23,7 @@ from sgc.capture.pyro_loss import PyroLoss, pyro_elbo, pyro_elbo_of_a_run
 from sgc.capture.python.refusals import Refusing, refusals
 from sgc.capture.site_requests import SiteRequests
 from sgc.capture.source import current_line
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX, put_averages, take_averages
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX, lent_averages
 from sgc.capture.state.external_reads import ExternalReads
 from sgc.capture.state.owners import ModuleWatch, is_scripted
 from sgc.capture.state.param_store import PYROS, Store, current_store
@@ -274,10 +274,9 @@ def preserved_state(
         for inner in module.modules():
             save(inner)
     handle = nn.modules.module.register_module_forward_pre_hook(here(save, ignored)) if watch else None
-    kept = take_averages()
-    put_averages(averages or {})
     try:
-        yield empty
+        with lent_averages(averages or {}):
+            yield empty
     except BaseException:
         _empty(empty)
         raise
@@ -288,8 +287,6 @@ def preserved_state(
             for module, name, buffer, value in saved.values():
                 buffer.copy_(value)
                 module._buffers[name] = buffer
-        take_averages()
-        put_averages(kept)
 
 
 def _empty(buffers: dict[tuple[int, str], nn.Module]) -> None:

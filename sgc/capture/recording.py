@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from sgc.capture.baseline_options import Complaints, ModelBaselines, read_options, value_of_network
+from sgc.capture.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
 from sgc.capture.site_recorder import SiteParts, SiteRecorder, score_parts
 from sgc.capture.state.transcript import Transcript
 from sgc.capture.values.reads import ReadGuard
@@ -98,11 +98,11 @@ class Recording:
     def _baseline(self, site: Any) -> None:
         """Evaluate the user's baseline where Pyro does; the baseline pass decides what is done with it."""
         name = site["name"]
-        complaints = Complaints(name, self.recorder.statements[name].source)
-        options = read_options(site["infer"]["baseline"], complaints)
+        error = errors_of(name, self.recorder.statements[name].source)
+        options = read_options(site["infer"]["baseline"], error)
         value = options.value
         if options.network is not None and self._is_scored_by_pyro(name):
-            value = value_of_network(options, self._failed_before, complaints)
+            value = value_of_network(options, self._failed_before, error)
         if value is not None:
             self._output(name, "baseline", value)
         self.baselines[name] = Baseline(

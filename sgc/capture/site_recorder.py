@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.distributions import Distribution
 
 from sgc.capture import tracer
-from sgc.capture.asked_estimators import without_rsample
+from sgc.capture.asked_estimators import base_distribution, without_rsample
 from sgc.capture.leaves.opaque_calls import Attempt, opaque_log_prob, opaque_sample
 from sgc.capture.source import current_line
 from sgc.capture.values.reads import DATA_DEPENDENT
@@ -175,8 +175,7 @@ _BRANCHING = (Stable, NanMaskedNormal, NanMaskedMultivariateNormal)
 
 def _require_support(fn: Any, value: Tensor) -> None:
     """Record the support check of a value, which an opaque density does not make."""
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
-        fn = fn.base_dist
+    fn = base_distribution(fn)
     if getattr(fn, "_validate_args", False):
         fn._validate_sample(value)
 

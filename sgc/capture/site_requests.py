@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pyro.distributions import Independent
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution, TorchDistributionMixin
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from sgc.capture.asked_estimators import as_given
+from sgc.capture.asked_estimators import as_given, base_distribution
 from sgc.capture.source import current_line
 from sgc.errors import SourceLine
 from sgc.graph.estimator_rules import Sampler
@@ -53,7 +52,6 @@ class SiteRequests(Messenger):
 
 def _sampler(fn: Any) -> Sampler:
     has_rsample = bool(getattr(fn, "has_rsample", False))
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
-        fn = fn.base_dist
+    fn = base_distribution(fn)
     has_acceptance = getattr(type(fn), "score_parts", None) is not TorchDistributionMixin.score_parts
     return Sampler(type(fn).__name__, has_rsample, has_acceptance or not has_rsample)

@@ -30,7 +30,7 @@ class Writes:
                 tensor.copy_(torch.where(condition, old, tensor))
 
 
-def undone_if_invalid(module: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
+def rolled_back_if_invalid(module: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
     """A module whose last result says whether the call was valid, and that writes nothing if it was not."""
     written = written_inputs(module)
     if not written:

@@ -165,7 +165,6 @@ class Site:
     scale: float | str | None = None
     masked: bool = False
     opaque: bool = False
-    auxiliary: bool = False
     baseline: Baseline | None = None
     baseline_in_model: bool = False
 

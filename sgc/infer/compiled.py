@@ -36,8 +36,7 @@ class Settings:
     """What an ELBO class asks of its loss modules.
 
     ``tiered`` moves each specialization from the first to the second of :data:`sgc.emit.backends.registry.TIERS` after
-    :data:`PATIENCE` calls;
-    ``dynamic`` says what becomes of a program that cannot be captured.
+    :data:`PATIENCE` calls; ``dynamic`` says what is done about a program that cannot be captured.
     """
 
     options: Options

@@ -57,7 +57,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         backends, from the first call on.
     :param rng: ``"torch"`` (default) draws the random numbers that Pyro would draw, on every backend; ``"fast"``
         leaves the choice to Inductor.
-    :param dynamic: what becomes of a program that cannot be captured, because its structure depends on a sample,
+    :param dynamic: what is done about a program that cannot be captured, because its structure depends on a sample,
         say: ``"error"`` (default) raises, ``"eager"`` runs it by eager Pyro and warns once. ``"speculate"`` assumes
         that a branch on a sample goes as in the call that is captured, checks that at each call, and lets eager Pyro
         make the calls where it does not; it implies ``rng="torch"``, and raises for all else.

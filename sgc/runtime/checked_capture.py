@@ -20,7 +20,7 @@ from sgc.guards.structure import StructureGuard
 from sgc.guards.tensor_guard import TensorGuard
 from sgc.guards.value_guard import ValuesGuard
 from sgc.runtime.moving_capture import MovingCapture
-from sgc.runtime.residue.leftovers import Leftovers, roots
+from sgc.runtime.residue.leaked_tensors import LeakedTensors, roots
 from sgc.runtime.specialization import Specialization
 
 
@@ -44,13 +44,13 @@ def capture_checked(
     """
     moving = MovingCapture(program, call, run, plan, earlier)
     named = zip(moving.names, call.leaves, strict=True)
-    leftovers = Leftovers(roots(program.model, program.guide, named, run.modules))
+    leaks = LeakedTensors(roots(program.model, program.guide, named, run.modules))
     try:
         captured, transcript = moving.capture()
     finally:
-        left = leftovers.put_back()
-    leftovers.refuse_lasting(left)
-    leftovers.warn(left)
+        left = leaks.put_back()
+    leaks.refuse_lasting(left)
+    leaks.warn(left)
     surroundings = moving.surroundings
     surroundings.refuse_used_up()
     changed = surroundings.miss(call)

@@ -25,7 +25,7 @@ from sgc.passes.baselines.idle_baselines import idle_baselines
 from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.misses import Misses
-from sgc.runtime.restore_on_error import undone_on_error
+from sgc.runtime.restore_on_error import state_restored_on_error
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
 from sgc.runtime.view.module_view import Showing
@@ -106,7 +106,7 @@ class Choosing(Showing):
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:
-        with capturing(), self._store.lent(), undone_on_error(), unobserved(), rarely_collected():
+        with capturing(), self._store.lent(), state_restored_on_error(), unobserved(), rarely_collected():
             yield
 
     def _match(self, call: Call) -> tuple[Specialization, list[Tensor]] | None:

@@ -31,7 +31,7 @@ from sgc.emit.differentiate import Differentiated, differentiate, without_gradie
 from sgc.emit.emitter import emit_surrogate
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import emit_particle_loop
-from sgc.emit.rollback import undone_if_invalid
+from sgc.emit.rollback import rolled_back_if_invalid
 from sgc.emit.train_step import Update, emit_step, new_flag
 from sgc.graph.build import build_graph
 from sgc.guards.base import Call
@@ -43,7 +43,7 @@ from sgc.runtime.checked_capture import capture_checked, guards_of
 from sgc.runtime.generated_sources import forget_with, known_sources
 from sgc.runtime.particles import Repeated
 from sgc.runtime.program_text import Rewritten
-from sgc.runtime.residue.leftovers import taken_from
+from sgc.runtime.residue.leaked_tensors import without_leaks_into
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.turns import capturing
 
@@ -103,7 +103,7 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
             differentiated = without_gradient(module, tensors)
         module = differentiated.module
         if differentiated.validates:
-            module = undone_if_invalid(module, tensors)
+            module = rolled_back_if_invalid(module, tensors)
         examples = [tensor.detach() for tensor in tensors]
         optimized = backend.after_gradient(module, examples, options.rng)
         run = backend.build(optimized, examples, options.rng)
@@ -148,7 +148,7 @@ def _compiling(specialization: Specialization) -> Iterator[None]:
     with capturing():
         state, known = random_state(), known_sources()
         try:
-            with rarely_collected(), taken_from(own_functions(specialization.emitted.module)):
+            with rarely_collected(), without_leaks_into(own_functions(specialization.emitted.module)):
                 yield
         finally:
             restore_random_state(state)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 
 from sgc.capture.error_notes import located
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX, present_averages, put_averages, take_averages
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
 
 
 def eager_loss(
@@ -27,29 +27,14 @@ def eager_loss(
     Without gradients the averages of baselines stay as they are, as in Pyro's ``loss``.
     """
     with_gradient = torch.is_grad_enabled()
-    with located(), poutine.block(hide_fn=_is_average), nullcontext() if with_gradient else lent(present_averages()):
+    averages = nullcontext() if with_gradient else lent_averages(present_averages())
+    with located(), poutine.block(hide_fn=_is_average), averages:
         value, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
     loss = -torch.as_tensor(value).detach()
     if isinstance(surrogate, Tensor) and surrogate.requires_grad:
         result: Tensor = _Value.apply(surrogate, loss)
         return result
     return loss
-
-
-@contextmanager
-def lent(averages: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Let Pyro's store hold copies of these averages of baselines and no others.
-
-    It gives a dictionary that holds them afterwards, as they are then.
-    """
-    after: dict[str, Tensor] = {}
-    kept = take_averages()
-    put_averages({name: average.detach().clone() for name, average in averages.items()})
-    try:
-        yield after
-    finally:
-        after.update(take_averages())
-        put_averages(kept)
 
 
 def _is_average(message: Any) -> bool:

@@ -24,12 +24,12 @@ from sgc.runtime.autograd import Compiled, Loss
 from sgc.runtime.choosing import Choosing
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.dynamo import untraced
-from sgc.runtime.restore_on_error import undone_on_error
+from sgc.runtime.restore_on_error import state_restored_on_error
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import speculate
 from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
-from sgc.runtime.validity import RandomState, Trial, judge, late_error
+from sgc.runtime.validity import RandomState, Trial, error_of_call_before, judge
 
 if TYPE_CHECKING:
     from sgc.runtime.parity.compare import Verification
@@ -96,7 +96,7 @@ class LossModule(Choosing):
                 raise
             compiled.calls += 1
             if trial is not None:
-                self._heed(trial)
+                self._raise_if_invalid(trial)
             self._warn_if_nan(loss)
             return loss
 
@@ -198,7 +198,7 @@ class LossModule(Choosing):
         with capturing(), self._store.lent():
             after = RandomState.now(trial.before.device)
             trial.before.restore()
-            with undone_on_error(), unobserved():
+            with state_restored_on_error(), unobserved():
                 judge(trial, self._program_of(trial.call))
             after.restore()
 
@@ -213,7 +213,7 @@ class LossModule(Choosing):
             with suppress(AssertionError):
                 self._judge(trial)
 
-    def _heed(self, trial: Trial) -> None:
+    def _raise_if_invalid(self, trial: Trial) -> None:
         """Look whether a call was valid; on a GPU one call late, so that no step waits for the device."""
         if trial.before.device.type == "cpu":
             if not trial.valid:
@@ -224,7 +224,7 @@ class LossModule(Choosing):
         if late is not None and not float(late[1]):
             self._unjudged = None
             self._judge(late[0])
-            raise late_error()
+            raise error_of_call_before()
 
     # -- NaN
 

@@ -13,7 +13,7 @@ from sgc.capture.state.random_state import random_state, restore_random_state
 
 
 @contextmanager
-def undone_on_error() -> Iterator[None]:
+def state_restored_on_error() -> Iterator[None]:
     """An error leaves the param store and the random state as they were."""
     state = random_state()
     try:

@@ -96,7 +96,7 @@ def judge(trial: Trial, program: ProgramCall) -> None:
         )
 
 
-def late_error() -> InvalidValueError:
+def error_of_call_before() -> InvalidValueError:
     """For a call whose validity was looked at too late to have Pyro run it with the same parameters."""
     return InvalidValueError(
         "a parameter or value of the call before this one was not valid; with the present parameters Pyro accepts it",

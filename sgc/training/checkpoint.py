@@ -44,7 +44,7 @@ def load_state_dict(stepper: Stepper, state: dict[str, Any]) -> None:
     missing = [entry for entry in _ENTRIES if entry not in state]
     if missing:
         raise SgcError(
-            f"this is no state of an SVI: it has no {_listed(missing)}",
+            f"this is no state of an SVI: it has no {', '.join(missing)}",
             remedy="pass what svi.state_dict() returned, the whole of it",
         )
     if not loss_module.specializations:
@@ -71,9 +71,9 @@ def _check_tensors(loss_module: LossModule, values: dict[str, Any]) -> None:
     has = [*_not_averages(values.keys() - own.keys()), *(_AVERAGES + n for n in tree.unknown(saved_averages))]
     lacks = [*_not_averages(own.keys() - values.keys()), *(_AVERAGES + n for n in tree.missing(saved_averages))]
     if has or lacks:
+        parts = [f"{what} {', '.join(names)}" for what, names in (("it has", has), ("it lacks", lacks)) if names]
         raise SgcError(
-            "the saved state is another program's: "
-            + "; ".join(f"{what} {_listed(names)}" for what, names in (("it has", has), ("it lacks", lacks)) if names),
+            f"the saved state is another program's: {'; '.join(parts)}",
             remedy="load it into an SVI of the same model and guide, called with the same kind of arguments",
         )
     for name in _not_averages(own):
@@ -103,7 +103,3 @@ def _check_random_state(saved: Any) -> None:
         ) from error
     finally:
         restore_random_state(present)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)

@@ -22,7 +22,7 @@ from sgc.runtime.compiler import compile_step, differentiate_loss
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
-from sgc.runtime.speculation.speculate import instead
+from sgc.runtime.speculation.speculate import loss_by_pyro
 from sgc.runtime.turns import Token
 from sgc.runtime.validity import RandomState, Trial
 from sgc.training.bound_step import Bound, Step
@@ -124,7 +124,7 @@ class Stepper:
     def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
         specialization, inputs = loss_module._choose(call)
         tensors = specialization.with_averages(inputs)
-        self._heed_replaced(loss_module)
+        self._note_replaced(loss_module)
         backend = specialization.backend_of(with_gradient=True)
         if not self.started or not isinstance(backend, StepBackend):
             return None
@@ -179,7 +179,7 @@ class Stepper:
         if loss_module._eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
         specialization, inputs = loss_module._choose(call)
-        self._heed_replaced(loss_module)
+        self._note_replaced(loss_module)
         # A backend of steps is for the whole one, unless there will be none: the loss alone is not worth compiling.
         backend: Backend | None = None
         if isinstance(specialization.backend_of(with_gradient=True), StepBackend) and not self.compiled.outside:
@@ -197,7 +197,7 @@ class Stepper:
             restore()
         return value
 
-    def _heed_replaced(self, loss_module: LossModule) -> None:
+    def _note_replaced(self, loss_module: LossModule) -> None:
         """Parameters that took the place of others are trained if the optimizer is given new ones; else it is told."""
         if self.optimizing.takes_new:
             loss_module._forget_replaced()
@@ -236,7 +236,9 @@ class Stepper:
         """Take in Python a step for which an assumption of the compiled one is false; its loss is eager Pyro's."""
         loss_module = self.loss_module()
         with loss_module.param_store_scope():
-            return self._in_python(trial.specialization, trial.inputs, lambda: instead(loss_module, trial, failure))
+            return self._in_python(
+                trial.specialization, trial.inputs, lambda: loss_by_pyro(loss_module, trial, failure)
+            )
 
     def nan_error(self, step: str, call: Call) -> NanLossError:
         """The error for a step in Python whose loss was NaN.

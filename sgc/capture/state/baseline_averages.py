@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -15,16 +18,25 @@ def present_averages() -> dict[str, Tensor]:
     return {name: t for name, t in current_store().tensors().items() if name.startswith(BASELINE_PREFIX)}
 
 
-def take_averages() -> dict[str, Tensor]:
-    """Remove the averages from Pyro's store and return them."""
-    store, taken = current_store(), present_averages()
-    for name in taken:
+@contextmanager
+def lent_averages(averages: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Let Pyro's store hold copies of these averages and no others.
+
+    It gives a dictionary that holds them afterwards, as they are then.
+    """
+    after: dict[str, Tensor] = {}
+    before = _replace({name: average.detach().clone() for name, average in averages.items()})
+    try:
+        yield after
+    finally:
+        after.update(_replace(before))
+
+
+def _replace(averages: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put averages into Pyro's store in the place of those that are there; these."""
+    store, before = current_store(), present_averages()
+    for name in before:
         store.forget(name)
-    return taken
-
-
-def put_averages(averages: dict[str, Tensor]) -> None:
-    """Put averages into Pyro's store."""
-    store = current_store()
     for name, tensor in averages.items():
         store.put(name, tensor, constraints.real)
+    return before

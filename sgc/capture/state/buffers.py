@@ -2,7 +2,7 @@
 
 ``self.running = 0.9 * self.running + ...`` rebinds a buffer at each call of eager Pyro. A capture turns that into
 a write to the buffer. Any other tensor that is kept is put back after the capture
-(:mod:`sgc.runtime.residue.leftovers`).
+(:mod:`sgc.runtime.residue.leaked_tensors`).
 """
 
 from __future__ import annotations

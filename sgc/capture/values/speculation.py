@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from sgc.capture import tracer
 from sgc.capture.state.random_state import restore_torch_random_state, torch_random_state
+from sgc.capture.values.answers import asked_of
 from sgc.capture.values.autocast import switched_back, switches
 from sgc.errors import DataDependenceError
 from sgc.graph.effects import AUTOCAST
@@ -116,22 +117,8 @@ class Speculation:
 
 def truth_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The result of a Boolean read as a 0-d tensor; None for other reads."""
-    name = getattr(func, "__name__", "")
     tensor = args[0] if args else None
-    if name in ("__bool__", "is_nonzero"):
-        return tensor.reshape(()).ne(0) if tensor is not None else None
-    if name in ("item", "tolist") and isinstance(tensor, Tensor) and tensor.dtype is torch.bool:
-        return tensor.reshape(()).ne(0) if name == "item" or tensor.dim() == 0 else None
-    if name == "__contains__":
-        return (args[1] == tensor).any()
-    if name == "allclose":
-        return torch.isclose(*args, **kwargs).all()
-    if name == "equal":
-        return _equal(*args, **kwargs)
-    return None
-
-
-def _equal(input: Tensor, other: Tensor) -> Tensor:
-    if input.shape != other.shape:
-        return torch.zeros((), dtype=torch.bool, device=input.device)
-    return (input == other).all()
+    if func in (Tensor.item, Tensor.tolist) and isinstance(tensor, Tensor) and tensor.dtype is torch.bool:
+        return tensor.reshape(()).ne(0) if func is Tensor.item or tensor.dim() == 0 else None
+    asked = asked_of(func, args, kwargs)
+    return asked if asked is not None and asked.dtype is torch.bool else None

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from sgc.capture.asked_estimators import AskedEstimators
+from sgc.capture.asked_estimators import AskedEstimators, base_distribution
 from sgc.capture.leaves.autograd_functions import applying, original_apply
 from sgc.capture.pyro_loss import PyroLoss
 from sgc.capture.source import current_line
@@ -208,10 +208,7 @@ class _CurrentSite(Messenger):
         self.words = ""
 
     def _pyro_sample(self, msg: Any) -> None:
-        fn = msg["fn"]
-        while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
-            fn = fn.base_dist
-        self.words = f"'{msg['name']}' ({type(fn).__name__})"
+        self.words = f"'{msg['name']}' ({type(base_distribution(msg['fn'])).__name__})"
 
     def _pyro_post_sample(self, msg: Any) -> None:
         self.words = ""

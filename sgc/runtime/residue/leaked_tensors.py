@@ -14,7 +14,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
+from torch import nn
 
 from sgc.capture import tracer
 from sgc.capture.source import warn
@@ -27,14 +27,15 @@ from sgc.runtime.residue.holders import Holder, holders
 from sgc.runtime.residue.reachable import UNWRITTEN, Visit, is_end, line_of, parts, reachable
 
 
-class Leftovers:
+class LeakedTensors:
     """What the objects that can be reached held before a capture.
 
     :param roots: model, guide, arguments and modules, each with a name.
     """
 
     def __init__(self, roots: Iterable[tuple[str, object]]) -> None:
-        self._visits = reachable((*roots, *_parameters()))
+        # On a parameter in the store a plate with a subsample notes its indices.
+        self._visits = reachable((*roots, *current_store().tensors().items()))
         self._holders: list[Holder] = [holder for visit in self._visits.values() for holder in holders(visit)]
 
     def put_back(self) -> list[Visit]:
@@ -107,17 +108,17 @@ class Leftovers:
 
 
 @contextmanager
-def taken_from(functions: Iterable[type]) -> Iterator[None]:
+def without_leaks_into(functions: Iterable[type]) -> Iterator[None]:
     """Take away what a trace leaves in some classes of ``autograd.Function`` and what their code names.
 
     :raises CaptureError: where it cannot be taken away.
     """
-    leftovers = Leftovers((cls.__qualname__, cls) for cls in functions)
+    leaks = LeakedTensors((cls.__qualname__, cls) for cls in functions)
     try:
         yield
     finally:
-        left = leftovers.put_back()
-    leftovers.refuse_lasting(left)
+        left = leaks.put_back()
+    leaks.refuse_lasting(left)
 
 
 def roots(
@@ -128,11 +129,6 @@ def roots(
         yield type(value).__name__ if isinstance(value, nn.Module) else name, value
     yield from ((type(module).__name__, module) for module in modules)
     yield from GLOBAL_HOOKS.items()
-
-
-def _parameters() -> Iterator[tuple[str, Tensor]]:
-    """Those in Pyro's store, on which a plate with a subsample notes its indices."""
-    yield from current_store().tensors().items()
 
 
 def _is_of_user(place: Visit) -> bool:

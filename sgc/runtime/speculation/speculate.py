@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from sgc.capture.prototype import validated
 from sgc.capture.pyro_loss import pyro_elbo
 from sgc.capture.source import warn
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX, present_averages
+from sgc.capture.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
 from sgc.capture.state.writes import undone_writes
 from sgc.errors import SgcError, StandInWarning
 from sgc.guards.handlers import unobserved
 from sgc.runtime.averages import put_in_store
-from sgc.runtime.eager_loss import eager_loss, lent
-from sgc.runtime.restore_on_error import saved, undone_on_error
+from sgc.runtime.eager_loss import eager_loss
+from sgc.runtime.restore_on_error import saved, state_restored_on_error
 from sgc.runtime.speculation.branches import first_failed
 from sgc.runtime.speculation.tally import Tally
 from sgc.runtime.turns import capturing
@@ -55,14 +55,14 @@ def speculate(loss_module: LossModule, trial: Trial, run: Callable[[], Tensor]) 
         restore()
     trial.params = specialization.prototype.params
     if failure is not None or not trial.valid:
-        loss = instead(loss_module, trial, failure)
+        loss = loss_by_pyro(loss_module, trial, failure)
     else:
         _tell(loss_module, trial.params)
     loss_module._warn_if_nan(loss.detach())
     return loss
 
 
-def instead(loss_module: LossModule, trial: Trial, failure: Exception | None = None) -> Tensor:
+def loss_by_pyro(loss_module: LossModule, trial: Trial, failure: Exception | None = None) -> Tensor:
     """Eager Pyro's loss for a call that the compiled program could not make.
 
     :param failure: what that has raised; None if it was not valid.
@@ -74,7 +74,7 @@ def instead(loss_module: LossModule, trial: Trial, failure: Exception | None = N
     if failed is None and failure is not None:
         loss_module._explain(trial)
         raise failure
-    with undone_on_error():  # a warning may be made an error
+    with state_restored_on_error():  # a warning may be made an error
         if failed is not None and tally is not None:
             tally.note(failed)
             if tally.is_unusual:
@@ -132,13 +132,13 @@ def run_pyro(
     trial.before.restore()
     elbo = pyro_elbo(options, specialization.prototype.max_plate_nesting)
     with (
-        undone_on_error(),
+        state_restored_on_error(),
         unobserved(),
         undone_writes(on_error_only=True),
         _bound_again(modules),
         validated(options, at_least=False),
         warnings.catch_warnings(),
-        lent(others | averages) as after,
+        lent_averages(others | averages) as after,
         poutine.trace(param_only=True) as asked,
     ):
         warnings.simplefilter("ignore")  # the prototype has given them
