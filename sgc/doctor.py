@@ -148,7 +148,7 @@ def _failure(backend: str) -> str:
             pyro.set_rng_seed(0)
             loss = module(data)
             loss.backward()
-        except Exception as error:  # whatever it is, it is what is to be told
+        except Exception as error:  # of any kind: it is reported
             return f"{type(error).__name__}: {error}"
         ours = [loss.detach(), *(parameter.grad for parameter in module.parameters())]
         module.zero_grad()

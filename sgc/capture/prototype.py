@@ -81,7 +81,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
     """Run Pyro once as eager TraceGraph_ELBO would.
 
     The random state is left as it was, unless parameters were created from random numbers: then it is left
-    as that creation left it, lest the first samples repeat the numbers of the initial parameters.
+    as that creation left it, so that the first samples do not repeat the numbers of the initial parameters.
 
     :param store: where its parameters are; it is lent to Pyro by now.
     """

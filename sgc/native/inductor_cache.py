@@ -124,8 +124,8 @@ def _checked_files() -> Iterator[set[str]]:
     codecache = "torch._inductor.codecache"
     checks = replaced({f"{codecache}:write": and_read, f"{codecache}:CppCodeCache._load_library": if_whole})
     with (
-        _filtered("torch._inductor.codecache", note),
-        _filtered("torch._inductor.output_code", note),
+        log_filtered("torch._inductor.codecache", note),
+        log_filtered("torch._inductor.output_code", note),
         # Without it a program is compiled as well, but a damaged file may end the process.
         entered("checked_files", checks, right_without=True),
     ):
@@ -137,7 +137,8 @@ _LOGGED = ("fx graph cache unable to load compiled graph", "Failed to load artif
 
 
 @contextmanager
-def _filtered(name: str, wanted: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+def log_filtered(name: str, wanted: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """While this is entered, a logger of this name logs only what is wanted."""
     logger = logging.getLogger(name)
     logger.addFilter(wanted)
     try:

@@ -74,7 +74,7 @@ class MovingCapture:
         return guard
 
     def capture(self) -> tuple[Capture, Transcript]:
-        """The program, with as many numbers as inputs as it puts up with; and what the captured run handed over."""
+        """The program, with as many numbers as inputs as can be traced through it; and the transcript of that run."""
         for kinds in ((int,), (int, float)):
             if not self._traces:
                 break

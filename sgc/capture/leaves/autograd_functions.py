@@ -38,7 +38,7 @@ class FunctionLeaf:
         self.cls = cls
         self._spec = spec
         self._static = static
-        # The name appears in printed code; the module must stay this one, lest fx import the class instead.
+        # The name appears in printed code; the module must stay this one, or fx imports the class instead.
         self.__name__ = f"{cls.__name__}_apply"
 
     def __call__(self, *tensors: Tensor) -> Any:

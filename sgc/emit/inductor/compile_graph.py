@@ -19,7 +19,7 @@ from sgc.emit.inductor.tuning.all_tunings import TUNINGS
 from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
 from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.errors import BackendError
-from sgc.native.inductor_cache import compiled
+from sgc.native.inductor_cache import compiled, log_filtered
 from sgc.native.private_attributes import entered
 
 Runner = Callable[..., Sequence[Tensor]]
@@ -116,10 +116,7 @@ def _without_advice() -> Iterator[None]:
     def wanted(record: logging.LogRecord) -> bool:
         return _ADVICE[record.name] not in record.msg
 
-    for name in _ADVICE:
-        logging.getLogger(name).addFilter(wanted)
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for name in _ADVICE:
-            logging.getLogger(name).removeFilter(wanted)
+            stack.enter_context(log_filtered(name, wanted))
+        yield

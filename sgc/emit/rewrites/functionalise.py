@@ -27,12 +27,12 @@ from sgc.emit.rewrites.memory_order import draw_in_rows
 from sgc.graph.meta_keys import ORIGIN, inherit
 
 _LEGIT = torch.ops.aten._native_batch_norm_legit.default
-_LOOK = torch.ops.aten._linalg_check_errors.default
+_CHECK = torch.ops.aten._linalg_check_errors.default
 
 
 def functionalise(module: fx.GraphModule) -> bool:
     """Leave no in-place operator but ``copy_`` into inputs, after everything else. Returns whether there was any."""
-    changed = _write_into_nothing(module.graph)
+    changed = _replace_unread_writes(module.graph)
     if is_functional(module.graph):
         return changed
     before = module.graph
@@ -50,7 +50,7 @@ def functionalise(module: fx.GraphModule) -> bool:
             wrapped = [FunctionalTensor.to_functional(tensor) for tensor in inputs]
             attributes: dict[str, Tensor] = dict(zip(owned, wrapped[len(placeholders) :], strict=True))
             replay = _Replay(module, attributes)
-            results = [*replay.run(*wrapped[: len(placeholders)]), *replay.looked_at]
+            results = [*replay.run(*wrapped[: len(placeholders)]), *replay.checked]
             results = tree_map_only(FunctionalTensor, FunctionalTensor.from_functional, results)
             finals = [FunctionalTensor.from_functional(tensor) for tensor in wrapped]
         for tensor, final in zip(inputs, finals, strict=True):
@@ -69,7 +69,7 @@ def functionalise(module: fx.GraphModule) -> bool:
     return True
 
 
-def _write_into_nothing(graph: fx.Graph) -> bool:
+def _replace_unread_writes(graph: fx.Graph) -> bool:
     """Make in-place operators functional where nothing else reads the memory; that needs no new trace.
 
     Recurrent cells add into the product that they have just made, and ``torch.normal`` draws into empty memory.
@@ -127,18 +127,18 @@ class _Replay(fx.Interpreter):
     """Runs a graph, reading the module's tensors from a dict.
 
     What raises for a factor that could not be computed is left out, for functionalisation would order it by tokens:
-    ``looked_at`` is what the graph's looks at factors are given, in their order.
+    ``checked`` are the arguments of the graph's checks of factors, in their order.
     """
 
     def __init__(self, module: fx.GraphModule, attributes: dict[str, Tensor]) -> None:
         super().__init__(module)
         self._attributes = attributes
-        self.looked_at: list[Tensor] = []
+        self.checked: list[Tensor] = []
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is not _LOOK:
+        if target is not _CHECK:
             return super().call_function(target, args, kwargs)
-        self.looked_at.append(args[0])
+        self.checked.append(args[0])
         return None
 
     def fetch_attr(self, target: str) -> Tensor:
@@ -169,8 +169,8 @@ def _adopt(traced: fx.Graph, before: fx.Graph, owned: list[str], origins: dict[s
     names = _names(traced)
     for node in traced.nodes:
         if node.op == "output":
-            looks = [other for other in before.nodes if other.target is _LOOK]
-            graph.output(_look_again(graph, list(fx.map_arg(node.args[0], copies.__getitem__)), looks))
+            checks = [other for other in before.nodes if other.target is _CHECK]
+            graph.output(_restore_checks(graph, list(fx.map_arg(node.args[0], copies.__getitem__)), checks))
             continue
         if node not in copies:
             args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
@@ -206,10 +206,10 @@ def _names(traced: fx.Graph) -> dict[fx.Node, str]:
     return {node: origin.rstrip("_") for origin, node in last.items()}
 
 
-def _look_again(graph: fx.Graph, results: list[Any], looks: list[fx.Node]) -> list[Any]:
+def _restore_checks(graph: fx.Graph, results: list[Any], checks: list[fx.Node]) -> list[Any]:
     """Put the checks of factors back, directly after the factors, and return the results without these."""
-    others = results[: len(results) - len(looks)]
-    for look, info in reversed(list(zip(looks, results[len(others) :], strict=True))):
+    others = results[: len(results) - len(checks)]
+    for check, info in reversed(list(zip(checks, results[len(others) :], strict=True))):
         with graph.inserting_after(info):
-            graph.call_function(_LOOK, (info, *look.args[1:]), look.kwargs).meta.update(look.meta)
+            graph.call_function(_CHECK, (info, *check.args[1:]), check.kwargs).meta.update(check.meta)
     return others

@@ -117,8 +117,8 @@ def optimize(
 
     :param module: a graph of aten operators, in-place ones too, as ``make_fx`` makes it.
     :param examples: tensors like the inputs; needed for their shapes if the nodes have no ``meta["val"]``.
-    :param skip: names of passes to leave out. Without ``functionalise``, a graph that writes into tensors is only
-        rid of its dead nodes: the other passes need one that does not.
+    :param skip: names of passes to leave out. Without ``functionalise``, a graph that writes into tensors only
+        loses its dead nodes: the other passes need a functional one.
     :param updated: the positions of inputs that the module writes, and whose update may be taken out of it.
     :raises sgc.errors.ArgumentError: if ``skip`` names no pass.
     :raises sgc.errors.ModuleError: if a module breaks a law before or after a pass.

@@ -28,7 +28,7 @@ class Provenance(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # Each storage is kept, lest its address becomes another's.
+        # Each storage is kept alive, so that no other gets its address.
         self._upstream: dict[int, tuple[torch.UntypedStorage, frozenset[str]]] = {}
 
     def of(self, *values: Any) -> frozenset[str]:

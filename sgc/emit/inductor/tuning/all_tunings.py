@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-from sgc.emit.inductor.tuning import dispatched_draws, lean_wrapper, parallel_build, plain_strides
-from sgc.emit.inductor.tuning.any_device_options import FEWER_CHECKS, FEWER_FUSIONS_TRIED, UNROLLED_SUMS
-from sgc.emit.inductor.tuning.cpu_options import NO_VECTORS, ONE_PIECE, POOLED_BUFFERS, SMALL_STACKS
-from sgc.emit.inductor.tuning.gpu_options import COMBINED_KERNELS, UNTUNED_KERNELS
+from sgc.emit.inductor.tuning import dispatched_draws, lean_wrapper, options, parallel_build, plain_strides
 from sgc.emit.inductor.tuning.tuning import Tuning
 
 _ELSEWHERE = (
@@ -26,18 +23,18 @@ _ELSEWHERE = (
 )
 
 TUNINGS: tuple[Tuning, ...] = (
-    FEWER_CHECKS,
-    UNROLLED_SUMS,
-    FEWER_FUSIONS_TRIED,
-    POOLED_BUFFERS,
-    ONE_PIECE,
-    SMALL_STACKS,
-    NO_VECTORS,
+    options.FEWER_CHECKS,
+    options.UNROLLED_SUMS,
+    options.FEWER_FUSIONS_TRIED,
+    options.POOLED_BUFFERS,
+    options.ONE_PIECE,
+    options.SMALL_STACKS,
+    options.NO_VECTORS,
     lean_wrapper.TUNING,
     dispatched_draws.TUNING,
     parallel_build.TUNING,
     plain_strides.TUNING,
-    COMBINED_KERNELS,
-    UNTUNED_KERNELS,
+    options.COMBINED_KERNELS,
+    options.UNTUNED_KERNELS,
     *_ELSEWHERE,
 )
