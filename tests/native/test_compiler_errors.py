@@ -17,6 +17,9 @@ from torch._inductor.cpp_builder import cpp_compiler_search
 from torch._inductor.utils import fresh_cache
 
 import sgc
+from sgc.emit.backends.inductor_backend import Inductor
+from sgc.emit.backends.registry import registered
+from sgc.emit.inductor.compile_graph import compile_graph
 from sgc.errors import BackendError
 from sgc.native import library, processor
 from sgc.native.library import shared_library
@@ -152,24 +155,33 @@ def test_an_error_in_a_program(use_compiler: Callable[[str], None], tmp_path: Pa
 @pytest.mark.parametrize("part", ["library_of", "compile_graph", "native_program"])
 def test_a_step_of_which_a_part_fails(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     """None is taken, and none in part; once all can be compiled, it is taken as by Pyro."""
-    x, losses = torch.tensor(2.0), []
-    for svi in (
-        pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), pyro.infer.TraceGraph_ELBO()),
-        sgc.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), sgc.infer.TraceGraph_ELBO(backend="inductor", rng="torch")),
-    ):
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        losses.append([svi.step(x)])
-        if isinstance(svi, sgc.SVI):
-            before, state = pyro.param("logit").item(), torch.get_rng_state()
-            with monkeypatch.context() as patched:
-                patched.setattr(f"sgc.emit.inductor.compiled_step.{part}", fail)
-                for _ in range(2):
-                    with pytest.raises(BackendError, match="on purpose"):
-                        svi.step(x)
-            assert pyro.param("logit").item() == before
-            assert torch.equal(torch.get_rng_state(), state)
-        losses[-1] += [svi.step(x), svi.step(x), pyro.param("logit").item()]
+    x, losses, failing = torch.tensor(2.0), [], set[str]()
+
+    def compile_or_fail(*arguments: Any, **named: Any) -> Any:
+        return fail() if "compile_graph" in failing else compile_graph(*arguments, **named)
+
+    with registered(Inductor(compile_or_fail)):
+        elbo = sgc.infer.TraceGraph_ELBO(backend="inductor", rng="torch")
+        for svi in (
+            pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), pyro.infer.TraceGraph_ELBO()),
+            sgc.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), elbo),
+        ):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(0)
+            losses.append([svi.step(x)])
+            if isinstance(svi, sgc.SVI):
+                before, state = pyro.param("logit").item(), torch.get_rng_state()
+                with monkeypatch.context() as patched:
+                    failing.add(part)
+                    if part != "compile_graph":
+                        patched.setattr(f"sgc.emit.inductor.compiled_step.{part}", fail)
+                    for _ in range(2):
+                        with pytest.raises(BackendError, match="on purpose"):
+                            svi.step(x)
+                failing.clear()
+                assert pyro.param("logit").item() == before
+                assert torch.equal(torch.get_rng_state(), state)
+            losses[-1] += [svi.step(x), svi.step(x), pyro.param("logit").item()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
