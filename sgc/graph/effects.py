@@ -26,7 +26,7 @@ def is_random(node: fx.Node) -> bool:
 
 
 def functionalised_operator(node: fx.Node) -> torch._ops.OpOverload | None:
-    """Somebody's operator that writes into what it is given, where torch has made a function of it; or None."""
+    """The custom operator with writes that a node of torch's functionalisation calls; None for any other node."""
     operator = node.args[0] if node.target in _FUNCTIONALISED and node.args else None
     return operator if isinstance(operator, torch._ops.OpOverload) else None
 

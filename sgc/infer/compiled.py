@@ -66,7 +66,7 @@ class CompiledELBO(LossModule):
         return are_similar(self._program, (model, guide))
 
     def _tell_of_idle_baselines(self, specialization: Specialization) -> None:
-        """Nothing: the class of Pyro's that this one stands in for ignores them without a word."""
+        """Do not warn: Pyro's class ignores them without a warning too."""
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         while not self._eager_only:

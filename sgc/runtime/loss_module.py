@@ -203,7 +203,7 @@ class LossModule(Choosing):
             after.restore()
 
     def _explain(self, trial: Trial | None) -> None:
-        """An operator has refused its input in the midst of a call; Pyro may have refused it before.
+        """Raise Pyro's error where an operator of a call has raised: Pyro's checks may refuse its input before.
 
         :raises ValueError: Pyro's own.
         :raises RuntimeError: Pyro's own too: that of a compiled operator names generated code. Of an assertion it says

@@ -85,5 +85,5 @@ class Token:
 
 
 def nothing_captured() -> Condition:
-    """That no thread is in a capture or a compilation, for steps that are one call of C++ and no turn."""
+    """A condition: no thread captures or compiles. For steps that are one call of C++, and so wait for no turn."""
     return conditions.is_same(conditions.entry(_STATE, "capturing"), None)

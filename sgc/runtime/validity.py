@@ -97,7 +97,7 @@ def judge(trial: Trial, program: ProgramCall) -> None:
 
 
 def error_of_call_before() -> InvalidValueError:
-    """For a call whose validity was looked at too late to have Pyro run it with the same parameters."""
+    """The error for an invalid call that was noticed when its parameters had changed: Pyro cannot run it again."""
     return InvalidValueError(
         "a parameter or value of the call before this one was not valid; with the present parameters Pyro accepts it",
         remedy="what was trained since may be wrong; look at the parameters, or pass validate=False if they are fine",

@@ -39,7 +39,7 @@ class Losses:
         return torch.cat(parts).cpu() if parts else torch.empty(0)
 
     def last(self, count: int) -> list[float]:
-        """The last ones, so many if there are."""
+        """The last ``count`` losses, or all if there are fewer."""
         losses = self._numbers[-count:]
         parts: list[Tensor] = []
         missing = count - len(losses)

@@ -24,7 +24,7 @@ class MovingInputs:
 
     values: Mapping[Place, Any] = field(default_factory=dict)
     functions: tuple[FunctionType, ...] = ()
-    """Of the program, in which numbers are recorded that it reads of tensors; none where there are none."""
+    """The functions of the program in which numbers that it reads of tensors are recorded; empty if none are."""
 
     @property
     def numbers(self) -> list[Place]:

@@ -188,7 +188,7 @@ def _seeded() -> CaptureError:
 
 
 def state_of(generator: Any) -> Hashable:
-    """The state of a generator of Python's or numpy's, to compare it with a later one; None of all else."""
+    """The state of one of Python's or numpy's generators, for comparison with a later one; None for anything else."""
     if isinstance(generator, random.Random):
         return None if isinstance(generator, random.SystemRandom) else generator.getstate()
     if isinstance(generator, np.random.Generator):

@@ -99,7 +99,7 @@ def is_library_handler(value: Any) -> bool:
 
 
 def _of_messenger(value: Messenger) -> Parts:
-    """Of an effect handler of Pyro's what it was made with; what begins with an underscore belongs to its runs."""
+    """What an effect handler of Pyro's was made with; attributes with an underscore belong to its runs."""
     if not is_library_handler(value):
         return None
     held = {name: part for name, part in vars(value).items() if not name.startswith("_")}

@@ -23,7 +23,7 @@ def lift_tensors(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], lis
             takes.append(position)
             copies[node] = graph.node_copy(node)
         else:
-            copies[node] = node  # nobody asks
+            copies[node] = node  # unused: never read
     for node in module.graph.find_nodes(op="get_attr"):
         if isinstance(attribute(node), Tensor):
             takes.append(len(placeholders) + len(attributes))

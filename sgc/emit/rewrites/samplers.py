@@ -116,7 +116,7 @@ def _categorical(node: fx.Node, own: Tensor) -> fx.Node | None:
 
 
 _FEW = 16
-"""Of more categories a number for each takes longer than a call of ``cumsum``."""
+"""With more categories, arithmetic on each takes longer than a call of ``cumsum``."""
 
 
 def _of_few(node: fx.Node, weights: fx.Node, uniform: fx.Node) -> fx.Node:

@@ -81,7 +81,7 @@ class Verification:
 
     @property
     def differs_by_design(self) -> tuple[str, ...]:
-        """Why what is marked as by design differs."""
+        """The reasons for the differences that are by design."""
         return tuple(reason.text for reason in self.reasons)
 
     def __bool__(self) -> bool:

@@ -132,7 +132,7 @@ def roots(
 
 
 def _is_of_user(place: Visit) -> bool:
-    """Whether it is not Pyro's or torch's own to write there, on which no program relies."""
+    """Whether the user's code writes there; no program relies on what Pyro and torch write into their own objects."""
     owner, name = place.owner(), place.name() or ""
     if place.step is UNWRITTEN or type(owner).__module__.partition(".")[0] in LIBRARY_ROOTS or is_cache(owner, name):
         return False

@@ -63,7 +63,7 @@ class Tally:
         return self.captures < _CAPTURES and (begins or goes_on)
 
     def give_up(self) -> None:
-        """Let no other branches be captured."""
+        """Capture no other branches from now on."""
         self.captures = _CAPTURES
 
     def _warn(self, count: int) -> None:

@@ -205,7 +205,7 @@ class Showing(nn.Module):
             self._replaced.append((name, weakref.ref(before)))
 
     def _forget_replaced(self) -> None:
-        """Nobody need be told of parameters that were replaced."""
+        """Do not warn of the parameters that were replaced so far."""
         if self._replaced:
             self._replaced = []
 

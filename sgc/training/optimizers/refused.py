@@ -1,4 +1,4 @@
-"""What is no optimizer that an ``SVI`` can step: the error says what was given, and what to give."""
+"""The errors for what is not an optimizer that an ``SVI`` can step: what was given, and what to give."""
 
 from __future__ import annotations
 

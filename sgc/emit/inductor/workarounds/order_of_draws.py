@@ -37,8 +37,8 @@ _NEEDED = "sgc_needed_draws"
 def number_draws(module: fx.GraphModule) -> None:
     """Give each draw of a graph its number in the order of the program, in place.
 
-    Somebody's operator that draws and writes into what it is given is dropped by torch where nobody reads that, unless
-    torch is told that it has side effects. A draw of no elements may be dropped.
+    A custom operator that draws and writes into its argument is dropped by torch where nobody reads that, unless torch
+    is told that it has side effects. A draw of no elements may be dropped.
     """
     needed = set()
     draws = (node for node in module.graph.nodes if node.op == "call_function" and is_random(node))

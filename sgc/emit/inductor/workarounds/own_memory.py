@@ -67,7 +67,7 @@ def _keep_what_is_written_first(finals: list[fx.Node]) -> None:
 
 
 def _keep_out_of_stacks(graph: fx.Graph) -> None:
-    """Copy a piece of a stack that an operator writes into later (somebody's own, which Inductor makes no copy for)."""
+    """Copy a piece of a stack that an operator writes into later (a custom one, for which Inductor makes no copy)."""
     stacks: list[fx.Node] = []
     for node in graph.nodes:
         if node.target in STACKS:
