@@ -154,6 +154,11 @@ def numbers_in_calls(reads: Reads, functions: Iterable[FunctionType]) -> Iterato
         # By it Pyro spares itself a product with a scale that is 1, which would be another program.
         is_one = pyro.distributions.util.is_identically_one
         stack.enter_context(mock.patch.object(pyro.distributions.util, is_one.__name__, _unless_traced(is_one)))
+        # To torch a number is not like a tensor, though it has what lets tensor-like objects into its functions.
+        is_tensor_like = torch.distributions.utils.is_tensor_like
+        stack.enter_context(
+            mock.patch.object(torch.distributions.utils, is_tensor_like.__name__, _unless_traced(is_tensor_like))
+        )
         stack.enter_context(NumbersInCalls())
         try:
             yield answers

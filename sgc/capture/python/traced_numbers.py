@@ -1,8 +1,9 @@
 """A Python number that is an input of the program: what Python computes with it is recorded as tensors are.
 
-It is a number of Python's own kind, for whoever asks, and knows its value. Arithmetic gives another such number; a
-comparison, ``int()`` or a text gives Python's answer, which becomes a guard. What reads it in C, where nothing of this
-is seen, finds another value in it: a run that does so differs from the eager one, and the capture is not kept.
+It is a number of Python's own kind, for whoever asks by ``isinstance``, and knows its value. Arithmetic gives another
+such number; a comparison, ``int()`` or a text gives Python's answer, which becomes a guard. Its class is derived from no
+class of numbers, lest C read a value in it unseen: what wants a number of Python's asks ``float()`` or an index of it,
+or raises an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LARGEST = 2**53
 class TracedNumber(tracer.Traced):
     """The base of :class:`TracedFloat` and :class:`TracedInt`.
 
-    ``value`` is the number, ``tensor`` stands for it in the capture: 0-d, float64 or int64, on the CPU.
+    ``value`` is the number, ``tensor`` stands for it in the capture: 0-d, float64, on the CPU.
     """
 
     value: Any
@@ -34,6 +35,15 @@ class TracedNumber(tracer.Traced):
 
     __array_ufunc__ = None
     """numpy is not to compute with it: it would in C."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self.value)
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        """Torch takes it for any kind of argument; the mode of a capture is asked what to do with it."""
+        return NotImplemented
 
     def read(self) -> Any:
         """The number, as one on which the structure of the program relies."""
@@ -96,19 +106,12 @@ class TracedNumber(tracer.Traced):
         return self._book.result(round(self.value), lambda a: a.round().long(), self)
 
 
-class TracedFloat(TracedNumber, float):  # type: ignore[misc]  # rounded, it is a traced number, too
+class TracedFloat(TracedNumber):
     """A float that is recorded."""
 
 
-class TracedInt(TracedNumber, float):  # type: ignore[misc]
-    """An int that is recorded.
-
-    C takes it for a float, lest it compute with it as with an int; Python is told that it is one.
-    """
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return int
+class TracedInt(TracedNumber):
+    """An int that is recorded."""
 
     def __index__(self) -> int:
         return operator.index(self.read())
@@ -132,7 +135,7 @@ class Answers:
         """A number that stands for a 0-d tensor."""
         kind = float if isinstance(value, float) else int
         value = kind(value)
-        made = _KINDS[kind].__new__(_KINDS[kind], math.nan)  # what C finds: no number that a program gets along with
+        made = _KINDS[kind]()
         made.value, made.tensor, made._book = value, tensor, self
         return made
 
