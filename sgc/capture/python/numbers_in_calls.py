@@ -13,9 +13,11 @@ from types import FunctionType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyro.distributions.util
 import torch
 from torch import Tensor
+from torch._subclasses import fake_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,6 +35,10 @@ from sgc.capture.values.reads import DATA_DEPENDENT, Reads
 
 _MAKING = frozenset((torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor))
 _FILLING = frozenset((torch.full, torch.full_like, Tensor.new_full))
+_BY_VALUE = frozenset((torch.arange, torch.linspace, torch.logspace, torch.float_power, Tensor.float_power))
+"""They need numbers in the precision of Python's, or to make a shape."""
+
+_REDUCED = (torch.float16, torch.bfloat16)
 _CLAMPING = frozenset(("clamp", "clamp_", "clip", "clip_"))
 _SCALED = {"add": 1, "add_": 1, "sub": 1, "sub_": 1}
 _FUSED = {"addcdiv": "div", "addcdiv_": "div", "addcmul": "mul", "addcmul_": "mul"}
@@ -54,12 +60,14 @@ class NumbersInCalls(TorchFunctionMode):
 
     def _computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
+        if func in _BY_VALUE:
+            raise TypeError
         if func in _MAKING and isinstance(args[0], TracedNumber):
             return _made(args[0], kwargs)
         if func in _FILLING:
             return _filled(func, args, kwargs)
         tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        args, kwargs = _replaced((args, kwargs), lambda number: _among(number, tensors))
+        args, kwargs = _replaced((args, kwargs), lambda number: _among(number, tensors, kwargs.get("dtype")))
         if name in _SCALED and isinstance(kwargs.get("alpha"), Tensor):
             return getattr(args[0], name)(args[1] * kwargs["alpha"])
         if name in _FUSED and isinstance(kwargs.get("value"), Tensor):
@@ -74,7 +82,8 @@ class NumbersInCalls(TorchFunctionMode):
 
 def _made(number: TracedNumber, options: dict[str, Any]) -> Tensor:
     """What ``torch.tensor`` makes of a number."""
-    dtype = options.get("dtype") or _own_dtype(number)
+    own = torch.float64 if type(number.value) is np.float64 else _own_dtype(number)
+    dtype = options.get("dtype") or own
     made = number.tensor.to(device=options.get("device") or torch.get_default_device(), dtype=dtype)
     return made.clone() if made is number.tensor else made
 
@@ -97,8 +106,12 @@ def _own_dtype(number: TracedNumber) -> torch.dtype:
     return torch.get_default_dtype() if isinstance(number, TracedFloat) else torch.int64
 
 
-def _among(number: TracedNumber, tensors: Sequence[Tensor]) -> Tensor:
-    """The tensor of a number that is computed with others."""
+def _among(number: TracedNumber, tensors: Sequence[Tensor], dtype: torch.dtype | None) -> Tensor:
+    """The tensor of a number that is computed with others.
+
+    :param dtype: what the function is told to make.
+    :raises TypeError: in half precision, in which torch computes with a number that is not rounded to it.
+    """
     own, device = _own_dtype(number), torch.device("cpu")
     if tensors:
         device = tensors[0].device
@@ -107,6 +120,9 @@ def _among(number: TracedNumber, tensors: Sequence[Tensor]) -> Tensor:
             others = torch.promote_types(others, tensor.dtype)
         if others.is_floating_point or others.is_complex or (isinstance(number, TracedInt) and others != torch.bool):
             own = others
+    own = dtype or own
+    if own in _REDUCED:
+        raise TypeError
     return number.tensor.to(device=device, dtype=own)
 
 
@@ -159,6 +175,8 @@ def numbers_in_calls(reads: Reads, functions: Iterable[FunctionType]) -> Iterato
         stack.enter_context(
             mock.patch.object(torch.distributions.utils, is_tensor_like.__name__, _unless_traced(is_tensor_like))
         )
+        # It logs an error of torch's for each function that has to be given the number itself.
+        stack.enter_context(mock.patch.object(fake_tensor.log, "disabled", new=True))
         stack.enter_context(NumbersInCalls())
         try:
             yield answers

@@ -1,4 +1,4 @@
-"""Names in the program's own code that would compute with traced numbers in C: ``int``, ``float``, ``from math``."""
+"""Names in the program's own code that would see traced numbers in C: ``int``, ``float``, ``type``, ``from math``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgc.capture.python.traced_numbers import MATHEMATICAL, Answers, TracedNumber, recorded_function
 from sgc.capture.state.value_parts import MISSING
-from sgc.errors import DataDependenceError
+from sgc.errors import CaptureError, DataDependenceError
 
 _CONVERSIONS: tuple[type, ...] = (int, float)
 
@@ -22,34 +22,67 @@ _CONVERSIONS: tuple[type, ...] = (int, float)
 def recorded_names(functions: Iterable[FunctionType], answers: Answers) -> Iterator[None]:
     """In the globals of some functions names mean what records numbers while this is entered.
 
-    ``int`` and ``float`` of a traced tensor or number give numbers, where the functions do nothing but call them.
+    ``int`` and ``float`` of a traced tensor or number give numbers, ``type`` of one is Python's, where the code of a
+    module does nothing but call them.
+
+    :raises CaptureError: if a function asks for a type, and its module uses ``type`` otherwise.
     """
     replaced: list[tuple[dict[str, Any], str, Any]] = []
     codes: dict[int, tuple[dict[str, Any], list[CodeType]]] = {}
     for function in functions:
         codes.setdefault(id(function.__globals__), (function.__globals__, []))[1].append(function.__code__)
-    for names, of_module in codes.values():
-        called = [_uses(code) for code in of_module]
-        bound: dict[str, Any] = {}
-        for name in frozenset[str]().union(*called):
-            value = names.get(name)
-            if isinstance(value, BuiltinFunctionType) and value.__module__ == "math" and value.__name__ in MATHEMATICAL:
-                bound[name] = recorded_function(value.__name__)
-        for kind in _CONVERSIONS:
-            name = kind.__name__
-            if name not in names and all(uses.get(name, True) for uses in called):
-                bound[name] = _conversion(kind, answers)
-        for name, value in bound.items():
-            replaced.append((names, name, names.get(name, MISSING)))
-            names[name] = value
     try:
+        for names, of_module in codes.values():
+            for name, value in _replacements(names, of_module, answers).items():
+                replaced.append((names, name, names.get(name, MISSING)))
+                names[name] = value
         yield
     finally:
-        for names, name, value in replaced:
+        for names, name, value in reversed(replaced):
             if value is MISSING:
-                del names[name]
+                names.pop(name, None)
             else:
                 names[name] = value
+
+
+def _replacements(names: dict[str, Any], codes: list[CodeType], answers: Answers) -> dict[str, Any]:
+    """What names of a module are to mean for the code of some functions in it."""
+    used = frozenset[str]().union(*map(_uses, codes))
+    replacements: dict[str, Any] = {}
+    for name in used:
+        value = names.get(name)
+        if isinstance(value, BuiltinFunctionType) and value.__module__ == "math" and value.__name__ in MATHEMATICAL:
+            replacements[name] = recorded_function(value.__name__)
+    # Another thread, or a function that is called by a computed name, may run any code of the module meanwhile.
+    of_module = [_uses(code) for code in (*codes, *_codes_of(names))]
+    for kind in (*_CONVERSIONS, type):
+        name = kind.__name__
+        if name not in used or name in names:
+            continue
+        if all(uses.get(name, True) for uses in of_module):
+            replacements[name] = _type_of if kind is type else _conversion(kind, answers)
+        elif kind is type:
+            raise CaptureError("the program asks for types in a module that uses the name otherwise, too")
+    return replacements
+
+
+def _codes_of(names: dict[str, Any]) -> Iterator[CodeType]:
+    """The code of the functions and methods of a module."""
+    for value in list(names.values()):
+        for part in list(vars(value).values()) if isinstance(value, type) else (value,):
+            function = part
+            if isinstance(part, (staticmethod, classmethod)):
+                function = part.__func__
+            elif isinstance(part, property):
+                function = part.fget
+            if isinstance(function, FunctionType) and function.__globals__ is names:
+                yield function.__code__
+
+
+def _type_of(*args: Any, **kwargs: Any) -> Any:
+    if len(args) == 1 and isinstance(args[0], TracedNumber):
+        return type(args[0].value)
+    return type(*args, **kwargs)
 
 
 def _conversion(kind: type, answers: Answers) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,18 +93,18 @@ class TracedNumber(tracer.Traced):
         return self._book.result(abs(self.value), torch.abs, self)
 
     def __floor__(self) -> Any:
-        return self._book.result(math.floor(self.value), lambda a: a.floor().long(), self)
+        return self._book.rounded(self, math.floor, torch.floor)
 
     def __ceil__(self) -> Any:
-        return self._book.result(math.ceil(self.value), lambda a: a.ceil().long(), self)
+        return self._book.rounded(self, math.ceil, torch.ceil)
 
     def __trunc__(self) -> Any:
-        return self._book.result(math.trunc(self.value), lambda a: a.trunc().long(), self)
+        return self._book.rounded(self, math.trunc, torch.trunc)
 
     def __round__(self, digits: int | None = None) -> Any:
         if digits is not None:
             return round(self.read(), digits)
-        return self._book.result(round(self.value), lambda a: a.round().long(), self)
+        return self._book.rounded(self, round, torch.round)
 
 
 class TracedFloat(TracedNumber):
@@ -117,7 +118,8 @@ class TracedInt(TracedNumber):
         return operator.index(self.read())
 
 
-_KINDS: dict[type, Any] = {float: TracedFloat, int: TracedInt}
+_KINDS: dict[type, Any] = {float: TracedFloat, np.float64: TracedFloat, int: TracedInt}
+_TRACED = frozenset(_KINDS.values())
 
 
 class Answers:
@@ -133,10 +135,9 @@ class Answers:
 
     def number(self, value: Any, tensor: Tensor) -> Any:
         """A number that stands for a 0-d tensor."""
-        kind = float if isinstance(value, float) else int
-        value = kind(value)
-        made = _KINDS[kind]()
-        made.value, made.tensor, made._book = value, tensor, self
+        made = _KINDS[type(value)]()
+        with torch._C.DisableTorchFunction():
+            made.value, made.tensor, made._book = value, tensor.double(), self
         return made
 
     def is_number(self, tensor: Tensor) -> bool:
@@ -168,15 +169,21 @@ class Answers:
         if type(value) not in _KINDS or (isinstance(value, int) and abs(value) > _LARGEST):
             return self._by_value(value, numbers)
         with torch._C.DisableTorchFunction():
-            tensor = compute(*map(self.operand, numbers))
-            return self.number(value, tensor.double() if isinstance(value, float) else tensor.long())
+            tensor = compute(*map(self.operand, numbers)).double()
+            return self.number(value, tensor)
+
+    def rounded(self, number: TracedNumber, function: Callable[..., Any], compute: Callable[..., Tensor]) -> Any:
+        """A whole number that is near."""
+        made = self.result(function(number.value), compute, number)
+        if isinstance(number, TracedFloat) and type(made) in _TRACED:
+            self.require(made, (0,), "what Python makes a whole number of")
+        return made
 
     def operand(self, number: Any) -> Tensor:
-        """The tensor of a number, traced or not."""
+        """The tensor of a number, traced or not: float64 also of an int, which overflows as Python's do not."""
         if isinstance(number, TracedNumber):
             return number.tensor
-        dtype = torch.float64 if isinstance(number, float) else torch.int64
-        return torch.full((), number, dtype=dtype, device="cpu")
+        return torch.full((), number, dtype=torch.float64, device="cpu")
 
     def _by_value(self, value: Any, numbers: tuple[Any, ...]) -> Any:
         for number in numbers:
@@ -190,13 +197,16 @@ class Answers:
             self._reads.evaluate(tensor, "a number")
         return value
 
-    def ask(self, name: str, one: TracedNumber, other: Any) -> bool:
+    def ask(self, name: str, one: TracedNumber, other: Any) -> Any:
         """The answer to a comparison, guarded."""
-        answer = bool(getattr(operator, name)(one.value, _value(other)))
-        if self._is_new(name, one.tensor, other.tensor if isinstance(other, TracedNumber) else other):
+        answer = getattr(operator, name)(one.value, _value(other))
+        if type(other) is int and abs(other) > _LARGEST:
+            one.read()
+        elif self._is_new(name, one.tensor, other.tensor if isinstance(other, TracedNumber) else other):
             with torch._C.DisableTorchFunction():
                 asked = getattr(torch, name)(self.operand(one), self.operand(other))
-            self._reads.evaluate(asked, "a comparison")
+            if bool(self._reads.numbers(asked)) is not bool(answer):  # as Python and torch round differently
+                self._by_value(answer, (one, other))
         return answer
 
     def whole(self, number: TracedNumber, name: str) -> int:
@@ -206,6 +216,17 @@ class Answers:
                 asked = getattr(number.tensor.double(), name)().long()
             self._reads.evaluate(asked, "a number")
         return int(number.value)
+
+    def require(self, number: TracedNumber, operands: tuple[Any, ...], what: str) -> None:
+        """Where Python raises an error of numbers that are finite, torch gives one that is not; so does numpy."""
+        if type(number.value) is np.float64:
+            return
+        with torch._C.DisableTorchFunction():
+            holds = number.tensor.isfinite()
+            for operand in operands:
+                holds = holds | ~self.operand(operand).isfinite()
+        assert self._reads.check is not None
+        self._reads.check(holds, what)
 
     def _is_recording(self) -> bool:
         if self.active and not tracer.is_capturing():
@@ -241,16 +262,31 @@ def _power(one: Tensor, other: Tensor) -> Tensor:
     return one.double() ** other.double()
 
 
+def _modulo(one: Tensor, other: Tensor) -> Tensor:
+    """As Python does; Inductor's floor division and remainder round a quotient first, and differ where it is whole."""
+    rest = torch.fmod(one, other)
+    rest = torch.where(rest == 0, torch.copysign(torch.zeros_like(rest), other), rest)
+    return torch.where(rest * torch.sign(other) < 0, rest + other, rest)
+
+
+def _floor_divide(one: Tensor, other: Tensor) -> Tensor:
+    return torch.round((one - _modulo(one, other)) / other)
+
+
 _ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
     "truediv": _divide,
-    "floordiv": torch.floor_divide,
-    "mod": torch.remainder,
+    "floordiv": _floor_divide,
+    "mod": _modulo,
     "pow": _power,
 }
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+
+
+_RAISING = frozenset(("truediv", "floordiv", "mod", "pow"))
+"""Operators by which Python raises an error where torch gives an infinity or NaN."""
 
 
 def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected: bool) -> Callable[..., Any]:
@@ -262,7 +298,10 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected
         pair = (other, self) if reflected else (self, other)
         if not isinstance(other, (TracedNumber, *_PLAIN)):
             return python(*(part.read() if part is self else part for part in pair))
-        return self._book.result(python(*map(_value, pair)), compute, *pair)
+        made = self._book.result(python(*map(_value, pair)), compute, *pair)
+        if name in _RAISING and type(made) in _TRACED:
+            self._book.require(made, pair, "what Python divides by, or raises to a power")
+        return made
 
     return operate
 
@@ -302,13 +341,27 @@ for _name in _COMPARISONS:
 # -- functions of Python's that compute in C
 
 _ELEMENTARY: dict[str, Callable[..., Tensor]] = {
-    **{name: getattr(torch, name) for name in ("exp", "log", "log1p", "log2", "log10", "expm1", "sqrt", "tanh", "sin")},
+    **{name: getattr(torch, name) for name in ("exp", "log1p", "log2", "log10", "expm1", "sqrt", "tanh", "sin")},
     **{name: getattr(torch, name) for name in ("cos", "tan", "sinh", "cosh", "atan", "asin", "acos", "lgamma", "erf")},
     "erfc": torch.erfc,
+    "log": lambda *parts: _log(*parts),
     "fabs": torch.abs,
     "pow": torch.pow,
     "exp2": torch.exp2,
+    "hypot": torch.hypot,
+    "atan2": torch.atan2,
+    "fmod": torch.fmod,
+    "copysign": torch.copysign,
+    "degrees": torch.rad2deg,
+    "radians": torch.deg2rad,
 }
+
+_ROUNDING = frozenset(("floor", "ceil", "trunc"))
+"""Functions that ask the number itself."""
+
+
+def _log(number: Tensor, *base: Tensor) -> Tensor:
+    return torch.log(number) / torch.log(base[0]) if base else torch.log(number)
 
 
 def recorded_function(name: str) -> Callable[..., Any]:
@@ -319,19 +372,26 @@ def recorded_function(name: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         numbers = [part for part in args if isinstance(part, TracedNumber)]
-        if not numbers:
+        if not numbers or name in _ROUNDING:
             return function(*args, **kwargs)
         if compute is None or kwargs or not all(isinstance(part, (TracedNumber, *_PLAIN)) for part in args):
             return function(*(part.read() if isinstance(part, TracedNumber) else part for part in args), **kwargs)
-        answer = function(*map(_value, args))
-        return numbers[0]._book.result(answer, lambda *parts: compute(*(part.double() for part in parts)), *args)
+        made = numbers[0]._book.result(function(*map(_value, args)), compute, *args)
+        if type(made) in _TRACED:
+            made._book.require(made, args, f"what math.{name} is given")
+        return made
 
     return call
 
 
 def recorded_extreme(function: Callable[..., Any]) -> Callable[..., Any]:
     """``min`` or ``max``, of numbers that may be traced."""
-    compute = torch.minimum if function is min else torch.maximum
+    comes_before = torch.lt if function is min else torch.gt
+
+    def compute(best: Tensor, *others: Tensor) -> Tensor:
+        for other in others:  # as Python does, which matters for NaN
+            best = torch.where(comes_before(other, best), other, best)
+        return best
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -342,7 +402,7 @@ def recorded_extreme(function: Callable[..., Any]) -> Callable[..., Any]:
         kinds = {type(_value(part)) for part in args}
         answer = function(*map(_value, args))
         answer = float(answer) if float in kinds else answer
-        return numbers[0]._book.result(answer, lambda *parts: functools.reduce(compute, parts), *args)
+        return numbers[0]._book.result(answer, compute, *args)
 
     return call
 

@@ -156,7 +156,6 @@ def placed(values: Sequence[tuple[Place, Any]]) -> Iterator[None]:
     with ExitStack() as stack:
         for place, value in values:
             before = look_up(place.holder, place.key)
-            stack.callback(_write, place.holder, place.key, before)
             container = part_at(before, place.path[:-1]) if place.path else None
             if type(container) is list:
                 stack.callback(list.__setitem__, container, place.path[-1], container[place.path[-1]])
@@ -166,6 +165,7 @@ def placed(values: Sequence[tuple[Place, Any]]) -> Iterator[None]:
                 stack.callback(dict.__setitem__, container, key, container[key])
                 container[key] = value
             else:
+                stack.callback(_write, place.holder, place.key, before)
                 _write(place.holder, place.key, with_part(before, place.path, value))
         yield
 
