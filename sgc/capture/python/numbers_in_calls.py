@@ -21,16 +21,9 @@ from torch._subclasses import fake_tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from sgc.capture.python.recorded_functions import MATHEMATICAL, recorded_extreme, recorded_function
 from sgc.capture.python.recorded_names import recorded_names
-from sgc.capture.python.traced_numbers import (
-    MATHEMATICAL,
-    Answers,
-    TracedFloat,
-    TracedInt,
-    TracedNumber,
-    recorded_extreme,
-    recorded_function,
-)
+from sgc.capture.python.traced_numbers import Answers, TracedFloat, TracedInt, TracedNumber
 from sgc.capture.values.reads import DATA_DEPENDENT, Reads
 
 _MAKING = frozenset((torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor))
@@ -171,10 +164,8 @@ def numbers_in_calls(reads: Reads, functions: Iterable[FunctionType]) -> Iterato
         is_one = pyro.distributions.util.is_identically_one
         stack.enter_context(mock.patch.object(pyro.distributions.util, is_one.__name__, _unless_traced(is_one)))
         # To torch a number is not like a tensor, though it has what lets tensor-like objects into its functions.
-        is_tensor_like = torch.distributions.utils.is_tensor_like
-        stack.enter_context(
-            mock.patch.object(torch.distributions.utils, is_tensor_like.__name__, _unless_traced(is_tensor_like))
-        )
+        is_tensor_like = _unless_traced(torch.overrides.is_tensor_like)
+        stack.enter_context(mock.patch.object(torch.distributions.utils, "is_tensor_like", is_tensor_like))
         # It logs an error of torch's for each function that has to be given the number itself.
         stack.enter_context(mock.patch.object(fake_tensor.log, "disabled", new=True))
         stack.enter_context(NumbersInCalls())

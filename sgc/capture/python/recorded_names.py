@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capture.python.traced_numbers import MATHEMATICAL, Answers, TracedNumber, recorded_function
+from sgc.capture.python.recorded_functions import MATHEMATICAL, recorded_function
+from sgc.capture.python.traced_numbers import Answers, TracedNumber
 from sgc.capture.state.value_parts import MISSING
 from sgc.errors import CaptureError, DataDependenceError
 

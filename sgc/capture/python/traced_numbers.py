@@ -1,14 +1,13 @@
 """A Python number that is an input of the program: what Python computes with it is recorded as tensors are.
 
 It is a number of Python's own kind, for whoever asks by ``isinstance``, and knows its value. Arithmetic gives another
-such number; a comparison, ``int()`` or a text gives Python's answer, which becomes a guard. Its class is derived from no
-class of numbers, lest C read a value in it unseen: what wants a number of Python's asks ``float()`` or an index of it,
-or raises an error.
+such number; a comparison, ``int()`` or a text gives Python's answer, which becomes a guard. Its class is derived from
+no class of numbers, lest C read a value in it unseen: what wants a number of Python's asks ``float()`` or an index of
+it, or raises an error.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 from collections.abc import Callable
@@ -32,7 +31,7 @@ class TracedNumber(tracer.Traced):
 
     value: Any
     tensor: Tensor
-    _book: Answers
+    book: Answers
 
     __array_ufunc__ = None
     """numpy is not to compute with it: it would in C."""
@@ -48,7 +47,7 @@ class TracedNumber(tracer.Traced):
 
     def read(self) -> Any:
         """The number, as one on which the structure of the program relies."""
-        return self._book.read(self.tensor, self.value)
+        return self.book.read(self.tensor, self.value)
 
     def __copy__(self) -> TracedNumber:
         return self
@@ -60,13 +59,13 @@ class TracedNumber(tracer.Traced):
         return type(self.value), (self.read(),)
 
     def __bool__(self) -> bool:
-        return bool(self._book.ask("ne", self, 0))
+        return bool(self.book.ask("ne", self, 0))
 
     def __float__(self) -> float:
         return float(self.read())
 
     def __int__(self) -> int:
-        return int(self._book.whole(self, "trunc"))
+        return int(self.book.whole(self, "trunc"))
 
     def __complex__(self) -> complex:
         return complex(self.read())
@@ -84,27 +83,27 @@ class TracedNumber(tracer.Traced):
         return format(self.read(), spec)
 
     def __neg__(self) -> Any:
-        return self._book.result(-self.value, lambda a: -a, self)
+        return self.book.result(-self.value, lambda a: -a, self)
 
     def __pos__(self) -> Any:
         return self
 
     def __abs__(self) -> Any:
-        return self._book.result(abs(self.value), torch.abs, self)
+        return self.book.result(abs(self.value), torch.abs, self)
 
     def __floor__(self) -> Any:
-        return self._book.rounded(self, math.floor, torch.floor)
+        return self.book.rounded(self, math.floor, torch.floor)
 
     def __ceil__(self) -> Any:
-        return self._book.rounded(self, math.ceil, torch.ceil)
+        return self.book.rounded(self, math.ceil, torch.ceil)
 
     def __trunc__(self) -> Any:
-        return self._book.rounded(self, math.trunc, torch.trunc)
+        return self.book.rounded(self, math.trunc, torch.trunc)
 
     def __round__(self, digits: int | None = None) -> Any:
         if digits is not None:
             return round(self.read(), digits)
-        return self._book.rounded(self, round, torch.round)
+        return self.book.rounded(self, round, torch.round)
 
 
 class TracedFloat(TracedNumber):
@@ -119,7 +118,7 @@ class TracedInt(TracedNumber):
 
 
 _KINDS: dict[type, Any] = {float: TracedFloat, np.float64: TracedFloat, int: TracedInt}
-_TRACED = frozenset(_KINDS.values())
+TRACED = frozenset(_KINDS.values())
 
 
 class Answers:
@@ -137,7 +136,7 @@ class Answers:
         """A number that stands for a 0-d tensor."""
         made = _KINDS[type(value)]()
         with torch._C.DisableTorchFunction():
-            made.value, made.tensor, made._book = value, tensor.double(), self
+            made.value, made.tensor, made.book = value, tensor.double(), self
         return made
 
     def is_number(self, tensor: Tensor) -> bool:
@@ -167,7 +166,7 @@ class Answers:
         if not self._is_recording():
             return value
         if type(value) not in _KINDS or (isinstance(value, int) and abs(value) > _LARGEST):
-            return self._by_value(value, numbers)
+            return self._byvalue_of(value, numbers)
         with torch._C.DisableTorchFunction():
             tensor = compute(*map(self.operand, numbers)).double()
             return self.number(value, tensor)
@@ -175,7 +174,7 @@ class Answers:
     def rounded(self, number: TracedNumber, function: Callable[..., Any], compute: Callable[..., Tensor]) -> Any:
         """A whole number that is near."""
         made = self.result(function(number.value), compute, number)
-        if isinstance(number, TracedFloat) and type(made) in _TRACED:
+        if isinstance(number, TracedFloat) and type(made) in TRACED:
             self.require(made, (0,), "what Python makes a whole number of")
         return made
 
@@ -185,7 +184,7 @@ class Answers:
             return number.tensor
         return torch.full((), number, dtype=torch.float64, device="cpu")
 
-    def _by_value(self, value: Any, numbers: tuple[Any, ...]) -> Any:
+    def _byvalue_of(self, value: Any, numbers: tuple[Any, ...]) -> Any:
         for number in numbers:
             if isinstance(number, TracedNumber):
                 number.read()
@@ -199,14 +198,14 @@ class Answers:
 
     def ask(self, name: str, one: TracedNumber, other: Any) -> Any:
         """The answer to a comparison, guarded."""
-        answer = getattr(operator, name)(one.value, _value(other))
+        answer = getattr(operator, name)(one.value, value_of(other))
         if type(other) is int and abs(other) > _LARGEST:
             one.read()
         elif self._is_new(name, one.tensor, other.tensor if isinstance(other, TracedNumber) else other):
             with torch._C.DisableTorchFunction():
                 asked = getattr(torch, name)(self.operand(one), self.operand(other))
             if bool(self._reads.numbers(asked)) is not bool(answer):  # as Python and torch round differently
-                self._by_value(answer, (one, other))
+                self._byvalue_of(answer, (one, other))
         return answer
 
     def whole(self, number: TracedNumber, name: str) -> int:
@@ -245,13 +244,14 @@ class Answers:
         return True
 
 
-def _value(number: Any) -> Any:
+def value_of(number: Any) -> Any:
+    """Python's own number for one that may be traced."""
     return number.value if isinstance(number, TracedNumber) else number
 
 
 # -- Python's operators
 
-_PLAIN = (bool, int, float)
+PLAIN_NUMBERS = (bool, int, float)
 
 
 def _divide(one: Tensor, other: Tensor) -> Tensor:
@@ -296,11 +296,11 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected
         if isinstance(other, Tensor):
             return NotImplemented
         pair = (other, self) if reflected else (self, other)
-        if not isinstance(other, (TracedNumber, *_PLAIN)):
+        if not isinstance(other, (TracedNumber, *PLAIN_NUMBERS)):
             return python(*(part.read() if part is self else part for part in pair))
-        made = self._book.result(python(*map(_value, pair)), compute, *pair)
-        if name in _RAISING and type(made) in _TRACED:
-            self._book.require(made, pair, "what Python divides by, or raises to a power")
+        made = self.book.result(python(*map(value_of, pair)), compute, *pair)
+        if name in _RAISING and type(made) in TRACED:
+            self.book.require(made, pair, "what Python divides by, or raises to a power")
         return made
 
     return operate
@@ -318,8 +318,8 @@ def _by_reading(name: str, *, reflected: bool) -> Callable[..., Any]:
 
 def _comparison(name: str) -> Callable[..., Any]:
     def compare(self: TracedNumber, other: Any) -> Any:
-        if isinstance(other, (TracedNumber, *_PLAIN)):
-            return self._book.ask(name, self, other)
+        if isinstance(other, (TracedNumber, *PLAIN_NUMBERS)):
+            return self.book.ask(name, self, other)
         if isinstance(other, Tensor):
             return NotImplemented
         return getattr(operator, name)(self.read(), other)
@@ -336,75 +336,3 @@ for _name in ("lshift", "rshift", "and", "or", "xor", "divmod"):
     setattr(TracedNumber, f"__r{_name}__", _by_reading(_function, reflected=True))
 for _name in _COMPARISONS:
     setattr(TracedNumber, f"__{_name}__", _comparison(_name))
-
-
-# -- functions of Python's that compute in C
-
-_ELEMENTARY: dict[str, Callable[..., Tensor]] = {
-    **{name: getattr(torch, name) for name in ("exp", "log1p", "log2", "log10", "expm1", "sqrt", "tanh", "sin")},
-    **{name: getattr(torch, name) for name in ("cos", "tan", "sinh", "cosh", "atan", "asin", "acos", "lgamma", "erf")},
-    "erfc": torch.erfc,
-    "log": lambda *parts: _log(*parts),
-    "fabs": torch.abs,
-    "pow": torch.pow,
-    "exp2": torch.exp2,
-    "hypot": torch.hypot,
-    "atan2": torch.atan2,
-    "fmod": torch.fmod,
-    "copysign": torch.copysign,
-    "degrees": torch.rad2deg,
-    "radians": torch.deg2rad,
-}
-
-_ROUNDING = frozenset(("floor", "ceil", "trunc"))
-"""Functions that ask the number itself."""
-
-
-def _log(number: Tensor, *base: Tensor) -> Tensor:
-    return torch.log(number) / torch.log(base[0]) if base else torch.log(number)
-
-
-def recorded_function(name: str) -> Callable[..., Any]:
-    """A function of the module ``math`` that takes traced numbers."""
-    function = getattr(math, name)
-    compute = _ELEMENTARY.get(name)
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        numbers = [part for part in args if isinstance(part, TracedNumber)]
-        if not numbers or name in _ROUNDING:
-            return function(*args, **kwargs)
-        if compute is None or kwargs or not all(isinstance(part, (TracedNumber, *_PLAIN)) for part in args):
-            return function(*(part.read() if isinstance(part, TracedNumber) else part for part in args), **kwargs)
-        made = numbers[0]._book.result(function(*map(_value, args)), compute, *args)
-        if type(made) in _TRACED:
-            made._book.require(made, args, f"what math.{name} is given")
-        return made
-
-    return call
-
-
-def recorded_extreme(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``min`` or ``max``, of numbers that may be traced."""
-    comes_before = torch.lt if function is min else torch.gt
-
-    def compute(best: Tensor, *others: Tensor) -> Tensor:
-        for other in others:  # as Python does, which matters for NaN
-            best = torch.where(comes_before(other, best), other, best)
-        return best
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        numbers = [part for part in args if isinstance(part, TracedNumber)]
-        plain = all(isinstance(part, (TracedNumber, int, float)) for part in args)
-        if kwargs or len(args) < 2 or not numbers or not plain:
-            return function(*args, **kwargs)
-        kinds = {type(_value(part)) for part in args}
-        answer = function(*map(_value, args))
-        answer = float(answer) if float in kinds else answer
-        return numbers[0]._book.result(answer, compute, *args)
-
-    return call
-
-
-MATHEMATICAL = tuple(name for name in vars(math) if callable(getattr(math, name)) and not name.startswith("_"))

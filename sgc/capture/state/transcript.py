@@ -188,7 +188,7 @@ class Transcript(TorchFunctionMode):
                 made = self._made.get(id(value))
                 yield value if made is None or made() is not value else Made(made)
         elif isinstance(value, tracer.Traced):
-            yield value.value
+            yield from self._values(value.value, depth)
         elif isinstance(value, _PLAIN):
             yield float(value) if isinstance(value, np.float64) else value
         elif isinstance(value, (np.ndarray, np.generic)):
