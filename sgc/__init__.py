@@ -5,9 +5,7 @@ What is here is imported when it is first asked for: ``import sgc`` costs what `
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,20 +35,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-class _Package(ModuleType):
-    """``sgc.capture`` is the function, also after Python has imported the folder of that name."""
-
-    @property
-    def capture(self) -> Any:
-        return __getattr__("capture")
-
-    @capture.setter
-    def capture(self, folder: ModuleType) -> None:
-        """What Python does after importing the folder."""
-
-
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-sys.modules[__name__].__class__ = _Package

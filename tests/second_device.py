@@ -22,7 +22,7 @@ from torch.utils import _device
 from torch.utils._device import DeviceContext, _device_constructors
 
 import sgc
-from sgc.capture.values import torch_functions
+from sgc.tracing.values import torch_functions
 
 NAME = "other"
 _KEY = "PrivateUse1"

@@ -13,7 +13,7 @@ ROOT = Path(sgc.__file__).parent
 LAYERS = (
     {"errors", "config", "native"},
     {"graph"},
-    {"capture", "passes", "emit"},
+    {"tracing", "passes", "emit"},
     {"guards"},
     {"runtime"},
     {"training", "api"},
@@ -21,7 +21,7 @@ LAYERS = (
     {"__init__"},
     {"doctor"},
 )
-INDEPENDENT = {"capture", "passes", "emit"}
+INDEPENDENT = {"tracing", "passes", "emit"}
 WITHIN_EMIT = (
     {"fx", "safe_operands"},
     {"differentiate", "emitter", "particle_loop", "rewrites", "rollback", "train_step"},

@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sgc.capture.python.partials import CallRecord
-from sgc.capture.state.places import Place, is_number
-from sgc.capture.state.value_parts import PLAIN
 from sgc.errors import ArgumentError
 from sgc.guards.base import Call, Guard
 from sgc.guards.identity import twins
@@ -20,6 +17,9 @@ from sgc.guards.miss import AS_TENSORS, SAME_EACH_TIME, Miss
 from sgc.guards.snapshots import Free, difference, is_as_noted, labelled, loosened, moved, note, shown
 from sgc.native import conditions
 from sgc.native.conditions import Condition
+from sgc.tracing.python.partials import CallRecord
+from sgc.tracing.state.places import Place, is_number
+from sgc.tracing.state.value_parts import PLAIN
 
 
 class ArgumentGuard(Guard):

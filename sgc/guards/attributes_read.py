@@ -17,8 +17,8 @@ from typing import Any, Generic, Protocol
 from pyro.nn import PyroModule
 from torch import nn
 
-from sgc.capture.source import is_installed_code
 from sgc.guards.libraries import is_installed, names_in
+from sgc.tracing.source import is_installed_code
 
 _COMPUTED = frozenset(
     (

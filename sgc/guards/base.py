@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec
 
-from sgc.capture.arguments import Structure, flatten
 from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition
+from sgc.tracing.arguments import Structure, flatten
 
 LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex, str, bytes, type(None)))
 """Kinds of arguments that have no parts."""

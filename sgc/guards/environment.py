@@ -14,10 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capture.state.external_reads import ExternalReads
-from sgc.capture.state.places import Place, is_number, look_up, read_of
-from sgc.capture.state.random_state import state_of
-from sgc.capture.state.value_parts import MISSING, PLAIN
 from sgc.guards.environment_walk import CONTAINERS, Walk, is_library
 from sgc.guards.hooks import GLOBAL_HOOKS
 from sgc.guards.iterators import progress
@@ -35,6 +31,10 @@ from sgc.guards.snapshots import (
 )
 from sgc.native import conditions
 from sgc.native.conditions import Condition
+from sgc.tracing.state.external_reads import ExternalReads
+from sgc.tracing.state.places import Place, is_number, look_up, read_of
+from sgc.tracing.state.random_state import state_of
+from sgc.tracing.state.value_parts import MISSING, PLAIN
 
 _VARIABLES: dict[Any, Any] = vars(os.environ)["_data"]
 """The dictionary behind ``os.environ``, private to Python: of a dictionary C++ watches an entry that is not there."""

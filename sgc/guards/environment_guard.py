@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sgc.capture.state.external_reads import ExternalReads
-from sgc.capture.state.places import Place
-from sgc.capture.state.random_state import drawn_from
-from sgc.capture.state.value_parts import PLAIN
 from sgc.errors import CaptureError
 from sgc.guards.base import Call, Guard
 from sgc.guards.environment import Environment
 from sgc.guards.miss import Miss
 from sgc.native.conditions import Condition
+from sgc.tracing.state.external_reads import ExternalReads
+from sgc.tracing.state.places import Place
+from sgc.tracing.state.random_state import drawn_from
+from sgc.tracing.state.value_parts import PLAIN
 
 
 class EnvironmentGuard(Guard):

@@ -21,14 +21,14 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from sgc.capture.state.external_reads import ExternalReads
-from sgc.capture.state.random_state import state_of
-from sgc.capture.state.value_parts import MISSING, PLAIN, contents
 from sgc.guards.attributes_read import AttributesRead, slots_of
 from sgc.guards.hooks import HOOKS
 from sgc.guards.iterators import progress
 from sgc.guards.libraries import LIBRARY_ROOTS, is_installed, is_machinery, is_of_a_library, names_in
 from sgc.guards.library_objects import BAGS, MATHEMATICAL, attributes, is_cache, is_of_a_run
+from sgc.tracing.state.external_reads import ExternalReads
+from sgc.tracing.state.random_state import state_of
+from sgc.tracing.state.value_parts import MISSING, PLAIN, contents
 
 _STANDARD = sysconfig.get_path("stdlib")
 _MAX_DEPTH = 6

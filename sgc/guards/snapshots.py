@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sgc.capture.state.places import NUMBERS
-from sgc.capture.state.value_parts import (
+from sgc.native import conditions
+from sgc.native.conditions import Condition, Read
+from sgc.tracing.state.places import NUMBERS
+from sgc.tracing.state.value_parts import (
     BY_VALUE,
     OF_FUNCTION,
     OF_PARTIAL,
@@ -29,8 +31,6 @@ from sgc.capture.state.value_parts import (
     part_at,
     parts_of,
 )
-from sgc.native import conditions
-from sgc.native.conditions import Condition, Read
 
 
 class Note:

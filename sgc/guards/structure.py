@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sgc.capture.state.owners import FixedOwner, ModuleOwner, Owner, StoreOwner, is_scripted
 from sgc.guards.base import Call, Guard
 from sgc.guards.hooks import GLOBAL_HOOKS, HOOKS
 from sgc.guards.metadata import meta
 from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition, Read
+from sgc.tracing.state.owners import FixedOwner, ModuleOwner, Owner, StoreOwner, is_scripted
 
 _TENSORS = ("_parameters", "_buffers")
 

@@ -6,9 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from sgc.capture.state.owners import ArgumentOwner, Owner, StoreOwner
-from sgc.capture.state.param_store import PYROS
-from sgc.capture.state.places import PlaceOwner
 from sgc.graph.program import Input
 from sgc.guards.base import Call, Guard
 from sgc.guards.identity import twins
@@ -16,6 +13,9 @@ from sgc.guards.metadata import Alike, Meta, meta, meta_difference, meta_shown
 from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition
+from sgc.tracing.state.owners import ArgumentOwner, Owner, StoreOwner
+from sgc.tracing.state.param_store import PYROS
+from sgc.tracing.state.places import PlaceOwner
 
 
 class TensorGuard(Guard):

@@ -13,8 +13,6 @@ from pyro.poutine import runtime
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from sgc.capture.pyro_loss import pyro_elbo
-from sgc.capture.source import warn
 from sgc.config import Dynamic, Options
 from sgc.emit.backends.protocol import Backend
 from sgc.emit.backends.registry import TIERS, backend_of
@@ -26,6 +24,8 @@ from sgc.runtime.eager_loss import eager_loss
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.turns import TURN
+from sgc.tracing.pyro_loss import pyro_elbo
+from sgc.tracing.source import warn
 
 PATIENCE = 1000
 """How many eager calls of one specialization precede its compilation by Inductor, in the tiered mode."""

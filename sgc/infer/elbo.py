@@ -11,7 +11,6 @@ import torch
 from pyro.infer.util import torch_backward, torch_item
 from torch import Tensor
 
-from sgc.capture.source import warn
 from sgc.config import Dynamic, Options, Rng
 from sgc.emit.backends.registry import TIERS, backend_of
 from sgc.errors import ArgumentError, RespecializationWarning
@@ -20,6 +19,7 @@ from sgc.infer.rewrapped import Rewrapped, is_wrapped
 from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.runtime.dynamo import untraced
+from sgc.tracing.source import warn
 
 _KEPT = 8
 """How many pairs of model and guide one ELBO keeps compiled."""

@@ -12,10 +12,10 @@ from typing import Any
 import pyro.poutine.messenger
 from torch import Tensor
 
-from sgc.capture.state.places import is_number
-from sgc.capture.state.value_parts import is_library_handler, parts_of, with_part
 from sgc.guards.libraries import is_of_a_library
 from sgc.guards.snapshots import difference, loosened, moved, note
+from sgc.tracing.state.places import is_number
+from sgc.tracing.state.value_parts import is_library_handler, parts_of, with_part
 
 Program = tuple[Callable[..., Any], Callable[..., Any]]
 

@@ -10,11 +10,11 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-from sgc.capture.source import warn
 from sgc.errors import ArgumentError, NanLossError, StandInWarning
 from sgc.guards.base import Call
 from sgc.infer.elbo import TraceGraph_ELBO
 from sgc.runtime.validity import Trial
+from sgc.tracing.source import warn
 from sgc.training.bound_step import Step
 
 _OF_A_STEP = ("loss_and_grads", "differentiable_loss")

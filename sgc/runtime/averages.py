@@ -9,12 +9,12 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX
-from sgc.capture.state.param_store import PYROS, Store
 from sgc.graph.nodes import BaselineNode
 from sgc.guards.metadata import Alike
 from sgc.native import conditions
 from sgc.native.conditions import Condition
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
+from sgc.tracing.state.param_store import PYROS, Store
 
 
 class Averages:

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgc.capture.declare import Capture
-from sgc.capture.program_call import ProgramCall
-from sgc.capture.prototype import PrototypeRun, refuse_changing
-from sgc.capture.source import warn
 from sgc.config import Options
 from sgc.errors import SideEffectWarning
 from sgc.graph.plan import Plan
@@ -22,6 +18,10 @@ from sgc.guards.value_guard import ValuesGuard
 from sgc.runtime.moving_capture import MovingCapture
 from sgc.runtime.residue.leaked_tensors import LeakedTensors, roots
 from sgc.runtime.specialization import Specialization
+from sgc.tracing.declare import Capture
+from sgc.tracing.program_call import ProgramCall
+from sgc.tracing.prototype import PrototypeRun, refuse_changing
+from sgc.tracing.source import warn
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capture.program_call import ProgramCall
-from sgc.capture.prototype import PrototypeRun, run_prototype
-from sgc.capture.python.garbage import rarely_collected
-from sgc.capture.source import warn
-from sgc.capture.state.param_store import Store
 from sgc.config import Options
 from sgc.emit.backends.registry import backend_of
 from sgc.errors import BaselineWarning, RespecializationWarning, SgcError
@@ -29,6 +24,11 @@ from sgc.runtime.restore_on_error import state_restored_on_error
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
 from sgc.runtime.view.module_view import Showing
+from sgc.tracing.program_call import ProgramCall
+from sgc.tracing.prototype import PrototypeRun, run_prototype
+from sgc.tracing.python.garbage import rarely_collected
+from sgc.tracing.source import warn
+from sgc.tracing.state.param_store import Store
 
 _WARN_AFTER = 4
 """How many specializations are made before a warning says why."""

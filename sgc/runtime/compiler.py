@@ -20,11 +20,6 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from sgc.capture.leaves.autograd_functions import own_functions
-from sgc.capture.program_call import ProgramCall
-from sgc.capture.prototype import PrototypeRun
-from sgc.capture.python.garbage import rarely_collected
-from sgc.capture.state.random_state import random_state, restore_random_state
 from sgc.emit.backends.protocol import Backend, StepBackend
 from sgc.emit.backends.registry import backend_of
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
@@ -46,6 +41,11 @@ from sgc.runtime.program_text import Rewritten
 from sgc.runtime.residue.leaked_tensors import without_leaks_into
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.turns import capturing
+from sgc.tracing.leaves.autograd_functions import own_functions
+from sgc.tracing.program_call import ProgramCall
+from sgc.tracing.prototype import PrototypeRun
+from sgc.tracing.python.garbage import rarely_collected
+from sgc.tracing.state.random_state import random_state, restore_random_state
 
 
 def specialize(

@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 
-from sgc.capture.error_notes import located
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
+from sgc.tracing.error_notes import located
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
 
 
 def eager_loss(

@@ -13,7 +13,6 @@ import pyro.util
 import torch
 from torch import Tensor, fx
 
-from sgc.capture.state.param_store import Store
 from sgc.emit.backends.protocol import Backend
 from sgc.errors import SgcError
 from sgc.graph.graph import StochasticGraph
@@ -30,6 +29,7 @@ from sgc.runtime.speculation.speculate import speculate
 from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
 from sgc.runtime.validity import RandomState, Trial, error_of_call_before, judge
+from sgc.tracing.state.param_store import Store
 
 if TYPE_CHECKING:
     from sgc.runtime.parity.compare import Verification

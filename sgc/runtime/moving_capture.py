@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sgc.capture.arguments import argument_names
-from sgc.capture.declare import Capture
-from sgc.capture.driver import capture_program
-from sgc.capture.program_call import ProgramCall
-from sgc.capture.prototype import PrototypeRun
-from sgc.capture.python.partials import CallRecord
-from sgc.capture.state.moving_inputs import MovingInputs
-from sgc.capture.state.owners import Owner
-from sgc.capture.state.places import Place, PlaceOwner, is_number
-from sgc.capture.state.run_differences import difference
-from sgc.capture.state.transcript import Transcript
 from sgc.graph.plan import Plan
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
 from sgc.guards.environment_guard import EnvironmentGuard
 from sgc.runtime.specialization import Specialization
+from sgc.tracing.arguments import argument_names
+from sgc.tracing.declare import Capture
+from sgc.tracing.driver import capture_program
+from sgc.tracing.program_call import ProgramCall
+from sgc.tracing.prototype import PrototypeRun
+from sgc.tracing.python.partials import CallRecord
+from sgc.tracing.state.moving_inputs import MovingInputs
+from sgc.tracing.state.owners import Owner
+from sgc.tracing.state.places import Place, PlaceOwner, is_number
+from sgc.tracing.state.run_differences import difference
+from sgc.tracing.state.transcript import Transcript
 
 
 @dataclass

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sgc.capture.state.param_store import restored_on_error
-from sgc.capture.state.random_state import random_state, restore_random_state
+from sgc.tracing.state.param_store import restored_on_error
+from sgc.tracing.state.random_state import random_state, restore_random_state
 
 
 @contextmanager

@@ -12,10 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sgc.capture.declare import Capture
-from sgc.capture.prototype import Prototype
-from sgc.capture.state.owners import ArgumentOwner, Owner
-from sgc.capture.state.places import Place, PlaceOwner
 from sgc.config import Options
 from sgc.emit.backends.protocol import Backend
 from sgc.emit.differentiate import Differentiated
@@ -32,6 +28,10 @@ from sgc.native.conditions import Ask, Condition, Group
 from sgc.runtime.autograd import Compiled
 from sgc.runtime.averages import Averages
 from sgc.runtime.speculation.tally import Tally
+from sgc.tracing.declare import Capture
+from sgc.tracing.prototype import Prototype
+from sgc.tracing.state.owners import ArgumentOwner, Owner
+from sgc.tracing.state.places import Place, PlaceOwner
 
 
 @dataclass

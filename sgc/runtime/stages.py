@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sgc.capture.declare import Capture
-from sgc.capture.prototype import Prototype
 from sgc.emit.differentiate import Differentiated
 from sgc.emit.emitter import Emitted
 from sgc.emit.rewrites.optimize import Report
 from sgc.runtime.program_text import program_text
 from sgc.runtime.specialization import Specialization
+from sgc.tracing.declare import Capture
+from sgc.tracing.prototype import Prototype
 
 
 class Stages(Mapping[str, Any]):

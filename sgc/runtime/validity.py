@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgc.capture.program_call import ProgramCall
-from sgc.capture.prototype import run_validated
-from sgc.capture.state.random_state import device_random_state, set_device_random_state
 from sgc.emit.backends.protocol import Backend
 from sgc.errors import InvalidValueError
 from sgc.guards.base import Call
 from sgc.runtime.specialization import Specialization
+from sgc.tracing.program_call import ProgramCall
+from sgc.tracing.prototype import run_validated
+from sgc.tracing.state.random_state import device_random_state, set_device_random_state
 
 
 @dataclass(slots=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capture.state.random_state import random_state, restore_random_state
 from sgc.errors import SgcError
 from sgc.runtime.loss_module import LossModule
+from sgc.tracing.state.random_state import random_state, restore_random_state
 from sgc.training.stepper import Stepper
 
 _ENTRIES = ("loss_module", "optimizer", "started", "random")

@@ -12,16 +12,16 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from sgc.capture.state.random_state import (
+from sgc.errors import NanLossError
+from sgc.guards.base import Call
+from sgc.runtime.async_number import AsyncNumber
+from sgc.runtime.validity import RandomState
+from sgc.tracing.state.random_state import (
     device_random_state,
     random_state,
     restore_random_state,
     set_device_random_state,
 )
-from sgc.errors import NanLossError
-from sgc.guards.base import Call
-from sgc.runtime.async_number import AsyncNumber
-from sgc.runtime.validity import RandomState
 from sgc.training.bound_step import Step
 from sgc.training.interrupts import postponed_interrupt
 from sgc.training.losses import Losses, RunResult

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgc.capture.state.random_state import random_state, restore_random_state
 from sgc.errors import NanLossError
 from sgc.graph.nodes import CostNode
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
+from sgc.tracing.state.random_state import random_state, restore_random_state
 
 _ATTEMPTS = 20
 

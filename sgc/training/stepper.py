@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgc.capture.source import warn
 from sgc.emit.backends.protocol import Backend, StepBackend
 from sgc.emit.backends.registry import UNCOMPILED, backend_of
 from sgc.errors import NanLossError, SgcError, StandInWarning
@@ -25,6 +24,7 @@ from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import loss_by_pyro
 from sgc.runtime.turns import Token
 from sgc.runtime.validity import RandomState, Trial
+from sgc.tracing.source import warn
 from sgc.training.bound_step import Bound, Step
 from sgc.training.compiled_steps import CompiledSteps
 from sgc.training.hindrances import HOOKS, hindrance

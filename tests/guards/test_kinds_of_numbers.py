@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sgc
-from sgc.capture.python.recorded_names import recorded_names
+from sgc.tracing.python.recorded_names import recorded_names
 from tests.guards.test_moving_numbers import NUMBERS, compare, guide, observe
 
 ANSWERS: dict[str, Callable[[Any], Any]] = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX
 from sgc.graph.nodes import BaselineNode
 from sgc.runtime.averages import Averages
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
 
 NAME = BASELINE_PREFIX + "z"
 

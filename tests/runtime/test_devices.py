@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 import sgc
 import sgc.errors
 import sgc.infer
-from sgc.capture.state.random_state import random_state, restore_random_state, same_random_state
+from sgc.tracing.state.random_state import random_state, restore_random_state, same_random_state
 from tests.programs import asserting_model, switches_on
 from tests.reference.pyro_side import AVERAGE, Outcome, Program
 from tests.reference.test_zoo import SEED, assert_equal

@@ -18,8 +18,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 import sgc
-from sgc.capture import tracer
 from sgc.errors import CaptureError, DataDependenceError, SideEffectWarning
+from sgc.tracing import tracer
 
 X = torch.tensor(0.7)
 

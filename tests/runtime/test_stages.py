@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, fx
 
 import sgc
-from sgc.capture.declare import Capture
-from sgc.capture.prototype import Prototype, PrototypeRun
 from sgc.config import Rng
 from sgc.emit.backends.registry import registered
 from sgc.emit.backends.torchscript import TorchScript
@@ -25,6 +23,8 @@ from sgc.errors import SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.runtime.autograd import Compiled
 from sgc.runtime.program_text import Rewritten, program_text
+from sgc.tracing.declare import Capture
+from sgc.tracing.prototype import Prototype, PrototypeRun
 
 X = torch.tensor([0.3, -0.2])
 

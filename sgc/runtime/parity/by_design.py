@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
-from sgc.capture.asked_estimators import AskedEstimators, base_distribution
-from sgc.capture.leaves.autograd_functions import applying, original_apply
-from sgc.capture.pyro_loss import PyroLoss
-from sgc.capture.source import current_line
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode, Estimator
 from sgc.graph.program import SiteKind
 from sgc.runtime.parity.eager_provenance import Provenance, followed
+from sgc.tracing.asked_estimators import AskedEstimators, base_distribution
+from sgc.tracing.leaves.autograd_functions import applying, original_apply
+from sgc.tracing.pyro_loss import PyroLoss
+from sgc.tracing.source import current_line
 
 
 class Fault(Enum):

@@ -12,11 +12,6 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
-from sgc.capture.prototype import preserved_state
-from sgc.capture.pyro_loss import PyroLoss, pyro_elbo
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX
-from sgc.capture.state.random_state import random_state, restore_random_state
-from sgc.capture.state.writes import undone_writes
 from sgc.errors import SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
@@ -27,6 +22,11 @@ from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
+from sgc.tracing.prototype import preserved_state
+from sgc.tracing.pyro_loss import PyroLoss, pyro_elbo
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
+from sgc.tracing.state.random_state import random_state, restore_random_state
+from sgc.tracing.state.writes import undone_writes
 
 _SEED = 20140714
 _SEEDS = 100

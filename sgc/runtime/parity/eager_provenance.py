@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sgc.capture.leaves.autograd_functions import applying, original_apply
 from sgc.graph.effects import written_positions
+from sgc.tracing.leaves.autograd_functions import applying, original_apply
 
 
 class Provenance(TorchDispatchMode):

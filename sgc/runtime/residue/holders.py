@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from sgc.capture.state.value_parts import MISSING
 from sgc.runtime.residue.reachable import BUILTIN, INSIDE, UNWRITTEN, Step, Visit, entry, in_slots
+from sgc.tracing.state.value_parts import MISSING
 
 
 class Holder(ABC):

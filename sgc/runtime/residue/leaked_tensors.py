@@ -16,15 +16,15 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from sgc.capture import tracer
-from sgc.capture.source import warn
-from sgc.capture.state.param_store import current_store
 from sgc.errors import CaptureError, SideEffectWarning, SourceLine
 from sgc.guards.hooks import GLOBAL_HOOKS
 from sgc.guards.libraries import LIBRARY_ROOTS
 from sgc.guards.library_objects import is_cache, is_of_a_run
 from sgc.runtime.residue.holders import Holder, holders
 from sgc.runtime.residue.reachable import UNWRITTEN, Visit, is_end, line_of, parts, reachable
+from sgc.tracing import tracer
+from sgc.tracing.source import warn
+from sgc.tracing.state.param_store import current_store
 
 
 class LeakedTensors:

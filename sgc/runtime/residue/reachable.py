@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgc.capture.state.value_parts import PLAIN
 from sgc.errors import SourceLine
 from sgc.guards.libraries import is_installed, is_machinery, is_of_a_library, names_in
+from sgc.tracing.state.value_parts import PLAIN
 
 _ENDS = frozenset((*PLAIN, type(...), type(NotImplemented), range, np.dtype, torch.Generator, torch.layout))
 BUILTIN = frozenset((dict, list, tuple, set, frozenset))

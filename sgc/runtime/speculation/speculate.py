@@ -19,11 +19,6 @@ from pyro.ops.provenance import detach_provenance
 from pyro.poutine import runtime
 from torch import Tensor, nn
 
-from sgc.capture.prototype import validated
-from sgc.capture.pyro_loss import pyro_elbo
-from sgc.capture.source import warn
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
-from sgc.capture.state.writes import undone_writes
 from sgc.errors import SgcError, StandInWarning
 from sgc.guards.handlers import unobserved
 from sgc.runtime.averages import put_in_store
@@ -33,6 +28,11 @@ from sgc.runtime.speculation.branches import first_failed
 from sgc.runtime.speculation.tally import Tally
 from sgc.runtime.turns import capturing
 from sgc.runtime.validity import Trial
+from sgc.tracing.prototype import validated
+from sgc.tracing.pyro_loss import pyro_elbo
+from sgc.tracing.source import warn
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
+from sgc.tracing.state.writes import undone_writes
 
 if TYPE_CHECKING:
     from sgc.runtime.loss_module import LossModule

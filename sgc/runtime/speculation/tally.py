@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgc.capture.source import warn
 from sgc.errors import StandInWarning
 from sgc.graph.program import Check
+from sgc.tracing.source import warn
 
 _FIRST = 4
 """When so many calls fail right after the one that was captured, its branches are not the usual ones."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.capture.state.baseline_averages import BASELINE_PREFIX
-from sgc.capture.state.owners import Owner, StoreOwner
-from sgc.capture.state.param_store import Store
 from sgc.runtime.averages import Averages, names_of, put_in_store
 from sgc.runtime.view.tensor_tree import TensorTree
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
+from sgc.tracing.state.owners import Owner, StoreOwner
+from sgc.tracing.state.param_store import Store
 
 
 class AverageTree(TensorTree):

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sgc.capture.state.owners import FixedOwner, Owner, StoreOwner
-from sgc.capture.state.param_store import Store, store_of
 from sgc.errors import CopyError, SourceLine
 from sgc.runtime.view.tensor_tree import TensorTree
+from sgc.tracing.state.owners import FixedOwner, Owner, StoreOwner
+from sgc.tracing.state.param_store import Store, store_of
 
 if TYPE_CHECKING:
     from sgc.runtime.view.module_view import Showing

@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sgc.capture.prototype import PrototypeRun
-from sgc.capture.source import warn
-from sgc.capture.state.owners import ArgumentOwner, FixedOwner, ModuleOwner, Owner, StoreOwner
-from sgc.capture.state.param_store import PYROS, Store
 from sgc.errors import ArgumentError, NotInitializedWarning, ReplacedParameterWarning, SgcError
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.turns import TURN
 from sgc.runtime.view import copies
 from sgc.runtime.view.average_tree import AverageTree
 from sgc.runtime.view.tensor_tree import TensorTree, inside, network_name
+from sgc.tracing.prototype import PrototypeRun
+from sgc.tracing.source import warn
+from sgc.tracing.state.owners import ArgumentOwner, FixedOwner, ModuleOwner, Owner, StoreOwner
+from sgc.tracing.state.param_store import PYROS, Store
 
 
 class Showing(nn.Module):

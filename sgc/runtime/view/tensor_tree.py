@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from sgc.capture.state.owners import FixedOwner, Owner, StoreOwner
+from sgc.tracing.state.owners import FixedOwner, Owner, StoreOwner
 
 
 class TensorTree(nn.Module):

@@ -14,13 +14,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sgc.capture.state.param_store import current_store
 from sgc.errors import ArgumentError
 from sgc.guards.identity import same
 from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.specialization import Specialization
+from sgc.tracing.state.param_store import current_store
 from sgc.training.optimizers.line_search import NanInSearch, search
 from sgc.training.optimizers.members import Following, Member, optimizers_of, refuse_subsampled
 from sgc.training.optimizers.refused import refuse_made, refuse_wrong_kind

@@ -1,0 +1,57 @@
+"""Collects what the statements of a guide ask for, from the run that precedes a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+
+from sgc.errors import SourceLine
+from sgc.graph.estimator_rules import Sampler
+from sgc.graph.plan import SiteRequest
+from sgc.tracing.asked_estimators import as_given, base_distribution
+from sgc.tracing.source import current_line
+
+
+class SiteRequests(Messenger):
+    """Notes the line of each sample statement; the guide's, where the model has it too, for the guide runs first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: dict[str, SourceLine | None] = {}
+        self.requests: tuple[SiteRequest, ...] = ()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self._lines:
+            self._lines[msg["name"]] = current_line()
+
+    def note(self, guide_trace: Trace) -> None:
+        """Note what the latent sites of a guide ask for."""
+        self.requests = tuple(self._of(guide_trace))
+
+    def _of(self, guide_trace: Trace) -> Iterator[SiteRequest]:
+        for name, site in guide_trace.nodes.items():
+            if site["type"] != "sample" or site["is_observed"] or isinstance(site["fn"], _Subsample):
+                continue
+            infer: dict[str, Any] = dict(site["infer"] or {})
+            baseline = infer.get("baseline")
+            options = baseline.items() if isinstance(baseline, Mapping) else ()
+            given = frozenset(str(option) for option, value in options if value is not None and value is not False)
+            yield SiteRequest(
+                name=name,
+                source=self._lines.get(name),
+                sampler=_sampler(as_given(site["fn"])),
+                estimator=infer.get("estimator"),
+                baseline=given,
+            )
+
+
+def _sampler(fn: Any) -> Sampler:
+    has_rsample = bool(getattr(fn, "has_rsample", False))
+    fn = base_distribution(fn)
+    has_acceptance = getattr(type(fn), "score_parts", None) is not TorchDistributionMixin.score_parts
+    return Sampler(type(fn).__name__, has_rsample, has_acceptance or not has_rsample)
