@@ -13,7 +13,6 @@ import pytest
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 
-from sgc.emit import emitter
 from sgc.graph.nodes import BaselineNode, DownstreamCostNode
 from tests.fuzz.__main__ import main
 from tests.fuzz.compare import Verdict, compare
@@ -80,24 +79,24 @@ def small_failure(programs: Iterable[Program]) -> str:
 
 def test_a_cost_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A score function that is multiplied by one of its downstream costs only."""
-    right = emitter._Builder._downstream
+    right = DownstreamCostNode.compute
 
-    def wrong(self: Any, node: DownstreamCostNode) -> Any:
-        return right(self, replace(node, terms=node.terms[:1]))
+    def wrong(self: DownstreamCostNode, run: Any) -> Any:
+        return right(replace(self, terms=self.terms[:1]), run)
 
-    monkeypatch.setattr(emitter._Builder, "_downstream", wrong)
+    monkeypatch.setattr(DownstreamCostNode, "compute", wrong)
     source = small_failure(short("pyro.plate", 1714))
     assert "pyro.plate" in source  # with no plate there is one term
     assert len(source.splitlines()) <= 15, source
 
 
 def test_an_average_with_another_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = emitter._Builder._baseline
+    right = BaselineNode.compute
 
-    def wrong(self: Any, node: BaselineNode) -> Any:
-        return right(self, replace(node, beta=0.5 * node.beta))
+    def wrong(self: BaselineNode, run: Any) -> Any:
+        return right(replace(self, beta=0.5 * self.beta), run)
 
-    monkeypatch.setattr(emitter._Builder, "_baseline", wrong)
+    monkeypatch.setattr(BaselineNode, "compute", wrong)
     source = small_failure(short("use_decaying_avg_baseline", 326))
     assert "use_decaying_avg_baseline" in source
     assert len(source.splitlines()) <= 12, source
@@ -107,7 +106,7 @@ def test_a_raw_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise KeyError("internal")
 
-    monkeypatch.setattr(emitter._Builder, "_downstream", broken)
+    monkeypatch.setattr(DownstreamCostNode, "compute", broken)
     _, verdict = first_failure(short("pyro.plate", 1714))
     assert verdict.kind == "raises KeyError"
 
@@ -137,7 +136,7 @@ def test_nothing_is_left_behind() -> None:
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     arguments = ["fuzz", "--programs", "2", "--from", "7", "--seed", "3", "--output"]
     monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path)])
-    monkeypatch.setattr(emitter._Builder, "_total", lambda *_: 1 / 0)
+    monkeypatch.setattr("sgc.runtime.compiler.emit_surrogate", lambda *_, **__: 1 / 0)
     main()
     said = capsys.readouterr().out
     assert "to 9: 2 fails" in said

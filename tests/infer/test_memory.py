@@ -19,10 +19,12 @@ from sgc.infer import elbo as module_under_test
 from sgc.runtime.generated_sources import known_sources
 
 
-def closure(shift: float) -> tuple[object, object]:
+def closure(shift: float, name: str = "x") -> tuple[object, object]:
+    """Programs that differ in the shift are one program; those with different names of a site are not."""
+
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(shift))
+        pyro.sample(name, dist.Normal(z, 1.0), obs=torch.tensor(shift))
 
     def guide() -> None:
         pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
@@ -36,7 +38,7 @@ def test_fresh_closures_are_not_mistaken_and_not_kept() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RespecializationWarning)
         for shift in range(module_under_test._KEPT + 4):
-            program = closure(float(shift))
+            program = closure(float(shift), f"x{shift}")
             pyro.set_rng_seed(0)
             ours = elbo.loss(*program)
             pyro.set_rng_seed(0)
@@ -51,11 +53,26 @@ def test_fresh_closures_are_not_mistaken_and_not_kept() -> None:
     assert all(reference() is None for reference in watched)
 
 
+def test_fresh_closures_of_one_program_are_not_kept() -> None:
+    elbo, watched = sgc.infer.TraceGraph_ELBO(), []
+    for shift in range(6):
+        program = closure(float(shift))
+        pyro.set_rng_seed(0)
+        ours = elbo.loss(*program)
+        pyro.set_rng_seed(0)
+        assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(*program), rel=1e-6)
+        watched.append(weakref.ref(program[0]))
+        del program
+    gc.collect()
+    assert sum(reference() is not None for reference in watched) <= 3
+    assert len(elbo._compiled) <= 3
+
+
 def test_many_pairs_are_pointed_out_once() -> None:
     elbo = sgc.infer.TraceGraph_ELBO()
     with pytest.warns(RespecializationWarning, match="outside of the training loop") as caught:
-        for _ in range(4 * module_under_test._KEPT):
-            elbo.compiled(*closure(0.0))
+        for number in range(4 * module_under_test._KEPT):
+            elbo.compiled(*closure(0.0, f"x{number}"))
     assert len(caught) == 1
 
 

@@ -92,7 +92,8 @@ def strays(graph: fx.Graph) -> Iterator[str]:
     """The nodes on another device, save for literals of the program and the numbers of calls."""
     for node in graph.nodes:
         values = [value for value in tree_leaves(node.meta.get("val")) if isinstance(value, Tensor)]
-        if node.op == "call_function" and any(value.device != device() for value in values):
+        is_literal = node.target is torch.ops.aten.lift_fresh_copy.default and node.args[0].op == "get_attr"
+        if node.op == "call_function" and not is_literal and any(value.device != device() for value in values):
             yield node.format_node()
 
 

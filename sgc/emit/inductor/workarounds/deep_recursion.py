@@ -33,7 +33,7 @@ def deep_recursion() -> Iterator[None]:
 def _there_and_back(x: Tensor) -> list[Tensor]:
     """Each product is kept until it is used on the way back."""
     kept = [x]
-    for _ in range(230):
+    for _ in range(300):
         kept.append(kept[-1] @ x)
     y = x
     for product in reversed(kept):

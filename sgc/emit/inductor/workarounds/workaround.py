@@ -26,6 +26,7 @@ class MinimalProgram:
     :param rng: the option that it is compiled with.
     :param in_one_piece: likewise.
     :param device: where it errs.
+    :param may_crash: whether it may end its process without the workaround: it writes into memory that was given away.
     """
 
     function: Callable[..., list[Tensor]]
@@ -35,6 +36,7 @@ class MinimalProgram:
     rng: Rng = "torch"
     in_one_piece: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
+    may_crash: bool = False
 
 
 @dataclass(frozen=True)
