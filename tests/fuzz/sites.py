@@ -84,7 +84,8 @@ class Sites:
         tainted = self.depends(prior, sides.model) if only_model else False
         if not only_model:
             posterior = self.distribution(own, sides.guide, pair, sampled=True)
-            tainted = not own.rsample or self.depends(posterior, sides.guide)
+            # Pyro tracks a site whose sample is not reparameterised in the guide, or in the model.
+            tainted = not (own.rsample and family.rsample) or self.depends(posterior, sides.guide)
             # One that is pathwise in the guide alone has a baseline that Pyro trains and sgc does not.
             may = not own.rsample or (self.chance(0.05) and family.rsample)
             infer = self.baseline(sides.guide) if may else NOTHING
