@@ -6,6 +6,7 @@ forward, whose derivatives may not even exist: ``_sample_dirichlet``). Its ``app
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,10 +50,11 @@ class FunctionLeaf:
 
 def original_apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     """``cls.apply`` as torch has it."""
-    return _APPLY(cls, *args, **kwargs)
+    return _APPLY.__get__(None, cls)(*args, **kwargs)
 
 
-_APPLY: Callable[..., Any] = Function.apply.__func__  # type: ignore[attr-defined]
+_APPLY: Any = inspect.getattr_static(Function, "apply")
+"""A classmethod of Python; from torch 2.14 on one of C."""
 
 
 @contextmanager
@@ -65,12 +67,12 @@ def functions_as_leaves() -> Iterator[None]:
         args = tree_unflatten(flat, spec)
         tensors = [leaf for leaf in flat if isinstance(leaf, Tensor)]
         if kwargs or not tensors or not tracer.is_capturing():
-            return _APPLY(cls, *args, **kwargs)
+            return original_apply(cls, *args, **kwargs)
         if cls is CheckpointFunction:
             run, _, *inputs = args
             return run(*inputs)  # what is computed again for the gradient is the same
         with tracer.untraced(), _SeesRandomness() as randomness:
-            result = _APPLY(cls, *args)
+            result = original_apply(cls, *args)
         leaf = FunctionLeaf(cls, spec, tuple(Tensor if isinstance(x, Tensor) else x for x in flat))
         active = tracer.current_tracer()
         node = active.create_node("call_function", leaf, tuple(tracer.node_of(t) for t in tensors), {})
@@ -96,7 +98,7 @@ def applying(apply: Callable[..., Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        Function.apply = classmethod(_APPLY)  # type: ignore[assignment, method-assign]
+        Function.apply = _APPLY  # type: ignore[method-assign]
 
 
 def _getitem(values: Any, position: int) -> Any:
