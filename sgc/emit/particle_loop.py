@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.fx.rewriting import results_of, value_of
 from sgc.emit.rollback import Writes, written_inputs
-from sgc.emit.train_step import Update, new_flag
+from sgc.emit.train_step import Update, new_flag, updated
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,16 @@ def emit_particle_loop(
         halted, done = inputs[own], Writes(inputs[:own], set())
         valid = [sums.pop()] if differentiated.validates else []
         with torch.no_grad():
-            loss, *gradients = [total / times for total in sums]
-            update([inputs[i].detach() for i in differentiated.gradient_of], gradients, list(inputs[count:own]))
-            for holds in valid:
-                loss = torch.where(holds, loss, torch.nan)
-            halt = halted | loss.isnan()
+            means = [total / times for total in sums]
+        results, state = [*means, *valid], list(inputs[count:own])
+        given, halt = updated(differentiated, results, inputs, state, halted, update)
+        with torch.no_grad():
             undone = halt | aborted
             done.undo_where(undone)
             for i, kept in zip(hidden, before, strict=True):
                 inputs[i].copy_(torch.where(undone, kept, inputs[i]))
             halted.copy_(torch.where(aborted, halted, halt))
-        return [loss, *valid]
+        return given
 
     examples = [*tensors, *state, new_flag(device), *scratch]
     return ParticleLoop(trace(particle, examples), trace(finish, examples), scratch, times)

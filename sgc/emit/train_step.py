@@ -64,6 +64,25 @@ def _finish(
     done: Writes,
 ) -> list[Tensor]:
     """What a step does after loss and gradients are there."""
+    given, halt = updated(differentiated, results, inputs, state, halted, update)
+    with torch.no_grad():
+        done.undo_where(halt)
+        halted.copy_(halt)
+    return given
+
+
+def updated(
+    differentiated: Differentiated,
+    results: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    state: list[Tensor],
+    halted: Tensor,
+    update: Update,
+) -> tuple[list[Tensor], Tensor]:
+    """Let the optimizer take the step; what the step gives, and whether what it has written is to be undone.
+
+    :param results: the loss, the gradients, and ``valid`` if ``differentiated`` validates.
+    """
     loss, *gradients = results
     valid = [gradients.pop()] if differentiated.validates else []
     parameters = [inputs[i].detach() for i in differentiated.gradient_of]
@@ -72,9 +91,7 @@ def _finish(
         for holds in valid:
             loss = torch.where(holds, loss, torch.nan)
         halt = halted | loss.isnan()
-        done.undo_where(halt)
-        halted.copy_(halt)
-    return [loss, *valid]
+    return [loss, *valid], halt
 
 
 def _appended(differentiated: Differentiated, state: Sequence[Tensor], flag: Tensor, update: Update) -> fx.GraphModule:
