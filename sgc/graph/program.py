@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from sgc.errors import SourceLine
+from sgc.graph.sizes import shape_of
 
 
 class InputKind(Enum):
@@ -231,7 +232,7 @@ class Program:
 
     def shape(self, node: str) -> tuple[int, ...]:
         """The shape of an fx node's value."""
-        return tuple(self.node(node).meta["val"].shape)
+        return shape_of(self.node(node).meta["val"].shape)
 
     def latent_sites(self) -> Iterator[Site]:
         """The latent sites, in the order in which they were sampled."""

@@ -20,6 +20,7 @@ from sgc.native.conditions import Condition
 from sgc.tracing.python.partials import CallRecord
 from sgc.tracing.state.places import Place, is_number
 from sgc.tracing.state.value_parts import PLAIN
+from sgc.tracing.symbolic_sizes import NO_DIMS, Dims
 
 
 class ArgumentGuard(Guard):
@@ -29,9 +30,13 @@ class ArgumentGuard(Guard):
     Of a partial with a record of its calls, their results.
 
     :param moving: places among the arguments whose tensors and numbers are inputs.
+    :param sizes: dims of tensors that may have any size here; another guard says which.
     """
 
-    def __init__(self, call: Call, names: Sequence[str], moving: Collection[Place] = ()) -> None:
+    def __init__(
+        self, call: Call, names: Sequence[str], moving: Collection[Place] = (), sizes: Dims = NO_DIMS
+    ) -> None:
+        self._sizes = sizes
         self._records: dict[int, CallRecord] = {}
         self._spec = call.spec
         self._names = tuple(names)
@@ -41,7 +46,7 @@ class ArgumentGuard(Guard):
         self.free: dict[Place, Any] = {}
         """The places of inputs, with what was there."""
         for position, leaf in enumerate(call.leaves):
-            self._expected.append(meta(leaf) if isinstance(leaf, Tensor) else None)
+            self._expected.append(meta(leaf, sizes.get(position, ())) if isinstance(leaf, Tensor) else None)
             # What has become of the very same object is the environment guard's affair, of an array this one's.
             self._constants.append(leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
             noted = None if isinstance(leaf, Tensor) else note(leaf)
@@ -53,7 +58,8 @@ class ArgumentGuard(Guard):
             self._notes.append(noted)
         tensors = [leaf for leaf in call.leaves if isinstance(leaf, Tensor)]
         self._twins = twins(tensors)
-        self._alike = Alike(tensors)
+        positions = [i for i, leaf in enumerate(call.leaves) if isinstance(leaf, Tensor)]
+        self._alike = Alike(tensors, [sizes.get(i, ()) for i in positions])
 
     def refuse_unguarded(self) -> None:
         """Refuse arguments of which nobody can say whether they have changed.
@@ -87,8 +93,9 @@ class ArgumentGuard(Guard):
             if expected is not None:
                 if not isinstance(leaf, Tensor):
                     return Miss(f"{self._names[i]} was a tensor, is {type(leaf).__name__}", self._names[i], AS_TENSORS)
-                if meta(leaf) != expected:
-                    return meta_difference(self._names[i], expected, meta(leaf))
+                actual = meta(leaf, self._sizes.get(i, ()))
+                if actual != expected:
+                    return meta_difference(self._names[i], expected, actual)
             elif isinstance(leaf, Tensor):
                 return Miss(
                     f"{self._names[i]} was {shown(self._constants[i])}, is a tensor", self._names[i], AS_TENSORS
@@ -113,6 +120,18 @@ class ArgumentGuard(Guard):
                 if not isinstance(leaf, Tensor):
                     for path in moved(leaf, noted):
                         yield Place(None, i, path, labelled(self._names[i], leaf, path))
+
+    def resized(self, call: Call) -> Dims:
+        """The dims of tensors of which nothing but sizes differs, or may differ, from those of a call."""
+        resized: dict[int, frozenset[int]] = {}
+        if call.spec == self._spec:
+            for position, (leaf, expected) in enumerate(zip(call.leaves, self._expected, strict=True)):
+                if expected is None or not isinstance(leaf, Tensor) or leaf.dim() != len(expected[0]):
+                    continue
+                dims = frozenset(dim for dim, size in enumerate(leaf.shape) if size != expected[0][dim])
+                if dims and meta(leaf, dims)[1:4] == expected[1:4]:
+                    resized[position] = dims
+        return resized
 
     def varying(self, call: Call) -> Iterator[int]:
         """The positions of partials that have the function they had here, and other arguments."""
@@ -142,7 +161,8 @@ class ArgumentGuard(Guard):
                 yield f"{name} == {constant!r}"
             else:
                 shape, dtype, device, requires_grad, strides = expected
-                yield f"{name}: {dtype}{meta_shown(shape)} on {device}, strides {meta_shown(strides)}" + (
+                laid_out = f", strides {meta_shown(strides)}" if strides or not shape else ""
+                yield f"{name}: {dtype}{meta_shown(shape)} on {device}{laid_out}" + (
                     ", requires grad" if requires_grad else ""
                 )
 

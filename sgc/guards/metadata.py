@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch._C._dynamo.guards import TensorGuards
 
 from sgc.guards.miss import FEW_SHAPES, Miss
 
-Meta = tuple[torch.Size, torch.dtype, torch.device, bool, tuple[int, ...]]
+Meta = tuple[tuple[Any, ...], torch.dtype, torch.device, bool, tuple[int, ...]]
 
 
 class Alike:
@@ -23,13 +23,19 @@ class Alike:
     More is compared than the metadata (the type, what is in force around the call such as autocast), and one tensor in
     two places is refused: a comparison that fails proves nothing. ``check(*tensors)`` compares tensors that are not
     nested ones.
+
+    :param dims: those dims of each tensor that may have any size; where there are some, strides are not compared.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], dims: Sequence[Collection[int]] = ()) -> None:
+        sizes: list[Any] = [list(tensor.shape) for tensor in tensors]
+        strides: list[Any] = [list(tensor.stride()) for tensor in tensors]
+        for position, any_size in enumerate(dims):
+            if any_size:
+                sizes[position] = [None if dim in any_size else size for dim, size in enumerate(sizes[position])]
+                strides[position] = [None] * len(strides[position])
         self.check: Callable[..., bool] = TensorGuards(
-            *tensors,
-            dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],  # type: ignore[misc]
-            dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],  # type: ignore[misc]
+            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
         ).check
 
     def hold(self, values: Sequence[Any]) -> bool:
@@ -37,9 +43,24 @@ class Alike:
         return not any(getattr(value, "is_nested", True) for value in values) and self.check(*values)
 
 
-def meta(tensor: Tensor) -> Meta:
-    """The metadata of a tensor."""
-    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()
+def meta(tensor: Tensor, dims: Collection[int] = ()) -> Meta:
+    """The metadata of a tensor.
+
+    :param dims: dims whose sizes are left open, and the strides with them.
+    """
+    if not dims:
+        return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, tensor.stride()
+    shape = tuple(ANY if dim in dims else size for dim, size in enumerate(tensor.shape))
+    return shape, tensor.dtype, tensor.device, tensor.requires_grad, ()
+
+
+class _Any:
+    def __repr__(self) -> str:
+        return "any"
+
+
+ANY: Any = _Any()
+"""Stands for any size."""
 
 
 def meta_difference(name: str, expected: Meta, actual: Meta) -> Miss:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
+from sgc.graph.sizes import shape_of, size_of
 from sgc.graph.effects import dependencies, is_random, storages, written_arguments, written_storages
 
 _aten = torch.ops.aten
@@ -118,7 +119,7 @@ def _numbers(graph: fx.Graph, written: set[int]) -> dict[fx.Node, int]:
 
 
 def _kind(value: Any) -> Any:
-    return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else value
+    return (value.dtype, shape_of(value.shape)) if isinstance(value, Tensor) else value
 
 
 def _literal(node: fx.Node) -> Hashable:
@@ -182,7 +183,7 @@ def _dims(node: Any) -> int:
 
 
 def _size(node: Any, dim: Any) -> int:
-    return int(node.meta["val"].shape[dim])
+    return int(size_of(node.meta["val"].shape[dim]))
 
 
 def _dtype(node: fx.Node) -> torch.dtype:

@@ -12,6 +12,7 @@ from sgc.guards.base import Call, Guard
 from sgc.guards.environment_guard import EnvironmentGuard
 from sgc.guards.handlers import HandlerGuard
 from sgc.guards.modes import ModeGuard
+from sgc.guards.sizes_guard import SizesGuard
 from sgc.guards.structure import StructureGuard
 from sgc.guards.tensor_guard import TensorGuard
 from sgc.guards.value_guard import ValuesGuard
@@ -75,6 +76,7 @@ def guards_of(
     tensors = TensorGuard(program.inputs, captured.owners, call, moving.others(captured.owners))
     return tensors, (
         moving.guard_of_arguments(),
+        *([SizesGuard(captured.sizes)] if captured.sizes is not None else []),
         StructureGuard([*run.modules, *surroundings.modules], captured.owners.values()),
         ModeGuard(run.modules, follows_validation=options.validate is None),
         tensors,

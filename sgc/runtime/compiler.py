@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from sgc.emit.backends.protocol import Backend, StepBackend
 from sgc.emit.backends.registry import backend_of
@@ -62,7 +62,7 @@ def specialize(
     tensors, guards = guards_of(checked, call, run, options)
     backend = backend_of(options.backend)
     stages = run.prototype, checked.capture, graph, emitted
-    specialization = Specialization(*stages, options, backend, tensors, guards, checked.moving.by_value)
+    specialization = Specialization(*stages, options, backend, tensors, guards, checked.moving.by_value, checked.moving.fixed_sizes)
     forget_with(specialization, known)
     return specialization
 
@@ -75,9 +75,14 @@ def differentiate_loss(specialization: Specialization, tensors: list[Tensor]) ->
     if specialization.differentiated is None:
         with _compiling(specialization):
             wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-            module = specialization.backend.before_gradient(specialization.emitted.module)
-            specialization.differentiated = differentiate(module, tensors, wanted)
+            module = _before_gradient(specialization, specialization.emitted.module)
+            specialization.differentiated = differentiate(module, specialization.examples(tensors), wanted)
     return specialization.differentiated
+
+
+def _before_gradient(specialization: Specialization, module: fx.GraphModule) -> fx.GraphModule:
+    """The module as it is to be differentiated; these rewrites ask for sizes."""
+    return module if specialization.capture.sizes is not None else specialization.backend.before_gradient(module)
 
 
 def compile_loss(
@@ -99,11 +104,11 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
     with _compiling(specialization):
         if not with_gradient:
             emitted = emit_surrogate(specialization.graph, loss_only=True)
-            module = specialization.backend.before_gradient(emitted.module)
-            differentiated = without_gradient(module, tensors)
+            module = _before_gradient(specialization, emitted.module)
+            differentiated = without_gradient(module, specialization.examples(tensors))
         module = differentiated.module
         if differentiated.validates:
-            module = rolled_back_if_invalid(module, tensors)
+            module = rolled_back_if_invalid(module, specialization.examples(tensors))
         examples = [tensor.detach() for tensor in tensors]
         optimized = backend.after_gradient(module, examples, options.rng)
         run = backend.build(optimized, examples, options.rng)
@@ -128,7 +133,7 @@ def build_step(
             loop = emit_particle_loop(differentiated, tensors, state, update, specialization.repeats)
             built = backend.build_particle_loop(loop, examples, rng)
         else:
-            module = emit_step(differentiated, tensors, state, update)
+            module = emit_step(differentiated, specialization.examples(tensors), state, update)
             updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
             built = backend.build_step(module, examples, rng, updated)
     specialization.steps.append((backend, built.report))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sgc.emit.backends.registry import backend_of
 from sgc.graph.plan import Plan
+from sgc.graph.sizes import Size
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
 from sgc.guards.environment_guard import EnvironmentGuard
@@ -23,6 +25,7 @@ from sgc.tracing.state.owners import Owner
 from sgc.tracing.state.places import Place, PlaceOwner, is_number
 from sgc.tracing.state.run_differences import difference
 from sgc.tracing.state.transcript import Transcript
+from sgc.tracing.symbolic_sizes import SMALLEST, Dims
 
 
 @dataclass
@@ -43,17 +46,19 @@ class MovingCapture:
         self.names = argument_names(self.call.args, self.call.kwargs)
         self.by_value = frozenset[Place]().union(*(known.by_value for known in self.earlier))
         self._moving = frozenset(self._moved()) - self.by_value
+        self.fixed_sizes = frozenset[tuple[int, int]]().union(*(known.fixed_sizes for known in self.earlier))
+        self._sizes = self._resized()
         programs = [known.graph.program for known in self.earlier]
         self._reads_again = any(program is not None and program.value_guards for program in programs)
         self._recorded: dict[int, CallRecord] = {}
         self._note()
 
     def _note(self) -> None:
-        arguments = ArgumentGuard(self.call, self.names, self._moving)
+        arguments = ArgumentGuard(self.call, self.names, self._moving, self._sizes)
         self.surroundings = self.guard_of_surroundings()
         values = {**arguments.free, **self.surroundings.free}
         self._traces = any(is_number(value) for value in values.values()) or self._reads_again
-        self.moving = MovingInputs(values, tuple(self.surroundings.functions) if self._traces else ())
+        self.moving = MovingInputs(values, tuple(self.surroundings.functions) if self._traces else (), self._sizes)
 
     def guard_of_surroundings(self) -> EnvironmentGuard:
         """What is around the program now."""
@@ -68,13 +73,27 @@ class MovingCapture:
 
         :raises ArgumentError: if one cannot be guarded.
         """
-        guard = ArgumentGuard(self.call, self.names, self._moving)
+        guard = ArgumentGuard(self.call, self.names, self._moving, self._sizes)
         guard.refuse_unguarded()
         guard.note_calls(self._recorded)
         return guard
 
     def capture(self) -> tuple[Capture, Transcript]:
-        """The program, with as many numbers as inputs as can be traced through it; and the transcript of that run."""
+        """The program, with as many sizes and numbers left open as can be traced; and the transcript of that run."""
+        if self._sizes:
+            try:
+                captured, transcript = self._with_numbers()
+                assert captured.sizes is not None
+                free = captured.sizes.dims
+                if free and why_not_resized(captured) is None and difference(transcript, self.run.transcript) is None:
+                    self._fix_sizes(free)
+                    return captured, transcript
+            except Exception:  # It needs a size where no capture can follow, or has a fault that shows again below.
+                pass
+            self._fix_sizes({})
+        return self._with_numbers()
+
+    def _with_numbers(self) -> tuple[Capture, Transcript]:
         for kinds in ((int,), (int, float)):
             if not self._traces:
                 break
@@ -108,6 +127,27 @@ class MovingCapture:
         self._reads_again = False
         self._note()
 
+    def _fix_sizes(self, free: Dims) -> None:
+        """Sizes but for these are what they are in the call, now and in later captures."""
+        axes = {(position, dim) for position, dims in self._sizes.items() for dim in dims}
+        self.fixed_sizes |= axes - {(position, dim) for position, dims in free.items() for dim in dims}
+        self._sizes = free
+        self._note()
+
+    def _resized(self) -> Dims:
+        """The dims of arguments that were of other sizes before."""
+        resized: dict[int, frozenset[int]] = {}
+        if not backend_of(self.program.options.backend).takes_any_size:
+            return resized
+        for guard in (guard for known in self.earlier for guard in known.guards):
+            if isinstance(guard, ArgumentGuard):
+                for position, dims in guard.resized(self.call).items():
+                    shape = self.call.leaves[position].shape
+                    open_dims = {d for d in dims if shape[d] >= SMALLEST and (position, d) not in self.fixed_sizes}
+                    if open_dims:
+                        resized[position] = resized.get(position, frozenset()) | open_dims
+        return resized
+
     def _moved(self) -> Iterator[Place]:
         """The places of tensors and numbers that were others before."""
         for guard in (guard for known in self.earlier for guard in known.guards):
@@ -125,3 +165,15 @@ class MovingCapture:
 
     def _capture(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript]:
         return capture_program(self.program, self.run, self.plan, records, self.moving)
+
+
+def why_not_resized(captured: Capture) -> str | None:
+    """Why a program must not be run for other sizes than it was captured for."""
+    for node in captured.program.module.graph.nodes:
+        if getattr(node.target, "namespace", "") == "sgc":
+            return "an opaque call keeps the sizes that it was captured with"
+    for site in captured.program.sites:
+        averaged = site.baseline is not None and site.baseline.decaying_average
+        if averaged and any(isinstance(plate.size, Size) for plate in site.plates):
+            return "a decaying average has an element for each element of a plate"
+    return None

@@ -20,6 +20,7 @@ from sgc.emit.rewrites.optimize import Report
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
+from sgc.graph.sizes import is_sized_by_call
 from sgc.guards.base import Call, Guard
 from sgc.guards.miss import Miss
 from sgc.guards.tensor_guard import TensorGuard
@@ -52,6 +53,8 @@ class Specialization:
     guards: tuple[Guard, ...]
     by_value: frozenset[Place] = frozenset()
     """Places of numbers that cannot be inputs."""
+    fixed_sizes: frozenset[tuple[int, int]] = frozenset()
+    """Positions and dims of arguments whose sizes the program relies on."""
     differentiated: Differentiated | None = None
     compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     """What was compiled, for loss and gradients (true) or for the loss alone, by backend."""
@@ -94,6 +97,13 @@ class Specialization:
     def averages(self) -> list[Tensor]:
         """The running averages of these baselines, created as zeros where Pyro's store has none."""
         return self.baselines.tensors()
+
+    def examples(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors to trace for the inputs of a call: those themselves, but where sizes differ from call to call."""
+        if self.capture.sizes is None:
+            return tensors
+        traced = [self.capture.program.node(declared.node).meta["val"] for declared in self.inputs]
+        return [t if is_sized_by_call(t) else own for t, own in zip(traced, tensors, strict=False)] + tensors[len(traced) :]
 
     def with_averages(self, inputs: list[Tensor]) -> list[Tensor]:
         """The tensors that the emitted module takes, for these inputs of the program."""

@@ -21,6 +21,7 @@ from sgc.graph.program import (
     SiteKind,
     ValueGuard,
 )
+from sgc.graph.sizes import Size, is_symbolic, shape_of, size_of
 from sgc.tracing import tracer
 from sgc.tracing.arguments import argument_names
 from sgc.tracing.inputs import declare_inputs
@@ -30,6 +31,7 @@ from sgc.tracing.recording import Recording, samples
 from sgc.tracing.site_recorder import Statement
 from sgc.tracing.state.moving_inputs import MovingInputs
 from sgc.tracing.state.owners import Owner, Ownership
+from sgc.tracing.symbolic_sizes import SymbolicSizes
 from sgc.tracing.values.checks import checks_of_calls
 from sgc.tracing.values.slices import is_external
 from sgc.tracing.values.validation import Requirement
@@ -39,10 +41,14 @@ _LITERAL = torch.ops.aten.lift_fresh_copy.default
 
 @dataclass(frozen=True)
 class Capture:
-    """A program, and for each of its inputs who owns the tensor."""
+    """A program, and for each of its inputs who owns the tensor.
+
+    ``sizes`` are those that differ from call to call; None if all are what they were in the captured call.
+    """
 
     program: Program
     owners: dict[str, Owner]
+    sizes: SymbolicSizes | None = None
 
 
 def declare(
@@ -53,6 +59,7 @@ def declare(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     moving: MovingInputs,
+    sizes: SymbolicSizes | None = None,
 ) -> Capture:
     """Turn a traced module and what was recorded beside it into a program with declared inputs."""
     graph = module.graph
@@ -98,7 +105,7 @@ def declare(
             for node, requirement, random in checks
         ),
     )
-    return Capture(program, inputs.owners)
+    return Capture(program, inputs.owners, sizes)
 
 
 def _results(graph: fx.Graph, recording: Recording) -> dict[tuple[str, str], fx.Node]:
@@ -179,7 +186,7 @@ def _subsample_site(name: str, statement: Statement, value: str | None) -> Site:
         name=name,
         kind=SiteKind.SUBSAMPLE,
         distribution="Subsample",
-        shape=tuple(tensor.shape) if tensor is not None else (),
+        shape=shape_of(tensor.shape) if tensor is not None else (),
         dtype=tensor.dtype if tensor is not None else None,
         plates=(),
         has_rsample=False,
@@ -209,7 +216,7 @@ def _site(
         name=name,
         kind=kind,
         distribution=_describe(site["fn"]),
-        shape=tuple(value.shape) if isinstance(value, Tensor) else (),
+        shape=shape_of(value.shape) if isinstance(value, Tensor) else (),
         dtype=value.dtype if isinstance(value, Tensor) else None,
         plates=_plates(site),
         has_rsample=bool(getattr(site["fn"], "has_rsample", False)),
@@ -229,7 +236,7 @@ def _site(
         )
         if in_guide
         else None,
-        scale="tensor" if isinstance(scale, (Tensor, tracer.Traced)) else float(scale),
+        scale=_scale(scale),
         masked=site["mask"] is not None and site["mask"] is not True,
         opaque=statement.opaque,
         baseline=baseline,
@@ -242,12 +249,23 @@ def _plates(site: Any) -> tuple[Plate, ...]:
         Plate(
             frame.name,
             frame.dim,
-            int(frame.size),
+            _plate_size(frame.size),
             frame.counter,
-            None if frame.full_size is None else int(frame.full_size),
+            None if frame.full_size is None else _plate_size(frame.full_size),
         )
         for frame in stack
     )
+
+
+def _plate_size(size: Any) -> int:
+    size = size_of(size)
+    return size if isinstance(size, Size) else int(size)
+
+
+def _scale(scale: Any) -> float | str:
+    if isinstance(scale, (Tensor, tracer.Traced)):
+        return "tensor"
+    return "of sizes" if is_symbolic(scale) else float(scale)
 
 
 def _describe(fn: Any) -> str:

@@ -6,7 +6,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -44,6 +44,7 @@ from sgc.tracing.state.random_state import (
     torchs_on_cpu_alone_moved,
 )
 from sgc.tracing.state.transcript import Transcript
+from sgc.tracing.symbolic_sizes import SymbolicSizes, lengths_as_symbols
 from sgc.tracing.threads import here
 from sgc.tracing.values.reads import DATA_DEPENDENT, Reads
 from sgc.tracing.values.torch_functions import AnsweredFunctions
@@ -101,6 +102,10 @@ def _attempt(
     leaves, structure = flatten((program.args, program.kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [*(leaves[i] for i in positions), *moving.number_tensors()]
+    sizes = SymbolicSizes.of(leaves, moving.sizes) if moving.sizes else None
+    examples = list(tensors)
+    if sizes is not None:
+        examples[: len(positions)] = [sizes.examples.get(i, leaves[i]) for i in positions]
     options, nesting = program.options, prototype.max_plate_nesting
     model, guide = (in_a_plate_of_particles(part, options, nesting) for part in (program.model, program.guide))
     checked = None if options.validate is False else options.validate or Distribution._validate_args
@@ -119,6 +124,7 @@ def _attempt(
             AnsweredFunctions(reads),
             moving.traced(filled, traced[len(positions) :], reads) as filled,
             refusals(),
+            lengths_as_symbols() if sizes is not None else nullcontext(),
             printed_before(),
             no_seeding(strictly=strictly),
             functions_as_leaves(),
@@ -142,7 +148,7 @@ def _attempt(
     before = random_state()
     with preserved_attributes(prototype.modules), _capture_context(prototype), prototype.written.again() as written:
         try:
-            module = tracer.trace(run, tensors, pre_dispatch=True)
+            module = tracer.trace(run, examples, pre_dispatch=True)
             after = random_state()
         except SgcError as error:
             raise _original(error)  # noqa: B904 (it has a cause of its own)
@@ -152,7 +158,7 @@ def _attempt(
             raise _untraceable(error) from error
         finally:
             restore_random_state(before)
-    captured = declare(module, recording, positions, prototype, program.args, program.kwargs, moving)
+    captured = declare(module, recording, positions, prototype, program.args, program.kwargs, moving, sizes)
     return (captured, recording.transcript), before, after
 
 

@@ -11,6 +11,7 @@ from torch._guards import detect_fake_mode
 from sgc.errors import CaptureError
 from sgc.graph.meta_keys import ABOUT
 from sgc.graph.program import Input, InputKind
+from sgc.graph.sizes import shape_of
 from sgc.tracing import tracer
 from sgc.tracing.python.tensor_layouts import check_layout
 from sgc.tracing.state.moving_inputs import MovingInputs
@@ -30,7 +31,7 @@ class Inputs:
         """Declare that a placeholder stands for the owner's tensor, which is this one now."""
         check_layout(name, tensor)
         ABOUT.put(node, name)
-        shape, trainable = tuple(tensor.shape), is_trainable(tensor)
+        shape, trainable = shape_of(tensor.shape), is_trainable(tensor)
         self.declared.append(Input(name, kind, node.name, shape, tensor.dtype, tensor.device, trainable))
         self.owners[name] = owner
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sgc.graph.plan import Plan
 from sgc.graph.program import Baseline
+from sgc.graph.sizes import shape_of
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.site_recorder import SiteParts, SiteRecorder, score_parts
 from sgc.tracing.state.transcript import Transcript
@@ -108,7 +109,7 @@ class Recording:
         self.baselines[name] = Baseline(
             kind=options.kind,
             value=None,
-            value_shape=None if value is None else tuple(value.shape) if isinstance(value, Tensor) else (),
+            value_shape=None if value is None else shape_of(value.shape) if isinstance(value, Tensor) else (),
             decaying_average=options.decaying,
             beta=options.beta,
             idle_beta="baseline_beta" in options.given and not options.decaying,

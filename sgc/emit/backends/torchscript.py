@@ -32,6 +32,7 @@ class TorchScript(Backend):
     """Runs the rewritten module by TorchScript's interpreter, which fuses nothing here."""
 
     name = "torchscript"
+    takes_any_size = False
 
     def after_gradient(self, module: fx.GraphModule, examples: Sequence[Tensor], rng: Rng) -> Optimized:
         return optimize(module, examples, rng="torch", skip=("lower_elementary",))  # nothing is fused

@@ -7,11 +7,13 @@ class is private to torch (2.11 to 2.13), which uses it for this very purpose; a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from torch import fx
+from torch import Tensor, fx
 from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from sgc.graph.sizes import is_sized_by_call
 
 
 def graph_module(root: Any, graph: fx.Graph) -> fx.GraphModule:
@@ -26,5 +28,7 @@ def write_python(module: fx.GraphModule) -> None:
 
 def trace_fake(function: Callable[..., Any], examples: Sequence[Any]) -> fx.GraphModule:
     """The aten operators of ``function(*examples)``, on fake tensors."""
+    sized = any(isinstance(tensor, Tensor) and is_sized_by_call(tensor) for tensor in examples)
     with _use_lazy_graph_module(True):
-        return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+        mode: Literal["symbolic", "fake"] = "symbolic" if sized else "fake"
+        return make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*examples)

@@ -15,6 +15,7 @@ from sgc.emit.fx.lazy_modules import graph_module
 from sgc.emit.fx.purity import is_view
 from sgc.graph.effects import written_arguments
 from sgc.graph.meta_keys import inherit
+from sgc.graph.sizes import is_sized_by_call
 
 _LITERAL = "_sgc_literal"
 
@@ -103,6 +104,14 @@ def depends_on_data(graph: fx.Graph) -> bool:
         isinstance(value, symbols)
         or (isinstance(value, Tensor) and value.layout is torch.strided and not is_static(value))
         for value in values
+    )
+
+
+def takes_any_size(module: fx.GraphModule) -> bool:
+    """Whether some inputs of a module have sizes that differ from call to call."""
+    return any(
+        isinstance(value := node.meta.get("val"), Tensor) and is_sized_by_call(value)
+        for node in module.graph.find_nodes(op="placeholder")
     )
 
 

@@ -6,14 +6,15 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, detect_fake_mode
 
 from sgc.config import Rng
 from sgc.emit.fx.module_laws import devices
-from sgc.emit.fx.rewriting import copy_of, depends_on_data
+from sgc.emit.fx.rewriting import copy_of, depends_on_data, takes_any_size
 from sgc.emit.inductor.compilation import Compilation
 from sgc.emit.inductor.tuning.all_tunings import TUNINGS
 from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
@@ -44,8 +45,11 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
             own_options |= workaround.options
             if workaround.rewrite is not None:
                 workaround.rewrite(compilation.module)
-    if depends_on_data(compilation.module.graph):
+    sized = takes_any_size(compilation.module)
+    if depends_on_data(compilation.module.graph) and not sized:
         _forget_values(compilation.module.graph)
+    if sized:
+        examples = [node.meta["val"] for node in compilation.module.graph.find_nodes(op="placeholder")]
     compile_it = partial(_compile, compilation, examples, options, own_options)
     return compiled(compile_it, compile_it)
 
@@ -56,13 +60,24 @@ def _compile(
     import torch._inductor
     import torch._inductor.config as inductor_config
 
-    with torch.no_grad(), inductor_config.patch(options), _without_advice(), _patched(compilation):
+    sizes: Literal["from_example_inputs", "from_tracing_context"] = "from_example_inputs"
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(inductor_config.patch(options))
+        stack.enter_context(_without_advice())
+        stack.enter_context(_patched(compilation))
+        mode = detect_fake_mode(examples)
+        if mode is not None:
+            # The formulas for sizes are of the environment in which the module was traced: what Inductor asks of them
+            # is guarded there.
+            stack.enter_context(torch._guards.tracing(TracingContext(mode)))
+            sizes = "from_tracing_context"
         # Inductor has a public entry for modules (torch.compile) and this one for graphs; only this one
         # takes a graph as it is, without tracing it anew and without guards of its own at each call.
         program = torch._inductor.standalone_compile(
             compilation.module,
             examples,
-            dynamic_shapes="from_example_inputs",
+            dynamic_shapes=sizes,
             # Where it would set some of them itself, it sets them first.
             options={"config_patches": own_options} if own_options else None,
         )

@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from torch.utils._pytree import tree_leaves
 
 from sgc.emit.fx.module_laws import devices
-from sgc.emit.fx.rewriting import writes
+from sgc.emit.fx.rewriting import takes_any_size, writes
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.rewrites.optimize import Record, Report
 from sgc.errors import StandInWarning
@@ -40,6 +40,8 @@ def why_not_replayed(module: fx.GraphModule, inputs: Iterable[Tensor]) -> str | 
     A graph repeats what was done on the GPU. What is done elsewhere is left as it was: that is right for numbers that
     depend on literals alone, and for nothing else.
     """
+    if takes_any_size(module):
+        return "sizes differ from call to call"
     gpus = {tensor.device for tensor in inputs if tensor.device.type == "cuda"}
     if len(gpus) > 1:
         return f"inputs are on {', '.join(sorted(map(str, gpus)))}"

@@ -15,16 +15,21 @@ from sgc.tracing.python.numbers_in_calls import numbers_in_calls
 from sgc.tracing.state.owners import Owner
 from sgc.tracing.state.places import Place, PlaceOwner, as_tensor, placed
 from sgc.tracing.state.value_parts import with_part
+from sgc.tracing.symbolic_sizes import Dims
 from sgc.tracing.values.reads import Reads
 
 
 @dataclass(frozen=True)
 class MovingInputs:
-    """The places of these tensors and numbers, with what is there during the capture."""
+    """The places of these tensors and numbers, with what is there during the capture.
+
+    :param sizes: dims of tensors among the arguments whose sizes differ from call to call.
+    """
 
     values: Mapping[Place, Any] = field(default_factory=dict)
     functions: tuple[FunctionType, ...] = ()
     """The functions of the program in which numbers that it reads of tensors are recorded; empty if none are."""
+    sizes: Dims = field(default_factory=dict)
 
     @property
     def numbers(self) -> list[Place]:

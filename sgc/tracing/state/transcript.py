@@ -23,6 +23,7 @@ from torch.distributions import Distribution, Transform
 from torch.overrides import TorchFunctionMode
 
 from sgc.errors import SourceLine
+from sgc.graph.sizes import is_symbolic, size_of
 from sgc.tracing import tracer
 from sgc.tracing.source import belongs_to_user, is_of_sgc, is_parameter_store, is_tracing
 from sgc.tracing.values.reads import READS
@@ -156,7 +157,7 @@ class Transcript(TorchFunctionMode):
                     known.values.update(self._statement(kind, site))
 
     def _statement(self, kind: str, site: Any) -> Iterator[tuple[str, Any]]:
-        stack = [(frame.name, int(frame.size)) for frame in site["cond_indep_stack"]]
+        stack = [(frame.name, int(size_of(frame.size))) for frame in site["cond_indep_stack"]]
         parts = {"scale": site["scale"], "mask": site["mask"], "infer": site["infer"], "plates": stack}
         if site["is_observed"]:
             parts["value"] = site["value"]
@@ -187,6 +188,8 @@ class Transcript(TorchFunctionMode):
             else:
                 made = self._made.get(id(value))
                 yield value if made is None or made() is not value else Made(made)
+        elif is_symbolic(value):
+            yield TRACED
         elif isinstance(value, tracer.Traced):
             yield from self._values(value.value, depth)
         elif isinstance(value, _PLAIN):

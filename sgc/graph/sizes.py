@@ -1,0 +1,68 @@
+"""Sizes that differ from call to call, as the graph shows them and counts with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+
+class Size(int):
+    """A size that differs from call to call: the number that it was during the capture, shown by its formula.
+
+    Two sizes are equal if these numbers are. What is decided so for the graph is decided again, of the formulas, by
+    torch where the graph is differentiated, and guarded there.
+    """
+
+    formula: str
+
+    def __new__(cls, number: int, formula: str) -> Size:
+        size = super().__new__(cls, number)
+        size.formula = formula
+        return size
+
+    def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]
+        return int(self), self.formula
+
+    def __repr__(self) -> str:
+        return self.formula
+
+    __str__ = __repr__
+
+
+_NAMES: WeakKeyDictionary[Any, Mapping[Any, Any]] = WeakKeyDictionary()
+
+
+def name_symbols(environment: Any, names: Mapping[Any, Any]) -> None:
+    """Say by which symbols those of an environment of torch's (``ShapeEnv``) are shown."""
+    _NAMES[environment] = names
+
+
+def size_of(size: Any) -> Any:
+    """A size of a traced tensor as a :class:`Size`; one that is a number, or that no number is known for, as it is."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    node = size.node
+    number, expression = node.hint, node.expr
+    if number is None:  # it depends on data
+        return size
+    if not expression.free_symbols:
+        return int(number)
+    return Size(number, str(expression.xreplace(_NAMES.get(node.shape_env, {}))))
+
+
+def shape_of(sizes: Iterable[Any]) -> tuple[Any, ...]:
+    """A shape of such sizes."""
+    return tuple(map(size_of, sizes))
+
+
+def is_symbolic(value: Any) -> bool:
+    """Whether a value is a number of torch's that is a formula (``SymInt``, ``SymFloat``, ``SymBool``)."""
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def is_sized_by_call(tensor: torch.Tensor) -> bool:
+    """Whether a traced tensor has a size that differs from call to call."""
+    return tensor.layout is torch.strided and any(isinstance(size_of(size), Size) for size in tensor.shape)
