@@ -53,6 +53,21 @@ def size_of(size: Any) -> Any:
     return Size(number, str(expression.xreplace(_NAMES.get(node.shape_env, {}))))
 
 
+def formula_of(value: Any) -> str:
+    """A number of torch's that depends on sizes, as a formula of these; ``1`` for what is always one."""
+    from sympy import nsimplify
+    from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
+
+    expression = value.node.expr.xreplace(_NAMES.get(value.node.shape_env, {}))
+    for function, plain in ((ToFloat, lambda a: a), (FloatTrueDiv, _quotient), (IntTrueDiv, _quotient)):
+        expression = expression.replace(function, plain)
+    return str(nsimplify(expression, rational=True))
+
+
+def _quotient(one: Any, other: Any) -> Any:
+    return one / other
+
+
 def shape_of(sizes: Iterable[Any]) -> tuple[Any, ...]:
     """A shape of such sizes."""
     return tuple(map(size_of, sizes))

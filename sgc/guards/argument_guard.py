@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sgc.errors import ArgumentError
 from sgc.guards.base import Call, Guard
 from sgc.guards.identity import twins
-from sgc.guards.metadata import Alike, Meta, meta, meta_difference, meta_shown
+from sgc.guards.metadata import Alike, Meta, meta, meta_difference, meta_shown, other_sizes
 from sgc.guards.miss import AS_TENSORS, SAME_EACH_TIME, Miss
 from sgc.guards.snapshots import Free, difference, is_as_noted, labelled, loosened, moved, note, shown
 from sgc.native import conditions
@@ -33,9 +33,7 @@ class ArgumentGuard(Guard):
     :param sizes: dims of tensors that may have any size here; another guard says which.
     """
 
-    def __init__(
-        self, call: Call, names: Sequence[str], moving: Collection[Place] = (), sizes: Dims = NO_DIMS
-    ) -> None:
+    def __init__(self, call: Call, names: Sequence[str], moving: Collection[Place] = (), sizes: Dims = NO_DIMS) -> None:
         self._sizes = sizes
         self._records: dict[int, CallRecord] = {}
         self._spec = call.spec
@@ -123,15 +121,11 @@ class ArgumentGuard(Guard):
 
     def resized(self, call: Call) -> Dims:
         """The dims of tensors of which nothing but sizes differs, or may differ, from those of a call."""
-        resized: dict[int, frozenset[int]] = {}
-        if call.spec == self._spec:
-            for position, (leaf, expected) in enumerate(zip(call.leaves, self._expected, strict=True)):
-                if expected is None or not isinstance(leaf, Tensor) or leaf.dim() != len(expected[0]):
-                    continue
-                dims = frozenset(dim for dim, size in enumerate(leaf.shape) if size != expected[0][dim])
-                if dims and meta(leaf, dims)[1:4] == expected[1:4]:
-                    resized[position] = dims
-        return resized
+        if call.spec != self._spec:
+            return {}
+        leaves = enumerate(zip(call.leaves, self._expected, strict=True))
+        sizes = {i: other_sizes(was, leaf) for i, (leaf, was) in leaves if was is not None and isinstance(leaf, Tensor)}
+        return {position: dims for position, dims in sizes.items() if dims}
 
     def varying(self, call: Call) -> Iterator[int]:
         """The positions of partials that have the function they had here, and other arguments."""

@@ -54,6 +54,14 @@ def meta(tensor: Tensor, dims: Collection[int] = ()) -> Meta:
     return shape, tensor.dtype, tensor.device, tensor.requires_grad, ()
 
 
+def other_sizes(expected: Meta, tensor: Tensor) -> frozenset[int]:
+    """The dims in which the sizes of a tensor differ, or may differ, if nothing else of it does but strides."""
+    if tensor.dim() != len(expected[0]) or tensor.layout is not torch.strided:
+        return frozenset()
+    dims = frozenset(dim for dim, size in enumerate(tensor.shape) if size != expected[0][dim])
+    return dims if meta(tensor, dims)[1:4] == expected[1:4] else frozenset()
+
+
 class _Any:
     def __repr__(self) -> str:
         return "any"

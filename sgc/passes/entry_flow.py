@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_map
 
-from sgc.graph.sizes import shape_of, size_of
 from sgc.graph.effects import dependencies, is_random, storages, written_arguments, written_storages
+from sgc.graph.sizes import shape_of, size_of
 
 _aten = torch.ops.aten
 _COPIES: set[Any] = {

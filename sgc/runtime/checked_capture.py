@@ -73,13 +73,13 @@ def guards_of(
     """All guards in the order in which they are asked, and the one among them that finds the inputs."""
     captured, surroundings, moving = checked.capture, checked.surroundings, checked.moving
     program = captured.program
-    tensors = TensorGuard(program.inputs, captured.owners, call, moving.others(captured.owners))
+    tensors = TensorGuard(program.inputs, captured.owners, call, moving.others(captured.owners), moving.sizes)
     return tensors, (
         moving.guard_of_arguments(),
-        *([SizesGuard(captured.sizes)] if captured.sizes is not None else []),
         StructureGuard([*run.modules, *surroundings.modules], captured.owners.values()),
         ModeGuard(run.modules, follows_validation=options.validate is None),
         tensors,
+        *([SizesGuard(captured.sizes)] if captured.sizes is not None else []),
         HandlerGuard(),
         surroundings,
         ValuesGuard(program.value_guards, program.inputs, tensors),

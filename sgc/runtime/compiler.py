@@ -62,7 +62,8 @@ def specialize(
     tensors, guards = guards_of(checked, call, run, options)
     backend = backend_of(options.backend)
     stages = run.prototype, checked.capture, graph, emitted
-    specialization = Specialization(*stages, options, backend, tensors, guards, checked.moving.by_value, checked.moving.fixed_sizes)
+    fixed = checked.moving.by_value, checked.moving.fixed_sizes
+    specialization = Specialization(*stages, options, backend, tensors, guards, *fixed)
     forget_with(specialization, known)
     return specialization
 

@@ -13,6 +13,7 @@ from sgc.graph.sizes import Size
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
 from sgc.guards.environment_guard import EnvironmentGuard
+from sgc.guards.tensor_guard import TensorGuard
 from sgc.runtime.specialization import Specialization
 from sgc.tracing.arguments import argument_names
 from sgc.tracing.declare import Capture
@@ -25,7 +26,7 @@ from sgc.tracing.state.owners import Owner
 from sgc.tracing.state.places import Place, PlaceOwner, is_number
 from sgc.tracing.state.run_differences import difference
 from sgc.tracing.state.transcript import Transcript
-from sgc.tracing.symbolic_sizes import SMALLEST, Dims
+from sgc.tracing.symbolic_sizes import SMALLEST, Dims, Sized, tensor_at
 
 
 @dataclass
@@ -46,19 +47,19 @@ class MovingCapture:
         self.names = argument_names(self.call.args, self.call.kwargs)
         self.by_value = frozenset[Place]().union(*(known.by_value for known in self.earlier))
         self._moving = frozenset(self._moved()) - self.by_value
-        self.fixed_sizes = frozenset[tuple[int, int]]().union(*(known.fixed_sizes for known in self.earlier))
-        self._sizes = self._resized()
+        self.fixed_sizes = frozenset[tuple[Sized, int]]().union(*(known.fixed_sizes for known in self.earlier))
+        self.sizes = self._resized()
         programs = [known.graph.program for known in self.earlier]
         self._reads_again = any(program is not None and program.value_guards for program in programs)
         self._recorded: dict[int, CallRecord] = {}
         self._note()
 
     def _note(self) -> None:
-        arguments = ArgumentGuard(self.call, self.names, self._moving, self._sizes)
+        arguments = ArgumentGuard(self.call, self.names, self._moving, self.sizes)
         self.surroundings = self.guard_of_surroundings()
         values = {**arguments.free, **self.surroundings.free}
         self._traces = any(is_number(value) for value in values.values()) or self._reads_again
-        self.moving = MovingInputs(values, tuple(self.surroundings.functions) if self._traces else (), self._sizes)
+        self.moving = MovingInputs(values, tuple(self.surroundings.functions) if self._traces else (), self.sizes)
 
     def guard_of_surroundings(self) -> EnvironmentGuard:
         """What is around the program now."""
@@ -73,14 +74,14 @@ class MovingCapture:
 
         :raises ArgumentError: if one cannot be guarded.
         """
-        guard = ArgumentGuard(self.call, self.names, self._moving, self._sizes)
+        guard = ArgumentGuard(self.call, self.names, self._moving, self.sizes)
         guard.refuse_unguarded()
         guard.note_calls(self._recorded)
         return guard
 
     def capture(self) -> tuple[Capture, Transcript]:
         """The program, with as many sizes and numbers left open as can be traced; and the transcript of that run."""
-        if self._sizes:
+        if self.sizes:
             try:
                 captured, transcript = self._with_numbers()
                 assert captured.sizes is not None
@@ -129,24 +130,28 @@ class MovingCapture:
 
     def _fix_sizes(self, free: Dims) -> None:
         """Sizes but for these are what they are in the call, now and in later captures."""
-        axes = {(position, dim) for position, dims in self._sizes.items() for dim in dims}
-        self.fixed_sizes |= axes - {(position, dim) for position, dims in free.items() for dim in dims}
-        self._sizes = free
+        axes = {(where, dim) for where, dims in self.sizes.items() for dim in dims}
+        self.fixed_sizes |= axes - {(where, dim) for where, dims in free.items() for dim in dims}
+        self.sizes = free
         self._note()
 
     def _resized(self) -> Dims:
-        """The dims of arguments that were of other sizes before."""
-        resized: dict[int, frozenset[int]] = {}
+        """The dims of tensors among the arguments and in places that were of other sizes before."""
+        resized: dict[Sized, frozenset[int]] = {}
         if not backend_of(self.program.options.backend).takes_any_size:
             return resized
         for guard in (guard for known in self.earlier for guard in known.guards):
-            if isinstance(guard, ArgumentGuard):
-                for position, dims in guard.resized(self.call).items():
-                    shape = self.call.leaves[position].shape
-                    open_dims = {d for d in dims if shape[d] >= SMALLEST and (position, d) not in self.fixed_sizes}
-                    if open_dims:
-                        resized[position] = resized.get(position, frozenset()) | open_dims
-        return resized
+            if isinstance(guard, (ArgumentGuard, TensorGuard)):
+                for where, dims in guard.resized(self.call).items():
+                    shape = tensor_at(where, self.call.leaves).shape
+                    resized[where] = resized.get(where, frozenset()) | {
+                        dim for dim in dims if shape[dim] >= SMALLEST and (where, dim) not in self.fixed_sizes
+                    }
+        return {where: dims for where, dims in resized.items() if dims and self._is_open(where)}
+
+    def _is_open(self, where: Sized) -> bool:
+        """Whether a tensor there is an input."""
+        return isinstance(where, int) or where in self._moving
 
     def _moved(self) -> Iterator[Place]:
         """The places of tensors and numbers that were others before."""

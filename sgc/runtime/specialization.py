@@ -33,6 +33,7 @@ from sgc.tracing.declare import Capture
 from sgc.tracing.prototype import Prototype
 from sgc.tracing.state.owners import ArgumentOwner, Owner
 from sgc.tracing.state.places import Place, PlaceOwner
+from sgc.tracing.symbolic_sizes import Sized
 
 
 @dataclass
@@ -53,8 +54,8 @@ class Specialization:
     guards: tuple[Guard, ...]
     by_value: frozenset[Place] = frozenset()
     """Places of numbers that cannot be inputs."""
-    fixed_sizes: frozenset[tuple[int, int]] = frozenset()
-    """Positions and dims of arguments whose sizes the program relies on."""
+    fixed_sizes: frozenset[tuple[Sized, int]] = frozenset()
+    """Tensors and dims whose sizes the program relies on."""
     differentiated: Differentiated | None = None
     compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     """What was compiled, for loss and gradients (true) or for the loss alone, by backend."""
@@ -103,7 +104,8 @@ class Specialization:
         if self.capture.sizes is None:
             return tensors
         traced = [self.capture.program.node(declared.node).meta["val"] for declared in self.inputs]
-        return [t if is_sized_by_call(t) else own for t, own in zip(traced, tensors, strict=False)] + tensors[len(traced) :]
+        own = [t if is_sized_by_call(t) else tensor for t, tensor in zip(traced, tensors, strict=False)]
+        return own + tensors[len(own) :]
 
     def with_averages(self, inputs: list[Tensor]) -> list[Tensor]:
         """The tensors that the emitted module takes, for these inputs of the program."""

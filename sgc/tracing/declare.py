@@ -21,7 +21,7 @@ from sgc.graph.program import (
     SiteKind,
     ValueGuard,
 )
-from sgc.graph.sizes import Size, is_symbolic, shape_of, size_of
+from sgc.graph.sizes import Size, formula_of, is_symbolic, shape_of, size_of
 from sgc.tracing import tracer
 from sgc.tracing.arguments import argument_names
 from sgc.tracing.inputs import declare_inputs
@@ -265,7 +265,10 @@ def _plate_size(size: Any) -> int:
 def _scale(scale: Any) -> float | str:
     if isinstance(scale, (Tensor, tracer.Traced)):
         return "tensor"
-    return "of sizes" if is_symbolic(scale) else float(scale)
+    if is_symbolic(scale):
+        formula = formula_of(scale)
+        return formula if formula != "1" else 1.0
+    return float(scale)
 
 
 def _describe(fn: Any) -> str:

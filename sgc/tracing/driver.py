@@ -44,7 +44,7 @@ from sgc.tracing.state.random_state import (
     torchs_on_cpu_alone_moved,
 )
 from sgc.tracing.state.transcript import Transcript
-from sgc.tracing.symbolic_sizes import SymbolicSizes, lengths_as_symbols
+from sgc.tracing.symbolic_sizes import Sized, SymbolicSizes, symbols_in_python
 from sgc.tracing.threads import here
 from sgc.tracing.values.reads import DATA_DEPENDENT, Reads
 from sgc.tracing.values.torch_functions import AnsweredFunctions
@@ -101,11 +101,12 @@ def _attempt(
     """A capture, and the random states before and after it."""
     leaves, structure = flatten((program.args, program.kwargs))
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    tensors = [*(leaves[i] for i in positions), *moving.number_tensors()]
+    tensors = [*(leaves[i] for i in positions), *moving.tensors(leaves)]
     sizes = SymbolicSizes.of(leaves, moving.sizes) if moving.sizes else None
-    examples = list(tensors)
+    examples = tensors
     if sizes is not None:
-        examples[: len(positions)] = [sizes.examples.get(i, leaves[i]) for i in positions]
+        where: list[Sized] = [*positions, *moving.places]
+        examples = list(map(sizes.examples.get, where, tensors))
     options, nesting = program.options, prototype.max_plate_nesting
     model, guide = (in_a_plate_of_particles(part, options, nesting) for part in (program.model, program.guide))
     checked = None if options.validate is False else options.validate or Distribution._validate_args
@@ -124,7 +125,7 @@ def _attempt(
             AnsweredFunctions(reads),
             moving.traced(filled, traced[len(positions) :], reads) as filled,
             refusals(),
-            lengths_as_symbols() if sizes is not None else nullcontext(),
+            symbols_in_python() if sizes is not None else nullcontext(),
             printed_before(),
             no_seeding(strictly=strictly),
             functions_as_leaves(),

@@ -59,13 +59,13 @@ def declare_inputs(
 
     :param positions: where the tensors that the placeholders stand for are among the leaves of the arguments.
     :param names: of these leaves.
-    :param moving: the numbers that the other placeholders stand for, and where tensors are that nobody owns.
+    :param moving: what the other placeholders stand for, and where tensors are that nobody owns.
     :raises CaptureError: for what no input can be.
     """
     graph = module.graph
     inputs = Inputs()
     own: list[tuple[str, Owner]] = [(names[position], ArgumentOwner(position)) for position in positions]
-    for node, (name, owner) in zip(graph.find_nodes(op="placeholder"), [*own, *moving.number_owners()], strict=True):
+    for node, (name, owner) in zip(graph.find_nodes(op="placeholder"), [*own, *moving.owners()], strict=True):
         inputs.add(inputs.unused(name), InputKind.DATA, node, node.meta["val"], owner)
     fakes = detect_fake_mode([node.meta["val"] for node in graph.nodes if "val" in node.meta])
     first = next(node for node in graph.nodes if node.op != "placeholder")

@@ -13,16 +13,21 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import pyro.distributions.util
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from sgc.graph.sizes import name_symbols
+from sgc.graph.sizes import is_symbolic, name_symbols
+from sgc.tracing.state.places import Place, PlaceOwner
 from sgc.tracing.threads import here
 
-Dims = Mapping[int, frozenset[int]]
-"""Dims of tensors among the arguments, by the positions of these."""
+Sized = int | Place
+"""Where a tensor is that has them: the position of a leaf of the arguments, or a place."""
+
+Dims = Mapping[Sized, frozenset[int]]
+"""Dims of tensors, by where these are."""
 
 NO_DIMS: Dims = {}
 
@@ -36,33 +41,36 @@ _NAMES = "nmkl"
 class SymbolicSizes:
     """The symbols of one capture.
 
-    :param axes: the position and dim of each, in an order of their own.
-    :param examples: the traced tensors, by position.
+    :param axes: the tensor and the dim of each, in an order of their own.
+    :param examples: the traced tensors, by where they are.
     """
 
     environment: ShapeEnv
-    axes: tuple[tuple[int, int], ...]
+    axes: tuple[tuple[Sized, int], ...]
     symbols: tuple[Any, ...]
-    examples: dict[int, Tensor]
+    examples: dict[Sized, Tensor]
     _known: dict[tuple[int, tuple[int, ...]], str | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, leaves: Sequence[Any], dims: Dims) -> SymbolicSizes:
-        """Symbols for these dims of the leaves of a call's arguments."""
+        """Symbols for these dims of tensors, in a call with these leaves of its arguments."""
         import torch._functorch.config as functorch_config
 
         environment = ShapeEnv(duck_shape=False)
         with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
             mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
-        axes, symbols, examples, known = [], [], {}, {}
-        for position in sorted(dims):
-            leaf = leaves[position]
-            if id(leaf) not in known:
-                known[id(leaf)] = _example(mode, leaf, dims[position], position)
-            examples[position] = known[id(leaf)]
-            for dim in sorted(dims[position]):
-                axes.append((position, dim))
-                symbols.append(examples[position].shape[dim].node.expr)
+        axes: list[tuple[Sized, int]] = []
+        symbols: list[Any] = []
+        examples: dict[Sized, Tensor] = {}
+        known: dict[int, Tensor] = {}
+        for where, of_tensor in dims.items():
+            tensor = tensor_at(where, leaves)
+            if id(tensor) not in known:
+                known[id(tensor)] = _example(mode, tensor, of_tensor, len(known))
+            examples[where] = known[id(tensor)]
+            for dim in sorted(of_tensor):
+                axes.append((where, dim))
+                symbols.append(_symbol(examples[where].shape[dim]))
         mode.static_shapes = True  # what else the program meets is of the size that it has
         names = {s: _named(s, number) for number, s in enumerate(dict.fromkeys(symbols))}
         name_symbols(environment, names)
@@ -75,15 +83,19 @@ class SymbolicSizes:
     @property
     def dims(self) -> Dims:
         """The dims whose symbols are still no numbers."""
-        free: dict[int, frozenset[int]] = {}
-        for axis, (position, dim) in enumerate(self.axes):
+        free: dict[Sized, frozenset[int]] = {}
+        for axis, (where, dim) in enumerate(self.axes):
             if self.formula(axis).free_symbols:
-                free[position] = free.get(position, frozenset()) | {dim}
+                free[where] = free.get(where, frozenset()) | {dim}
         return free
+
+    def of_call(self, leaves: Sequence[Any]) -> tuple[int, ...]:
+        """The sizes in a call with these leaves of its arguments, in the order of the axes."""
+        return tuple(tensor_at(where, leaves).shape[dim] for where, dim in self.axes)
 
     def broken(self, leaves: Sequence[Any]) -> str | None:
         """The first condition that the arguments of a call do not meet; they have as many dims as those captured."""
-        sizes = tuple(leaves[position].shape[dim] for position, dim in self.axes)
+        sizes = self.of_call(leaves)
         key = len(self.environment.guards), sizes
         if key not in self._known:
             self._known[key] = self._broken(dict(zip(self.symbols, sizes, strict=True)))
@@ -99,10 +111,10 @@ class SymbolicSizes:
         return None
 
     def _unlike_in_memory(self, leaves: Sequence[Any], sizes: dict[Any, int]) -> str | None:
-        for position, example in self.examples.items():
-            strides = tuple(_number(stride, sizes) for stride in example.stride())
-            if leaves[position].stride() != strides:
-                return f"the strides of a tensor are {list(leaves[position].stride())}, not {list(strides)}"
+        for where, example in self.examples.items():
+            strides, found = tuple(_number(s, sizes) for s in example.stride()), tensor_at(where, leaves).stride()
+            if found != strides:
+                return f"the strides of a tensor are {list(found)}, not {list(strides)}"
         return None
 
     def _shown(self, expression: Any) -> str:
@@ -114,6 +126,10 @@ class SymbolicSizes:
             yield self._shown(guard.expr)
 
 
+def _symbol(size: Any) -> Any:
+    return size.node.expr
+
+
 def _number(value: Any, sizes: dict[Any, int]) -> int:
     return int(value.node.expr.xreplace(sizes)) if isinstance(value, torch.SymInt) else int(value)
 
@@ -123,26 +139,43 @@ def _named(symbol: Any, number: int) -> Any:
     return type(symbol)(name, **symbol.assumptions0)
 
 
-def _example(mode: FakeTensorMode, tensor: Tensor, dims: frozenset[int], position: int) -> Tensor:
-    """A traced tensor like one of the arguments, with symbols for some of its sizes."""
+def tensor_at(where: Sized, leaves: Sequence[Any]) -> Tensor:
+    """The tensor that is there, in a call with these leaves of its arguments."""
+    tensor = leaves[where] if isinstance(where, int) else PlaceOwner(where).fetch_of(leaves)
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+def _example(mode: FakeTensorMode, tensor: Tensor, dims: frozenset[int], number: int) -> Tensor:
+    """A traced tensor like another one, with symbols for some of its sizes."""
     from torch._dynamo.source import ConstantSource
 
     like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     like.requires_grad_(tensor.requires_grad)
     kinds = [DimDynamic.DYNAMIC if dim in dims else DimDynamic.STATIC for dim in range(tensor.dim())]
     context: Any = StatelessSymbolicContext(kinds)
-    return mode.from_tensor(like, source=ConstantSource(f"argument_{position}"), symbolic_context=context)
+    return mode.from_tensor(like, source=ConstantSource(f"sized_{number}"), symbolic_context=context)
 
 
 @contextmanager
-def lengths_as_symbols() -> Iterator[None]:
-    """``len(x)`` of a traced tensor is a symbol while this is entered: Python's own makes a number of it."""
+def symbols_in_python() -> Iterator[None]:
+    """``len(x)`` of a traced tensor is a symbol while this is entered: Python's own makes a number of it.
+
+    Pyro, which spares itself a product with a scale that is 1, asks of a symbol too whether it is.
+    """
 
     def length(value: Any, /) -> Any:
         return value.shape[0] if isinstance(value, FakeTensor) and value.dim() else _LENGTH(value)
 
-    with mock.patch.object(builtins, "len", here(length, _LENGTH)):
+    def is_one(value: Any) -> bool:
+        return bool(value == 1) if is_symbolic(value) else _IS_ONE(value)
+
+    with (
+        mock.patch.object(builtins, "len", here(length, _LENGTH)),
+        mock.patch.object(pyro.distributions.util, _IS_ONE.__name__, here(is_one, _IS_ONE)),
+    ):
         yield
 
 
 _LENGTH = len
+_IS_ONE = pyro.distributions.util.is_identically_one

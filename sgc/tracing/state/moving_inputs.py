@@ -13,7 +13,7 @@ from torch import Tensor
 from sgc.errors import CaptureError
 from sgc.tracing.python.numbers_in_calls import numbers_in_calls
 from sgc.tracing.state.owners import Owner
-from sgc.tracing.state.places import Place, PlaceOwner, as_tensor, placed
+from sgc.tracing.state.places import Place, PlaceOwner, placed
 from sgc.tracing.state.value_parts import with_part
 from sgc.tracing.symbolic_sizes import Dims
 from sgc.tracing.values.reads import Reads
@@ -23,7 +23,7 @@ from sgc.tracing.values.reads import Reads
 class MovingInputs:
     """The places of these tensors and numbers, with what is there during the capture.
 
-    :param sizes: dims of tensors among the arguments whose sizes differ from call to call.
+    :param sizes: dims whose sizes differ from call to call, of tensors in these places and among the arguments.
     """
 
     values: Mapping[Place, Any] = field(default_factory=dict)
@@ -36,14 +36,25 @@ class MovingInputs:
         """The places of numbers, in the order of their inputs."""
         return [place for place, value in self.values.items() if not isinstance(value, Tensor)]
 
-    def number_tensors(self) -> list[Tensor]:
-        """The numbers, each as a 0-d tensor."""
-        return [as_tensor(self.values[place]) for place in self.numbers]
+    @property
+    def places(self) -> list[Place]:
+        """The places of what is traced from the start: numbers, and tensors whose sizes differ."""
+        return [*self.numbers, *(place for place in self.sizes if isinstance(place, Place))]
 
-    def number_owners(self) -> Iterator[tuple[str, PlaceOwner]]:
+    def tensors(self, leaves: Sequence[Any]) -> list[Tensor]:
+        """What is in these places, a number as a 0-d tensor.
+
+        :param leaves: of the arguments of the call.
+        """
+        owned = [owner.fetch_of(leaves) for _, owner in self.owners()]
+        assert all(tensor is not None for tensor in owned)
+        return [tensor for tensor in owned if tensor is not None]
+
+    def owners(self) -> Iterator[tuple[str, PlaceOwner]]:
         """Their names, and where each call finds them."""
-        for place in self.numbers:
-            yield place.label, PlaceOwner(place, type(self.values[place]))
+        for place in self.places:
+            value = self.values[place]
+            yield place.label, PlaceOwner(place, None if isinstance(value, Tensor) else type(value))
 
     def owner_of(self, tensor: Tensor) -> tuple[str, Owner] | None:
         """The name of a tensor, and where each call finds it; None if it stands in none of the places."""
@@ -52,29 +63,31 @@ class MovingInputs:
 
     @contextmanager
     def traced(self, leaves: list[Any], tensors: Sequence[Tensor], reads: Reads) -> Iterator[list[Any]]:
-        """Numbers that are recorded are in their places while this is entered; it gives the leaves with theirs.
+        """What is traced from the start is in its places while this is entered; it gives the leaves with theirs.
 
-        :param tensors: what stands for the numbers.
+        :param tensors: what stands for it.
         :raises CaptureError: if one was used where nothing is recorded.
         """
-        if not self.numbers and not self.functions:
-            yield leaves
+        numbers, sized = self.numbers, tensors[len(self.numbers) :]
+        if not numbers and not self.functions:
+            with self._placed(leaves, sized) as leaves:
+                yield leaves
             return
         with numbers_in_calls(reads, self.functions) as answers:
-            numbers = [answers.number(self.values[p], t) for p, t in zip(self.numbers, tensors, strict=True)]
-            with self._placed(leaves, numbers) as leaves:
+            traced = [answers.number(self.values[p], t) for p, t in zip(numbers, tensors, strict=False)]
+            with self._placed(leaves, [*traced, *sized]) as leaves:
                 yield leaves
         if answers.missed:
             raise CaptureError("a number that changes from call to call is used where a capture cannot follow")
 
     @contextmanager
-    def _placed(self, leaves: list[Any], numbers: Sequence[Any]) -> Iterator[list[Any]]:
-        given = list(zip(self.numbers, numbers, strict=True))
+    def _placed(self, leaves: list[Any], values: Sequence[Any]) -> Iterator[list[Any]]:
+        given = list(zip(self.places, values, strict=True))
         leaves = list(leaves)
-        for place, number in given:
+        for place, value in given:
             if place.is_argument:
-                leaves[place.key] = with_part(leaves[place.key], place.path, number)
-        with placed([(place, number) for place, number in given if not place.is_argument]):
+                leaves[place.key] = with_part(leaves[place.key], place.path, value)
+        with placed([(place, value) for place, value in given if not place.is_argument]):
             yield leaves
 
 

@@ -1,0 +1,354 @@
+"""Sizes that differ from call to call are inputs from the second one on, with Pyro's numbers at each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sgc
+
+SIZES = (6, 4, 7, 4, 9, 6)
+
+
+def rows(n: int, *others: int) -> Tensor:
+    return torch.randn(n, *others, generator=torch.Generator().manual_seed(n))
+
+
+class Program:
+    """A program of one argument or several, whose size is a number."""
+
+    made = 2
+    """How many specializations there are for all sizes."""
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        return (rows(n, 3),)
+
+    def model(self, *args: Any) -> None:
+        raise NotImplementedError
+
+    def guide(self, *args: Any) -> None:
+        raise NotImplementedError
+
+
+class Switches(Program):
+    """A discrete site for each row, with a network and a learned baseline."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Linear(3, 1)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("net", self.net)
+        options = {"nn_baseline": lambda h: h.mean(-1), "nn_baseline_input": x}
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=self.net(x).squeeze(-1)), infer={"baseline": options})
+
+
+class Minibatch(Program):
+    """A plate of 20 of which a part is given, so that the scale depends on the size."""
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        return rows(n), torch.arange(n)
+
+    def model(self, x: Tensor, which: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 20, subsample=which) as index:
+            pyro.sample("x", dist.Normal(loc + 0.1 * index, 1.0), obs=x)
+
+    def guide(self, x: Tensor, which: Tensor) -> None:
+        pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+
+
+class Drawn(Program):
+    """Pyro draws as many rows as there are labels."""
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        return (rows(n),)
+
+    def model(self, x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 20, subsample_size=len(x)) as index:
+            pyro.sample("x", dist.Normal(loc + 0.1 * index, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+
+
+class Coinciding(Program):
+    """Two plates, of which the sizes are equal in some calls."""
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        return rows(n, 13 - n if n in (4, 9) else n), rows(n)
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        columns, rows = pyro.plate("columns", x.shape[1], dim=-1), pyro.plate("rows", x.shape[0], dim=-2)
+        with columns:
+            c = pyro.sample("c", dist.Bernoulli(0.3))
+        with rows:
+            r = pyro.sample("r", dist.Normal(y[:, None], 1.0))
+        with rows, columns:
+            pyro.sample("x", dist.Normal(a + r + c, 1.0), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor) -> None:
+        pyro.sample("a", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+        with pyro.plate("columns", x.shape[1], dim=-1):
+            pyro.sample("c", dist.Bernoulli(pyro.param("q", torch.tensor(0.4))))
+        with pyro.plate("rows", x.shape[0], dim=-2):
+            pyro.sample("r", dist.Normal(y[:, None] * pyro.param("s", torch.tensor(0.5)), 1.0))
+
+
+class GaussianProcess(Program):
+    """A covariance of as many rows and columns, written in place."""
+
+    def model(self, x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        covariance = 2.0 * torch.exp(-0.5 * torch.cdist(x, x).square() / scale)
+        covariance.view(-1)[:: len(x) + 1] += 0.1
+        loc = x.new_zeros(x.shape[0])
+        factor = torch.linalg.cholesky(covariance + 0.01 * torch.eye(len(x)))
+        pyro.sample("y", dist.MultivariateNormal(loc, scale_tril=factor), obs=x.sum(-1))
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("scale", dist.LogNormal(pyro.param("m", torch.tensor(0.2)), 0.3))
+
+
+class Branch(Program):
+    """Another model for many rows than for few."""
+
+    made = 3
+
+    def model(self, x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            wide = 2.0 if len(x) > 6 else 1.0
+            pyro.sample("x", dist.Normal(z, wide).expand(x.shape).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+
+
+class Loop(Program):
+    """A row after another in Python: each size is a program of its own."""
+
+    made = 4
+
+    def model(self, x: Tensor) -> None:
+        z = pyro.sample("z_0", dist.Bernoulli(0.5))
+        for i in range(len(x)):
+            pyro.sample(f"x_{i}", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=x[i])
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("z_0", dist.Bernoulli(pyro.param("q", torch.tensor(0.4))))
+
+
+class Sequences(Program):
+    """A loop over time for sequences of two lengths, and any number of them."""
+
+    made = 3
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        return (rows(n, 3 if n == 7 else 2),)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            for t in range(x.shape[1]):
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+
+
+class Arithmetic(Program):
+    """Numbers that Python computes of the size."""
+
+    def model(self, x: Tensor) -> None:
+        half = x.shape[0] // 2
+        z = pyro.sample("z", dist.Normal(torch.full((half,), 1.0 / len(x)), 1.0).to_event(1))
+        padded = torch.cat([z, z.new_ones(len(x) - half)]) * (torch.arange(len(x)) / max(len(x), 2))
+        with pyro.plate("rows", len(x)), pyro.poutine.scale(scale=100.0 / len(x)):
+            pyro.sample("x", dist.Normal(padded[:, None] + x[:1], 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        m = pyro.param("m", torch.tensor(0.2))
+        pyro.sample("z", dist.Normal(m.expand(x.size(0) // 2), 1.0).to_event(1))
+
+
+class Logarithm(Program):
+    """A number that Python computes of the size in C: each size is a program of its own."""
+
+    made = 4
+
+    def model(self, x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(math.log(len(x)), 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+
+
+class Averaged(Program):
+    """A decaying average for each row: each size has its own."""
+
+    made = 4
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            q = pyro.param("q", torch.tensor(0.4))
+            pyro.sample("z", dist.Bernoulli(q), infer={"baseline": {"use_decaying_avg_baseline": True}})
+
+
+class GlobalAverage(Program):
+    """A decaying average of a site outside of the plate."""
+
+    def model(self, x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        options = {"use_decaying_avg_baseline": True}
+        pyro.sample("z", dist.Bernoulli(pyro.param("q", torch.tensor(0.4))), infer={"baseline": options})
+
+
+class Opaque(Program):
+    """A sampler that cannot be traced keeps the size that it was captured with."""
+
+    made = 4
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.VonMises(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.VonMises(x[:, 0], pyro.param("k", torch.tensor(2.0))))
+
+
+class Masked(Program):
+    """Ragged rows, padded and masked, in a float64 program with networks and a fresh layout of the data."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double()
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        return ({"x": rows(3, n).double().T, "lengths": torch.arange(n) % 4},)
+
+    def model(self, batch: dict[str, Tensor]) -> None:
+        x, lengths = batch["x"], batch["lengths"]
+        with pyro.plate("rows", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), x.new_ones(())).to_event(1))
+            there = torch.arange(3) < lengths[:, None]
+            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).mask(there).to_event(1), obs=x)
+
+    def guide(self, batch: dict[str, Tensor]) -> None:
+        pyro.module("net", self.net)
+        x = batch["x"]
+        with pyro.plate("rows", x.shape[0]):
+            pyro.sample("z", dist.Normal(self.net(x), x.new_ones(())).to_event(1))
+
+
+class Rebound(Program):
+    """The data are an attribute, set before each call."""
+
+    made = 3
+
+    def arguments(self, n: int) -> tuple[Any, ...]:
+        self.x, self.parts = rows(n, 3), [rows(n)]
+        return ()
+
+    def model(self) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(self.x)):
+            pyro.sample("x", dist.Normal(z + self.parts[0][:, None], 1.0).to_event(1), obs=self.x)
+
+    def guide(self) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+
+
+PROGRAMS: tuple[type[Program], ...] = (
+    *(Switches, Minibatch, Drawn, Coinciding, GaussianProcess, Branch, Loop, Sequences, Arithmetic, Logarithm),
+    *(Averaged, GlobalAverage, Opaque, Masked, Rebound),
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+
+
+def results(program: Program, losses: Callable[[tuple[Any, ...]], float], sizes: tuple[int, ...]) -> list[float]:
+    """Losses and gradients at each size."""
+    pyro.clear_param_store()
+    found: list[float] = []
+    for seed, n in enumerate(sizes):
+        arguments = program.arguments(n)
+        pyro.set_rng_seed(seed)
+        found.append(losses(arguments))
+        for _, parameter in sorted(pyro.get_param_store().named_parameters()):
+            found += [] if parameter.grad is None else parameter.grad.double().flatten().tolist()
+            parameter.grad = None
+    return found
+
+
+def of_pyro(program: Program, sizes: tuple[int, ...] = SIZES, **options: Any) -> list[float]:
+    elbo = pyro.infer.TraceGraph_ELBO(**options)
+    return results(program, lambda args: elbo.loss_and_grads(program.model, program.guide, *args), sizes)
+
+
+def by_itself(program: Program, sizes: tuple[int, ...] = SIZES) -> list[float]:
+    """By sgc, which keeps an average for each size, where Pyro fails; each size is captured for itself."""
+    return of_sgc(program, "torchscript", sizes)[0]
+
+
+def of_sgc(program: Program, backend: str, sizes: tuple[int, ...] = SIZES, **options: Any) -> tuple[list[float], int]:
+    loss_module = sgc.compile(program.model, program.guide, backend=backend, rng="torch", **options)
+
+    def loss(args: tuple[Any, ...]) -> float:
+        value = loss_module(*args)
+        value.backward()
+        return float(value)
+
+    return results(program, loss, sizes), len(loss_module.specializations)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_any_size(kind: type[Program], backend: str) -> None:
+    values, made = of_sgc(kind(), backend)
+    expected = by_itself(kind()) if kind is Averaged else of_pyro(kind())
+    assert values == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert made == kind.made
+
+
+@pytest.mark.parametrize("kind", [Minibatch, Coinciding, Sequences])
+@pytest.mark.parametrize("options", [{"num_particles": 2}, {"num_particles": 2, "vectorize_particles": True}])
+def test_particles(kind: type[Program], options: dict[str, Any]) -> None:
+    nesting = {"max_plate_nesting": 2}
+    values, made = of_sgc(kind(), "eager", **options, **nesting)
+    assert values == pytest.approx(of_pyro(kind(), **options, **nesting), rel=1e-4, abs=1e-5)
+    assert made == kind.made
