@@ -20,7 +20,9 @@ from sgc.native.conditions import Condition
 from sgc.tracing.python.partials import CallRecord
 from sgc.tracing.state.places import Place, is_number
 from sgc.tracing.state.value_parts import PLAIN
-from sgc.tracing.symbolic_sizes import NO_DIMS, Dims
+from sgc.tracing.symbolic_sizes import NO_DIMS, Dims, Sized
+
+NOTHING_NEEDED: Mapping[tuple[Sized, int], str] = {}
 
 
 class ArgumentGuard(Guard):
@@ -31,10 +33,19 @@ class ArgumentGuard(Guard):
 
     :param moving: places among the arguments whose tensors and numbers are inputs.
     :param sizes: dims of tensors that may have any size here; another guard says which.
+    :param needed: why the size of a dim is the same at each call.
     """
 
-    def __init__(self, call: Call, names: Sequence[str], moving: Collection[Place] = (), sizes: Dims = NO_DIMS) -> None:
+    def __init__(
+        self,
+        call: Call,
+        names: Sequence[str],
+        moving: Collection[Place] = (),
+        sizes: Dims = NO_DIMS,
+        needed: Mapping[tuple[Sized, int], str] = NOTHING_NEEDED,
+    ) -> None:
         self._sizes = sizes
+        self._needed = needed
         self._records: dict[int, CallRecord] = {}
         self._spec = call.spec
         self._names = tuple(names)
@@ -93,7 +104,7 @@ class ArgumentGuard(Guard):
                     return Miss(f"{self._names[i]} was a tensor, is {type(leaf).__name__}", self._names[i], AS_TENSORS)
                 actual = meta(leaf, self._sizes.get(i, ()))
                 if actual != expected:
-                    return meta_difference(self._names[i], expected, actual)
+                    return self._with_reason(i, leaf, meta_difference(self._names[i], expected, actual))
             elif isinstance(leaf, Tensor):
                 return Miss(
                     f"{self._names[i]} was {shown(self._constants[i])}, is a tensor", self._names[i], AS_TENSORS
@@ -109,6 +120,11 @@ class ArgumentGuard(Guard):
         if twins([leaf for leaf in call.leaves if isinstance(leaf, Tensor)]) != self._twins:
             return Miss("other arguments than before are one and the same tensor")
         return None
+
+    def _with_reason(self, position: int, leaf: Tensor, miss: Miss) -> Miss:
+        """A miss of a tensor, with the reason why its size is not left open."""
+        reasons = dict.fromkeys(self._needed[position, d] for d in range(leaf.dim()) if (position, d) in self._needed)
+        return Miss(miss, miss.about, f"{miss.remedy}; {'; '.join(reasons)}") if reasons else miss
 
     def moved(self, call: Call) -> Iterator[Place]:
         """The places of another tensor or number than there was, those of inputs among them."""

@@ -79,7 +79,7 @@ def guards_of(
         StructureGuard([*run.modules, *surroundings.modules], captured.owners.values()),
         ModeGuard(run.modules, follows_validation=options.validate is None),
         tensors,
-        *([SizesGuard(captured.sizes)] if captured.sizes is not None else []),
+        *([SizesGuard(captured.sizes, moving.versions_of_sizes(captured.sizes))] if captured.sizes is not None else []),
         HandlerGuard(),
         surroundings,
         ValuesGuard(program.value_guards, program.inputs, tensors),

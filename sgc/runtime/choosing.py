@@ -21,7 +21,7 @@ from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.misses import Misses
 from sgc.runtime.restore_on_error import state_restored_on_error
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specialization import SizesNeededError, Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
 from sgc.runtime.view.module_view import Showing
 from sgc.tracing.program_call import ProgramCall
@@ -152,6 +152,14 @@ class Choosing(Showing):
         with self._capturing():
             program = self._program_of(call)
             return self._specialize(program, call, self._run_prototype(program))[0]
+
+    def _close_sizes(self, error: SizesNeededError) -> None:
+        """Let a program have the sizes of each call from now on, in the place of a version that left them open."""
+        sizes = error.specialization.capture.sizes
+        assert sizes is not None
+        self._specializations.remove(error.specialization)
+        for known in self._specializations:
+            known.needed_sizes = {**known.needed_sizes, **dict.fromkeys(sizes.axes, error.reason)}
 
     def misses(self) -> Misses:
         """Why it was compiled anew: each reason with how often it was one and a remedy, the most frequent first."""

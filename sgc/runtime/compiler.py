@@ -28,6 +28,7 @@ from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import emit_particle_loop
 from sgc.emit.rollback import rolled_back_if_invalid
 from sgc.emit.train_step import Update, emit_step, new_flag
+from sgc.errors import SgcError
 from sgc.graph.build import build_graph
 from sgc.guards.base import Call
 from sgc.native import library
@@ -39,7 +40,7 @@ from sgc.runtime.generated_sources import forget_with, known_sources
 from sgc.runtime.particles import Repeated
 from sgc.runtime.program_text import Rewritten
 from sgc.runtime.residue.leaked_tensors import without_leaks_into
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specialization import SizesNeededError, Specialization
 from sgc.runtime.turns import capturing
 from sgc.tracing.leaves.autograd_functions import own_functions
 from sgc.tracing.program_call import ProgramCall
@@ -62,7 +63,7 @@ def specialize(
     tensors, guards = guards_of(checked, call, run, options)
     backend = backend_of(options.backend)
     stages = run.prototype, checked.capture, graph, emitted
-    fixed = checked.moving.by_value, checked.moving.fixed_sizes
+    fixed = checked.moving.by_value, checked.moving.needed_sizes
     specialization = Specialization(*stages, options, backend, tensors, guards, *fixed)
     forget_with(specialization, known)
     return specialization
@@ -74,7 +75,7 @@ def differentiate_loss(specialization: Specialization, tensors: list[Tensor]) ->
     :param tensors: those that the emitted module takes.
     """
     if specialization.differentiated is None:
-        with _compiling(specialization):
+        with _compiling(specialization), _any_size(specialization):
             wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
             module = _before_gradient(specialization, specialization.emitted.module)
             specialization.differentiated = differentiate(module, specialization.examples(tensors), wanted)
@@ -102,7 +103,7 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
         library.start()
     if with_gradient:
         differentiated = differentiate_loss(specialization, tensors)
-    with _compiling(specialization):
+    with _compiling(specialization), _any_size(specialization):
         if not with_gradient:
             emitted = emit_surrogate(specialization.graph, loss_only=True)
             module = _before_gradient(specialization, emitted.module)
@@ -136,14 +137,15 @@ def build_step(
         else:
             module = emit_step(differentiated, specialization.examples(tensors), state, update)
             updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
-            built = backend.build_step(module, examples, rng, updated)
+            with _any_size(specialization):
+                built = backend.build_step(module, examples, rng, updated)
     specialization.steps.append((backend, built.report))
     return built
 
 
 def compile_step(specialization: Specialization, built: BuiltStep) -> None:
     """Compile a whole step."""
-    with _compiling(specialization):
+    with _compiling(specialization), _any_size(specialization):
         built.compile()
         specialization.watch_natively()
 
@@ -159,3 +161,19 @@ def _compiling(specialization: Specialization) -> Iterator[None]:
         finally:
             restore_random_state(state)
             forget_with(specialization, known)
+
+
+@contextmanager
+def _any_size(specialization: Specialization) -> Iterator[None]:
+    """What fails here may fail because sizes are open.
+
+    :raises SizesNeededError: then.
+    """
+    try:
+        yield
+    except SgcError:
+        raise
+    except Exception as error:
+        if specialization.capture.sizes is None:
+            raise
+        raise SizesNeededError(specialization, f"compiled for any size it fails: {type(error).__name__}") from error

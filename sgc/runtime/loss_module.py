@@ -24,7 +24,7 @@ from sgc.runtime.choosing import Choosing
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.restore_on_error import state_restored_on_error
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specialization import SizesNeededError, Specialization
 from sgc.runtime.speculation.speculate import speculate
 from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
@@ -73,6 +73,13 @@ class LossModule(Choosing):
 
     def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
+        try:
+            return self._evaluated(call, backend)
+        except SizesNeededError as error:
+            self._close_sizes(error)
+            return self._evaluated(call, backend)
+
+    def _evaluated(self, call: Call, backend: Backend | None) -> Tensor:
         with TURN:
             specialization, inputs = self._choose(call)
             with_gradient = torch.is_grad_enabled()

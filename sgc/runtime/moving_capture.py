@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from sgc.graph.sizes import Size
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
 from sgc.guards.environment_guard import EnvironmentGuard
+from sgc.guards.sizes_guard import Fits
 from sgc.guards.tensor_guard import TensorGuard
 from sgc.runtime.specialization import Specialization
 from sgc.tracing.arguments import argument_names
@@ -22,11 +24,11 @@ from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun
 from sgc.tracing.python.partials import CallRecord
 from sgc.tracing.state.moving_inputs import MovingInputs
-from sgc.tracing.state.owners import Owner
+from sgc.tracing.state.owners import ArgumentOwner, Owner
 from sgc.tracing.state.places import Place, PlaceOwner, is_number
 from sgc.tracing.state.run_differences import difference
 from sgc.tracing.state.transcript import Transcript
-from sgc.tracing.symbolic_sizes import SMALLEST, Dims, Sized, tensor_at
+from sgc.tracing.symbolic_sizes import SMALLEST, Dims, Sized, SymbolicSizes, tensor_at
 
 
 @dataclass
@@ -47,7 +49,11 @@ class MovingCapture:
         self.names = argument_names(self.call.args, self.call.kwargs)
         self.by_value = frozenset[Place]().union(*(known.by_value for known in self.earlier))
         self._moving = frozenset(self._moved()) - self.by_value
-        self.fixed_sizes = frozenset[tuple[Sized, int]]().union(*(known.fixed_sizes for known in self.earlier))
+        self.needed_sizes = {axis: why for known in self.earlier for axis, why in known.needed_sizes.items()}
+        for sizes in [known.capture.sizes for known in self.earlier if known.capture.sizes is not None]:
+            for where, dim in sizes.axes:
+                if dim not in sizes.dims.get(where, ()):  # a backend has made a number of it
+                    self.needed_sizes.setdefault((where, dim), "the compiled program needs the size itself")
         self.sizes = self._resized()
         programs = [known.graph.program for known in self.earlier]
         self._reads_again = any(program is not None and program.value_guards for program in programs)
@@ -74,7 +80,7 @@ class MovingCapture:
 
         :raises ArgumentError: if one cannot be guarded.
         """
-        guard = ArgumentGuard(self.call, self.names, self._moving, self.sizes)
+        guard = ArgumentGuard(self.call, self.names, self._moving, self.sizes, self.needed_sizes)
         guard.refuse_unguarded()
         guard.note_calls(self._recorded)
         return guard
@@ -82,17 +88,25 @@ class MovingCapture:
     def capture(self) -> tuple[Capture, Transcript]:
         """The program, with as many sizes and numbers left open as can be traced; and the transcript of that run."""
         if self.sizes:
-            try:
-                captured, transcript = self._with_numbers()
-                assert captured.sizes is not None
-                free = captured.sizes.dims
-                if free and why_not_resized(captured) is None and difference(transcript, self.run.transcript) is None:
-                    self._fix_sizes(free)
-                    return captured, transcript
-            except Exception:  # It needs a size where no capture can follow, or has a fault that shows again below.
-                pass
-            self._fix_sizes({})
+            sized = self._with_sizes()
+            if sized is not None:
+                return sized
         return self._with_numbers()
+
+    def _with_sizes(self) -> tuple[Capture, Transcript] | None:
+        """The program with sizes left open, as many as can be; None if none can, each then with the reason."""
+        try:
+            captured, transcript = self._with_numbers()
+        except Exception as error:  # where no capture can follow, or a fault that shows again without
+            line = getattr(error, "source", None)
+            self._close_sizes({}, f"the program needs the size itself{f' at {line}' if line else ''}")
+            return None
+        assert captured.sizes is not None
+        reason = why_not_resized(captured)
+        if reason is None and difference(transcript, self.run.transcript) is not None:
+            reason = "with a formula in its place the program runs otherwise"
+        self._close_sizes({} if reason else captured.sizes.dims, reason, captured.sizes)
+        return (captured, transcript) if self.sizes else None
 
     def _with_numbers(self) -> tuple[Capture, Transcript]:
         for kinds in ((int,), (int, float)):
@@ -128,12 +142,24 @@ class MovingCapture:
         self._reads_again = False
         self._note()
 
-    def _fix_sizes(self, free: Dims) -> None:
-        """Sizes but for these are what they are in the call, now and in later captures."""
-        axes = {(where, dim) for where, dims in self.sizes.items() for dim in dims}
-        self.fixed_sizes |= axes - {(where, dim) for where, dims in free.items() for dim in dims}
+    def _close_sizes(self, free: Dims, reason: str | None, traced: SymbolicSizes | None = None) -> None:
+        """Sizes but for those that are ``free`` are what they are in the call, now and in later captures."""
+        for where, dims in self.sizes.items():
+            for dim in dims - free.get(where, frozenset()):
+                line = traced.line_of(where, dim) if traced is not None and reason is None else None
+                needed = f"the program needs the size itself{f' at {line}' if line else ''}"
+                self.needed_sizes[where, dim] = reason or needed
         self.sizes = free
         self._note()
+
+    def versions_of_sizes(self, sizes: SymbolicSizes) -> dict[tuple[int, ...], Fits]:
+        """The earlier specializations that are for one combination of sizes, as long as they are kept."""
+        versions: dict[tuple[int, ...], Fits] = {}
+        for known in self.earlier:
+            shapes = {owner_key(known.owners[declared.name]): declared.shape for declared in known.inputs}
+            if known.capture.sizes is None and all(where in shapes for where, _ in sizes.axes):
+                versions[tuple(shapes[where][dim] for where, dim in sizes.axes)] = _fits(weakref.ref(known))
+        return versions
 
     def _resized(self) -> Dims:
         """The dims of tensors among the arguments and in places that were of other sizes before."""
@@ -145,7 +171,7 @@ class MovingCapture:
                 for where, dims in guard.resized(self.call).items():
                     shape = tensor_at(where, self.call.leaves).shape
                     resized[where] = resized.get(where, frozenset()) | {
-                        dim for dim in dims if shape[dim] >= SMALLEST and (where, dim) not in self.fixed_sizes
+                        dim for dim in dims if shape[dim] >= SMALLEST and (where, dim) not in self.needed_sizes
                     }
         return {where: dims for where, dims in resized.items() if dims and self._is_open(where)}
 
@@ -170,6 +196,21 @@ class MovingCapture:
 
     def _capture(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript]:
         return capture_program(self.program, self.run, self.plan, records, self.moving)
+
+
+def owner_key(owner: Owner) -> Sized | None:
+    """Where the tensor of an owner is, if that is a place or among the arguments."""
+    if isinstance(owner, ArgumentOwner):
+        return owner.position
+    return owner.place if isinstance(owner, PlaceOwner) else None
+
+
+def _fits(version: weakref.ref[Specialization]) -> Fits:
+    def fits(call: Call) -> bool:
+        kept = version()
+        return kept is not None and kept.inputs_of(call) is not None
+
+    return fits
 
 
 def why_not_resized(captured: Capture) -> str | None:

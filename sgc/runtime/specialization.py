@@ -5,7 +5,7 @@ It is made, and compiled further when that is first needed, by :mod:`sgc.runtime
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -36,6 +36,15 @@ from sgc.tracing.state.places import Place, PlaceOwner
 from sgc.tracing.symbolic_sizes import Sized
 
 
+class SizesNeededError(Exception):
+    """What a version left open, the sizes of some tensors, cannot be open in a later stage of its compilation."""
+
+    def __init__(self, specialization: Specialization, reason: str) -> None:
+        super().__init__(reason)
+        self.specialization = specialization
+        self.reason = reason
+
+
 @dataclass
 class Specialization:
     """The stages of one version, its guards, and what was compiled of it so far.
@@ -54,8 +63,8 @@ class Specialization:
     guards: tuple[Guard, ...]
     by_value: frozenset[Place] = frozenset()
     """Places of numbers that cannot be inputs."""
-    fixed_sizes: frozenset[tuple[Sized, int]] = frozenset()
-    """Tensors and dims whose sizes the program relies on."""
+    needed_sizes: Mapping[tuple[Sized, int], str] = field(default_factory=dict)
+    """Tensors and dims whose sizes cannot be left open, with the reasons."""
     differentiated: Differentiated | None = None
     compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     """What was compiled, for loss and gradients (true) or for the loss alone, by backend."""

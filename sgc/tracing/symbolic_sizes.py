@@ -14,14 +14,19 @@ from typing import Any
 from unittest import mock
 
 import pyro.distributions.util
+import sympy
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from sgc.errors import SourceLine
 from sgc.graph.sizes import is_symbolic, name_symbols
+from sgc.native import meta_kernels
+from sgc.tracing.source import current_line
 from sgc.tracing.state.places import Place, PlaceOwner
 from sgc.tracing.threads import here
+from sgc.tracing.tracer import is_capturing
 
 Sized = int | Place
 """Where a tensor is that has them: the position of a leaf of the arguments, or a place."""
@@ -37,6 +42,22 @@ SMALLEST = 2
 _NAMES = "nmkl"
 
 
+class Environment(ShapeEnv):
+    """Symbols for sizes, and the lines of the program that have asked of them what is a condition now."""
+
+    def __init__(self) -> None:
+        self.lines: dict[int, SourceLine | None] = {}
+        """By the number of the condition."""
+        super().__init__(duck_shape=False)
+
+    def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
+        known = _LENGTH(self.guards)
+        answer = super().evaluate_expr(*args, **kwargs)
+        if _LENGTH(self.guards) > known and is_capturing():
+            self.lines.setdefault(known, current_line())
+        return answer
+
+
 @dataclass
 class SymbolicSizes:
     """The symbols of one capture.
@@ -45,7 +66,7 @@ class SymbolicSizes:
     :param examples: the traced tensors, by where they are.
     """
 
-    environment: ShapeEnv
+    environment: Environment
     axes: tuple[tuple[Sized, int], ...]
     symbols: tuple[Any, ...]
     examples: dict[Sized, Tensor]
@@ -56,7 +77,8 @@ class SymbolicSizes:
         """Symbols for these dims of tensors, in a call with these leaves of its arguments."""
         import torch._functorch.config as functorch_config
 
-        environment = ShapeEnv(duck_shape=False)
+        meta_kernels.register()
+        environment = Environment()
         with functorch_config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
             mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
         axes: list[tuple[Sized, int]] = []
@@ -89,6 +111,15 @@ class SymbolicSizes:
                 free[where] = free.get(where, frozenset()) | {dim}
         return free
 
+    def line_of(self, where: Sized, dim: int) -> SourceLine | None:
+        """The line that has made a number of a symbol."""
+        symbol = self.symbols[self.axes.index((where, dim))]
+        for number, guard in enumerate(self.environment.guards):
+            if symbol in guard.expr.free_symbols and self.environment.lines.get(number) is not None:
+                if isinstance(guard.expr, sympy.Eq) and any(side.is_number for side in guard.expr.args):
+                    return self.environment.lines[number]
+        return None
+
     def of_call(self, leaves: Sequence[Any]) -> tuple[int, ...]:
         """The sizes in a call with these leaves of its arguments, in the order of the axes."""
         return tuple(tensor_at(where, leaves).shape[dim] for where, dim in self.axes)
@@ -105,9 +136,9 @@ class SymbolicSizes:
         for symbol, size in sizes.items():
             if size < SMALLEST:
                 return f"{self._shown(symbol)} is {size}"
-        for guard in self.environment.guards:
+        for number, guard in enumerate(self.environment.guards):
             if guard.expr.xreplace(sizes) != True:  # noqa: E712 (sympy's own truth)
-                return f"{self._shown(guard.expr)} is not true"
+                return f"{self._asked(number)} is not true"
         return None
 
     def _unlike_in_memory(self, leaves: Sequence[Any], sizes: dict[Any, int]) -> str | None:
@@ -122,8 +153,12 @@ class SymbolicSizes:
 
     def conditions(self) -> Iterator[str]:
         """What is asked of the sizes, in words."""
-        for guard in self.environment.guards:
-            yield self._shown(guard.expr)
+        yield from map(self._asked, range(_LENGTH(self.environment.guards)))
+
+    def _asked(self, number: int) -> str:
+        line = self.environment.lines.get(number)
+        where = f" (asked at {line})" if line is not None else ""
+        return f"{self._shown(self.environment.guards[number].expr)}{where}"
 
 
 def _symbol(size: Any) -> Any:

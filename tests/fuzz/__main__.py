@@ -35,13 +35,14 @@ def main() -> None:
     parser.add_argument(
         "--shrink-seconds", type=float, default=300.0, help="how long one failure may be shrunk; 0: not"
     )
+    parser.add_argument("--grown", action="store_true", help="let the plates be larger in further calls")
     parser.add_argument("--refusals", action="store_true", help="shrink and write down what sgc refuses, too")
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     begun = time.monotonic()
     gc.freeze()  # what is imported stays: only what programs leave is looked through after each
     for number in range(options.start, options.start + options.programs):
-        program = generate(options.seed * SEEDS_APART + number)
+        program = generate(options.seed * SEEDS_APART + number, grown=options.grown)
         verdict = compare(program, options.backend)
         counts[verdict.outcome] += 1
         if verdict.outcome == "sgc refuses":

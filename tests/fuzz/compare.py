@@ -137,7 +137,7 @@ def run(source: str, name: str, side: Side, *, double: bool, evaluate: bool) -> 
         loaded = load(source, name)
         names = loaded.names
         loss_and_grads, loss = loss_of(names["model"], names["guide"], names["options"])
-        for number, args in enumerate((names["args"], flipped(names["args"]))):
+        for number, args in enumerate((names["args"], *names.get("others", [flipped(names["args"])]))):
             _clear_gradients(loaded)
             pyro.set_rng_seed(SEED + number)
             record.add(f"loss {number}", float(loss_and_grads(*args)))
@@ -154,7 +154,8 @@ def run(source: str, name: str, side: Side, *, double: bool, evaluate: bool) -> 
         names = loaded.names
         svi = svi_of(names["model"], names["guide"], names["optimizer"], names["options"])
         for number in range(STEPS):
-            args = flipped(names["args"]) if number % 2 else names["args"]
+            calls = [names["args"], *names.get("others", [flipped(names["args"])])]
+            args = calls[number % len(calls)]
             pyro.set_rng_seed(SEED + number)
             record.add(f"step loss {number}", svi.step(*args))
         _state(record, loaded, " trained", gradients=False)

@@ -19,10 +19,15 @@ OPTIMIZERS = (
 )
 
 
+GROWN = (2, 1, 4, 2)
+"""By how much plates are larger in further calls, where they are."""
+
+
 class Generator(Sites):
     """Writes one program; the same seed gives the same program."""
 
-    def program(self) -> Program:
+    def program(self, *, grown: bool = False) -> Program:
+        self.writer.grown = grown
         particles = self.random.choices([1, 2, 3], [8, 1, 1])[0]
         self.vectorised = particles > 1 and self.chance(0.5)
         self.writer.particles = particles if self.vectorised else 1
@@ -51,6 +56,7 @@ class Generator(Sites):
             double=self.chance(0.15),
             optimizer=self.random.choice(OPTIMIZERS) if self.chance(0.35) else "",
             differs=tuple(self.differs),
+            grown=GROWN if grown and self.sizes else (),
         )
 
     def registered(self, statements: list[Statement]) -> list[Statement]:
@@ -306,6 +312,9 @@ def kinds(statement: Statement) -> list[str]:
     return [part.kind for part in statement.parts]
 
 
-def generate(seed: int) -> Program:
-    """The program of a seed."""
-    return Generator(seed).program()
+def generate(seed: int, *, grown: bool = False) -> Program:
+    """The program of a seed.
+
+    :param grown: whether its plates are larger in further calls.
+    """
+    return Generator(seed).program(grown=grown)

@@ -18,6 +18,8 @@ class Leaves:
     definitions: dict[str, str] = field(default_factory=dict)
     parameters: list[tuple[str, str, Expression]] = field(default_factory=list)
     features: set[str] = field(default_factory=set)
+    grown: bool = False
+    """Whether plates are larger in further calls: no parameter has values for rows then, and no data are global."""
     particles: int = 1
     """How many vectorised particles there are, in dim -1 - NESTING."""
 
@@ -47,7 +49,7 @@ class Leaves:
         self, kind: str, scope: Scope, low: float, high: float, event: int = 0, constraint: str = "", full: str = ""
     ) -> Expression:
         """``pyro.param``, new or one that was there before, as one value or one for each row."""
-        local = bool(scope.plates) and self.chance(0.5)
+        local = bool(scope.plates) and self.chance(0.5) and not self.grown
         place = scope.row(1 if event else 0) if local else ""
         same = [e for key, where, e in self.parameters if key == kind + scope.side and where == scope.shape() + place]
         if same and self.chance(0.3):
@@ -69,6 +71,7 @@ class Leaves:
         """Data for these plates, given to the program or standing in it."""
         name = f"x{len(self.data)}"
         place = self.random.choice(["positional"] * 5 + ["dict", "list", "global"])
+        place = "positional" if self.grown and place == "global" else place
         self.data.append(Data(name, Expression(kind, value), place))
         return Expression(kind, f"<{name}>{scope.row(event_dims)}")
 

@@ -77,7 +77,8 @@ class Program:
     """A model, a guide, what they are called with, and how they are trained.
 
     ``sizes`` are those of the plates; the source says ``@p1`` for the size of plate ``p1``, ``@@p1`` for how many of
-    its rows are drawn. ``definitions`` are networks by name, ``wrappers`` handlers around model or guide.
+    its rows are drawn. ``grown`` is by how much they are larger in further calls; the program asks its arguments for
+    them then. ``definitions`` are networks by name, ``wrappers`` handlers around model or guide.
     """
 
     seed: int
@@ -91,13 +92,21 @@ class Program:
     double: bool = False
     optimizer: str = ""
     differs: tuple[str, ...] = field(default=())
+    grown: tuple[int, ...] = ()
 
     def source(self, *, functional: bool = False) -> str:
         """The program; without writes in place where ``functional``, whose provenance eager Pyro loses."""
         body = [*self._function("model", self.model, functional), *self._function("guide", self.guide, functional)]
         for wrapper in self.wrappers:
             body += wrapper.lines(functional=functional)
-        body.append("args = (" + "".join(f"{value}, " for value in self._arguments()).removesuffix(" ") + ")")
+        if self.grown:
+            body = self._with_sizes("\n".join(body), "len(rows_{})").splitlines()
+        arguments = "(" + "".join(f"{value}, " for value in self._arguments()).removesuffix(" ") + ")"
+        body.append(f"args = {arguments}")
+        if self.grown:
+            body.append("others = [")
+            body += [f"    {self._with_sizes(arguments, more=more)}," for more in self.grown]
+            body.append("]")
         body.append(f"options = {dict(self.options)!r}")
         if self.optimizer:
             body.append(f"optimizer = {self.optimizer}")
@@ -110,13 +119,15 @@ class Program:
 
     def _function(self, name: str, statements: Iterable[Statement], functional: bool) -> Iterator[str]:
         places = [d.place for d in self.data]
-        names = [d.name for d in self.data if d.place == "positional"]
+        names = [f"rows_{plate}" for plate, _, _ in self.sizes if self.grown]
+        names += [d.name for d in self.data if d.place == "positional"]
         names += ["tree"] * ("dict" in places) + ["items"] * ("list" in places)
         yield f"def {name}({', '.join(names)}):"
         lines = [line for statement in statements for line in statement.lines(functional=functional)]
         yield from (INDENT + line for line in lines or ["pass"])
 
     def _arguments(self) -> Iterator[str]:
+        yield from (f"torch.empty(@{plate})" for plate, _, _ in self.sizes if self.grown)
         yield from (str(d.value) for d in self.data if d.place == "positional")
         entries = [f'"{d.name}": {d.value}' for d in self.data if d.place == "dict"]
         if entries:
@@ -130,10 +141,10 @@ class Program:
             text = text.replace(f"<{d.name}>", d.reference)
         return text
 
-    def _with_sizes(self, text: str) -> str:
+    def _with_sizes(self, text: str, formula: str = "", more: int = 0) -> str:
         for name, size, drawn in self.sizes:
             text = re.sub(rf"@@{name}\b", str(drawn), text)
-            text = re.sub(rf"@{name}\b", str(size), text)
+            text = re.sub(rf"@{name}\b", formula.format(name) or str(size + more), text)
         return text
 
     def statements(self) -> Iterator[Statement]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import sympy  # type: ignore[import-untyped]
+import sympy
 from torch.utils._sympy.functions import Identity
 
 from sgc.emit.inductor.tuning.tuning import Tuning
