@@ -163,7 +163,7 @@ def _run(
     if name in skip:
         skipped = "skipped"
     elif unsized and name not in _ANY_SIZES:
-        skipped = "skipped: sizes depend on data"
+        skipped = "skipped: sizes are not numbers"
     elif not functional and name not in _ANY_SIZES:
         skipped = "skipped: the graph writes into tensors"
     changed = not skipped and PASSES[name](module, rng)
