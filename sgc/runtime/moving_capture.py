@@ -95,18 +95,23 @@ class MovingCapture:
 
     def _with_sizes(self) -> tuple[Capture, Transcript] | None:
         """The program with sizes left open, as many as can be; None if none can, each then with the reason."""
+        before = self.by_value, self._moving, self._reads_again
         try:
             captured, transcript = self._with_numbers()
         except Exception as error:  # where no capture can follow, or a fault that shows again without
             line = getattr(error, "source", None)
+            self.by_value, self._moving, self._reads_again = before
             self._close_sizes({}, f"the program needs the size itself{f' at {line}' if line else ''}")
             return None
         assert captured.sizes is not None
         reason = why_not_resized(captured)
         if reason is None and difference(transcript, self.run.transcript) is not None:
             reason = "with a formula in its place the program runs otherwise"
-        self._close_sizes({} if reason else captured.sizes.dims, reason, captured.sizes)
-        return (captured, transcript) if self.sizes else None
+        free = {} if reason else captured.sizes.dims
+        if not free:
+            self.by_value, self._moving, self._reads_again = before
+        self._close_sizes(free, reason, captured.sizes)
+        return (captured, transcript) if free else None
 
     def _with_numbers(self) -> tuple[Capture, Transcript]:
         for kinds in ((int,), (int, float)):

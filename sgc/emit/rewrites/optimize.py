@@ -12,7 +12,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from sgc.config import Rng
 from sgc.emit.fx.module_laws import check, devices
-from sgc.emit.fx.rewriting import copy_of, depends_on_data, is_functional, results_of
+from sgc.emit.fx.rewriting import copy_of, depends_on_data, is_functional, results_of, takes_any_size
 from sgc.emit.rewrites.batching.batch import batch_small_operators
 from sgc.emit.rewrites.broadcast_late import compute_once
 from sgc.emit.rewrites.cse import merge_common_subexpressions
@@ -57,6 +57,9 @@ _AFTER_BATCHING = ("merge_constants", "remove_identities", "merge_common_subexpr
 
 _ANY_SIZES = ("functionalise", "drop_dead_nodes")
 """Passes that ask for no sizes; the others need to know them."""
+
+_ANY_SIZES_OF_CALLS = ("fold_constants", "merge_constants", "remove_identities", "merge_common_subexpressions")
+"""Passes that leave alone whatever has a size that differs from call to call."""
 
 
 @dataclass(frozen=True)
@@ -131,22 +134,29 @@ def optimize(
         FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*examples)
     check(module, functional=False)
     allowed = devices(module)
-    unsized = depends_on_data(module.graph)
+    runs = _passes_of(module)
     records: list[Record] = []
     whole, outlined = module, None
     for name in PASSES:
-        if name == _OUTLINED_BEFORE and updated and not unsized and is_functional(module.graph):
+        if name == _OUTLINED_BEFORE and updated and name in runs and is_functional(module.graph):
             outlined = outline(module, updated)
             before, module = len(whole.graph.nodes), whole if outlined is None else outlined.rest
             records.append(Record("outline", outlined is not None, before, len(module.graph.nodes)))
-        records.append(_run(name, module, rng, skip, allowed, unsized))
+        records.append(_run(name, module, rng, skip, allowed, runs))
         if name == "batch_small_operators" and records[-1].changed:
             for again in _AFTER_BATCHING:
-                records.append(_run(again, module, rng, skip, allowed, unsized))
+                records.append(_run(again, module, rng, skip, allowed, runs))
     report = Report(tuple(records))
     if outlined is None:
         return Optimized(copy_of(module), report)
     return Optimized(whole, report, settle(replace(outlined, rest=module), len(results_of(whole))))
+
+
+def _passes_of(module: fx.GraphModule) -> Collection[str]:
+    """The passes that can rewrite a module."""
+    if not depends_on_data(module.graph):
+        return tuple(PASSES)
+    return (*_ANY_SIZES, *_ANY_SIZES_OF_CALLS) if takes_any_size(module) else _ANY_SIZES
 
 
 def _run(
@@ -155,14 +165,14 @@ def _run(
     rng: Rng,
     skip: Collection[str],
     allowed: Collection[torch.device],
-    unsized: bool,
+    runs: Collection[str],
 ) -> Record:
     before = len(module.graph.nodes)
     functional = is_functional(module.graph)
     skipped = ""
     if name in skip:
         skipped = "skipped"
-    elif unsized and name not in _ANY_SIZES:
+    elif name not in runs:
         skipped = "skipped: sizes are not numbers"
     elif not functional and name not in _ANY_SIZES:
         skipped = "skipped: the graph writes into tensors"
