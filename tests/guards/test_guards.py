@@ -245,7 +245,7 @@ def test_autocast_on_a_cpu() -> None:
 
 def test_the_cache_is_bounded_and_says_when_it_thrashes() -> None:
     def model(name: str, data: Tensor) -> None:
-        observe(float(name) + data.sum(), 0.3)
+        observe(float(name) + sum(data[i] for i in range(len(data))), 0.3)
 
     module = sgc.compile(model, guide, backend="eager", cache_size=3)
     with pytest.warns(
