@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import sgc
 from sgc.emit.backends.eager import Eager
+from sgc.emit.backends.registry import registered
 from sgc.emit.fx.rewriting import takes_any_size
 from sgc.emit.rewrites.optimize import Optimized
-from tests.backends import registered
 
 SIZES = (6, 4, 7, 4, 9, 6)
 
