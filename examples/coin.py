@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -19,9 +20,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
-from tqdm import tqdm
 
 import sgc
+from sgc.training.progress import progress
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -69,16 +70,15 @@ def main() -> None:
             return -sum(loss_module(flips).item() for _ in range(samples)) / samples
 
     before = running = elbo()
-    with tqdm(range(args.steps), unit="step") as bar:
-        for step in bar:
+    with progress(args.steps) as bar:
+        for _ in range(args.steps):
             optimizer.zero_grad()
             loss = loss_module(flips)
             loss.backward()
             optimizer.step()
             schedule.step()
             running += 0.02 * (-loss.item() - running)
-            if step % 20 == 0:
-                bar.set_postfix_str(f"ELBO {running:.3f}", refresh=False)
+            bar.show(1, partial("ELBO {:.3f}".format, running))
     after = elbo()
 
     found = dist.Beta(pyro.param("heads").detach(), pyro.param("tails").detach())

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from pyro.infer.autoguide import AutoDelta, init_to_value
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import sgc
+from sgc.training.progress import progress
 
 TEST_SIZE = 297
 
@@ -58,16 +59,16 @@ def train(args: argparse.Namespace, rank: int, processes: int) -> dict[str, Tens
     compiled.initialize(pixels[rank:size:processes], labels[rank:size:processes], total)
     loss_module: torch.nn.Module = DistributedDataParallel(compiled) if processes > 1 else compiled
     optimizer = torch.optim.Adam(loss_module.parameters(), lr=0.02)
-    with tqdm(range(args.steps), unit="step", disable=rank > 0, desc=f"{processes} process(es)") as bar:
-        for step in bar:
+    with progress(args.steps, wanted=rank == 0) as bar:
+        for step in range(args.steps):
             start = step * size % (total - size + 1)
             part = slice(start + rank, start + size, processes)
             optimizer.zero_grad()
             loss = loss_module(pixels[part], labels[part], total)
             loss.backward()
             optimizer.step()
-            if step % 20 == 0:
-                bar.set_postfix_str(f"ELBO {-loss.item():.1f}", refresh=False)
+            if bar is not None:
+                bar.show(1, partial("ELBO {:.1f}".format, -loss.item()))
     if rank == 0 and processes == 1:
         print(compiled.graph)
     return {name: value.detach().clone() for name, value in guide.median().items()}

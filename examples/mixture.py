@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -22,9 +23,9 @@ from pyro.distributions import constraints
 from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import load_iris
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import sgc
+from sgc.training.progress import progress
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -93,8 +94,8 @@ def main() -> None:
     before = running = elbo()
     curve: list[float] = []
     start = time.perf_counter()
-    with tqdm(range(args.steps), unit="step") as bar:
-        for step in bar:
+    with progress(args.steps) as bar:
+        for _ in range(args.steps):
             optimizer.zero_grad()
             loss = loss_module(x)
             loss.backward()
@@ -102,8 +103,7 @@ def main() -> None:
             schedule.step()
             running += 0.02 * (-loss.item() / len(x) - running)
             curve.append(running)
-            if step % 20 == 0:
-                bar.set_postfix_str(f"ELBO {running:.3f}", refresh=False)
+            bar.show(1, partial("ELBO {:.3f}".format, running))
     seconds, after = time.perf_counter() - start, elbo()
 
     with torch.no_grad():

@@ -21,9 +21,9 @@ import torch
 from digits import load, save_curve, save_pictures, shuffled
 from pyro import poutine
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import sgc
+from sgc.training.progress import progress
 
 PIXELS = 64
 
@@ -86,8 +86,8 @@ def main() -> None:
     test_elbos: list[float] = []
     print(f"test ELBO before training: {before:.2f} nats an image")
     start = time.perf_counter()
-    with tqdm(range(1, args.epochs + 1), unit="epoch") as bar:
-        for epoch in bar:
+    with progress(args.epochs, "epoch") as bar:
+        for _ in range(args.epochs):
             total = torch.zeros(())
             for batch in shuffled(train):
                 optimizer.zero_grad()
@@ -97,9 +97,7 @@ def main() -> None:
                 total -= loss.detach()
             train_elbos.append(total.item() / train[..., 0].numel())
             test_elbos.append(elbo(test))
-            bar.set_postfix_str(f"ELBO {train_elbos[-1]:.2f}, test {test_elbos[-1]:.2f}")
-            if epoch % args.report_every == 0 or epoch == args.epochs:
-                bar.write(f"epoch {epoch:5d}   ELBO {train_elbos[-1]:7.2f}   test ELBO {test_elbos[-1]:7.2f}")
+            bar.show(1, lambda: f"ELBO {train_elbos[-1]:.2f}, test {test_elbos[-1]:.2f}")
     seconds = time.perf_counter() - start
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -133,7 +131,6 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.backend = args.backend or ("eager" if args.smoke else "inductor")
     args.epochs = args.epochs or (5 if args.smoke else 300)
-    args.report_every = max(1, args.epochs // 20)
     return args
 
 

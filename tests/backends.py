@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sgc.config import Rng
 from sgc.emit.backends.inductor_backend import Inductor
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.compiled_step import BuiltStep
+from sgc.emit.particle_loop import ParticleLoop
 from sgc.emit.rewrites.optimize import Optimized, Report, optimize
 
 
@@ -61,6 +63,14 @@ class RunGraphs(Inductor):
         optimized = self.after_gradient(module, examples, rng)
         run = self.build(optimized, examples, rng)
         return BuiltStep(optimized.module, Report(), examples, rng, run=run)
+
+    def build_particle_loop(self, loop: ParticleLoop, tensors: Sequence[Tensor], rng: Rng) -> BuiltStep:
+        examples = [tensor.detach() for tensor in (*tensors, *loop.scratch)]
+        particle, finish = (self.after_gradient(part, examples, rng) for part in (loop.particle, loop.finish))
+        loop = replace(loop, particle=particle.module)
+        built = BuiltStep(finish.module, Report(), examples, rng, loop=loop)
+        built.run = built.run_particles(*(self.build(part, examples, rng) for part in (particle, finish)))
+        return built
 
     def runner(self, module: fx.GraphModule, examples: list[Tensor]) -> Runner:
         """What runs a graph."""

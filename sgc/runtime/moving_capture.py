@@ -117,22 +117,16 @@ class MovingCapture:
         for kinds in ((int,), (int, float)):
             if not self._traces:
                 break
-            try:
-                captured, transcript = self._capture({})
-                if difference(transcript, self.run.transcript) is None:
-                    return captured, transcript
-            except Exception:  # It reads a number where no capture can follow, or has a fault that shows again below.
-                pass
+            made = self._tried({})
+            if made is not None and difference(made[1], self.run.transcript) is None:
+                return made
             self._keep_by_value(kinds)
         records = self._records()
-        if records:
-            try:
-                made = self._capture(records)
-                self._recorded = records
-                return made
-            except Exception:  # The program looked into a partial, or has a fault that shows again below.
-                pass
-        return self._capture({})
+        made = self._tried(records) if records else None
+        if made is None:
+            return self._capture({})
+        self._recorded = records
+        return made
 
     def others(self, owners: dict[str, Owner]) -> dict[str, Owner]:
         """Where tensors are that may be bound anew, of which the program uses no more than their metadata."""
@@ -198,6 +192,17 @@ class MovingCapture:
         guards = [guard for known in self.earlier for guard in known.guards if isinstance(guard, ArgumentGuard)]
         positions = {position for guard in guards for position in guard.varying(self.call)} - taken
         return {position: CallRecord(self.names[position]) for position in sorted(positions)}
+
+    def _tried(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript] | None:
+        """A capture in which numbers and partials are stood in for; None if the program cannot be run with these.
+
+        It may raise anything where it looks into one that Python cannot imitate. That is no fault of the program, which
+        is captured again with the values themselves; a fault of its own raises there.
+        """
+        try:
+            return self._capture(records)
+        except Exception:
+            return None
 
     def _capture(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript]:
         return capture_program(self.program, self.run, self.plan, records, self.moving)

@@ -160,7 +160,8 @@ class Bound:
         self._watch = conditions.asking(watched)
         assert self._call is not None
         note_state = torch.default_generator.get_state if self.specialization.checks else None
-        take = self._call.taking(watched, Call, LEAVES, note_state, token) or never
+        native = self._call.native
+        take = (native and native.taking(watched, Call, LEAVES, note_state, token)) or never
         self.take = take if self.specialization.tally is None else self.specialization.tally.counting(take)
 
     def bind(self, tensors: list[Tensor]) -> None:

@@ -107,7 +107,7 @@ class Loop:
         return RunResult(self._losses.all(), (self._ended or time.perf_counter()) - self._began)
 
     def _take(self, stretches: Iterable[tuple[Call, int]]) -> None:
-        with progress(self.total, self.progress_bar) as shown, postponed_interrupt() as interrupted:
+        with progress(self.total, wanted=self.progress_bar) as shown, postponed_interrupt() as interrupted:
             try:
                 for call, steps in stretches:
                     length, left = 1, steps

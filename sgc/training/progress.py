@@ -39,8 +39,9 @@ class Bar:
 class Lines:
     """A line at each tenth of the run. Where its length is not known, at each doubling of the number of steps."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, unit: str = "step") -> None:
         self._total = total
+        self._unit = unit
         self._taken = 0
         self._next = 1 if total is None else -(-total // _LINES)
         self._began = time.perf_counter()
@@ -56,23 +57,24 @@ class Lines:
             tenths = self._taken * _LINES // self._total + 1
             self._next, of = -(-tenths * self._total // _LINES), f"/{self._total}"
         seconds = time.perf_counter() - self._began
-        parts = [f"{self._taken}{of} steps", f"{seconds:.1f} s", elbo()]
+        parts = [f"{self._taken}{of} {self._unit}s", f"{seconds:.1f} s", elbo()]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
 
 @contextmanager
-def progress(total: int | None, wanted: bool) -> Iterator[Bar | Lines | None]:
+def progress(total: int | None, unit: str = "step", *, wanted: bool = True) -> Iterator[Bar | Lines | None]:
     """Show the progress of a run, if that is wanted.
 
     A bar is drawn by returning to the start of its line, many times a second. In a file that would be as many copies.
 
     :param total: the number of steps, if it is known.
+    :param unit: what a step is called.
     :raises sgc.errors.ArgumentError: if a bar is to be drawn and there is no tqdm.
     """
     if not wanted:
         yield None
     elif not (sys.stderr.isatty() or _in_a_notebook()):
-        yield Lines(total)
+        yield Lines(total, unit)
     else:
         try:
             from tqdm.auto import tqdm
@@ -80,7 +82,7 @@ def progress(total: int | None, wanted: bool) -> Iterator[Bar | Lines | None]:
             raise ArgumentError(
                 "a progress bar needs tqdm", remedy="pip install tqdm, or progress_bar=False"
             ) from error
-        with tqdm(total=total, unit="step") as bar:
+        with tqdm(total=total, unit=unit) as bar:
             yield Bar(bar)
 
 

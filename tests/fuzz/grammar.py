@@ -28,7 +28,7 @@ class Generator(Sites):
 
     def program(self, *, grown: bool = False) -> Program:
         self.writer.grown = grown
-        particles = self.random.choices([1, 2, 3], [8, 1, 1])[0]
+        particles = self.random.choices([1, 2, 3, 5], [16, 2, 1, 1])[0]  # five are a loop
         self.vectorised = particles > 1 and self.chance(0.5)
         self.writer.particles = particles if self.vectorised else 1
         sides = Sides(Scope("model"), Scope("guide"))

@@ -6,6 +6,8 @@ import gc
 import linecache
 import warnings
 import weakref
+from collections.abc import Iterable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -32,39 +34,37 @@ def closure(shift: float, name: str = "x") -> tuple[object, object]:
     return model, guide
 
 
-def test_fresh_closures_are_not_mistaken_and_not_kept() -> None:
-    elbo = sgc.infer.TraceGraph_ELBO()
-    watched = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RespecializationWarning)
-        for shift in range(module_under_test._KEPT + 4):
-            program = closure(float(shift), f"x{shift}")
-            pyro.set_rng_seed(0)
-            ours = elbo.loss(*program)
-            pyro.set_rng_seed(0)
-            assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(*program), rel=1e-6)
-            watched.append(weakref.ref(program[0]))
-            del program
-    gc.collect()
-    assert len(elbo._compiled) == module_under_test._KEPT
-    assert [reference() is None for reference in watched[:4]] == [True] * 4
-    del elbo
-    gc.collect()
-    assert all(reference() is None for reference in watched)
-
-
-def test_fresh_closures_of_one_program_are_not_kept() -> None:
-    elbo, watched = sgc.infer.TraceGraph_ELBO(), []
-    for shift in range(6):
-        program = closure(float(shift))
+def checked_losses(elbo: sgc.infer.TraceGraph_ELBO, programs: Iterable[tuple[Any, Any]]) -> list[weakref.ref[Any]]:
+    """The losses are Pyro's; gives references to the models, to see which are kept."""
+    models = []
+    for program in programs:
         pyro.set_rng_seed(0)
         ours = elbo.loss(*program)
         pyro.set_rng_seed(0)
         assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(*program), rel=1e-6)
-        watched.append(weakref.ref(program[0]))
+        models.append(weakref.ref(program[0]))
         del program
     gc.collect()
-    assert sum(reference() is not None for reference in watched) <= 3
+    return models
+
+
+def test_fresh_closures_are_not_mistaken_and_not_kept() -> None:
+    elbo = sgc.infer.TraceGraph_ELBO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RespecializationWarning)
+        shifts = range(module_under_test._KEPT + 4)
+        models = checked_losses(elbo, (closure(float(shift), f"x{shift}") for shift in shifts))
+    assert len(elbo._compiled) == module_under_test._KEPT
+    assert [model() is None for model in models[:4]] == [True] * 4
+    del elbo
+    gc.collect()
+    assert all(model() is None for model in models)
+
+
+def test_fresh_closures_of_one_program_are_not_kept() -> None:
+    elbo = sgc.infer.TraceGraph_ELBO()
+    models = checked_losses(elbo, (closure(float(shift)) for shift in range(6)))
+    assert sum(model() is not None for model in models) <= 3
     assert len(elbo._compiled) <= 3
 
 

@@ -14,7 +14,7 @@ from sgc.config import Rng
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of, value_of
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
-from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, Taking, library_of, native_program
+from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, library_of, native_program
 from sgc.emit.inductor.cuda_graphs import ReplayedStep, replayed_on
 from sgc.emit.particle_loop import ParticleLoop
 from sgc.emit.rewrites.optimize import Report, optimize
@@ -89,7 +89,7 @@ class BuiltStep:
             whole = self._compile(self.module, examples, attributes, particle, native=native)
         # From here on it counts as compiled: nothing may fail behind.
         self.native, self._attributes = whole.native, whole.attributes
-        self.run = whole.run if particle is None else self._particles(particle.run, whole.run)
+        self.run = whole.run if particle is None else self.run_particles(particle.run, whole.run)
         self.detour = native and self.native is None
         self.examples = []  # they hold the memory of what may be long gone
 
@@ -131,8 +131,8 @@ class BuiltStep:
         behind = len(self.module.graph.find_nodes(op="placeholder")) - len(self.loop.scratch)
         return behind, behind + 1
 
-    def _particles(self, particle: Runner, finish: Runner) -> Runner:
-        """What C++ does with a loop, in Python."""
+    def run_particles(self, particle: Runner, finish: Runner) -> Runner:
+        """What C++ does with a loop, in Python: runs both compiled modules of a step."""
         assert self.loop is not None
         times, places = self.loop.times, self._flags
 
@@ -199,22 +199,14 @@ class BoundStep:
         self, tensors: list[Tensor], steps: int, note_state: Callable[[], Tensor]
     ) -> tuple[list[Tensor], Tensor] | None:
         """Steps up to one that halts (see ``NativeCall.until_halted``); None if each is a call."""
-        if not isinstance(self._call, NativeCall) or self.dtype not in (torch.float32, torch.float64):
+        if self.native is None or self.dtype not in (torch.float32, torch.float64):
             return None
-        return self._call.until_halted(tensors, steps, note_state)
+        return self.native.until_halted(tensors, steps, note_state)
 
-    def taking(
-        self,
-        watched: Any,
-        make_call: type,
-        plain: frozenset[type],
-        note_state: Callable[[], Any] | None,
-        token: list[object],
-    ) -> Taking | None:
-        """All of a step in C++, from its arguments on; None where that cannot be (:meth:`NativeCall.taking`)."""
-        if not isinstance(self._call, NativeCall):
-            return None
-        return self._call.taking(watched, make_call, plain, note_state, token)
+    @property
+    def native(self) -> NativeCall | None:
+        """The call that C++ makes of it; None if Python does."""
+        return self._call if isinstance(self._call, NativeCall) else None
 
     def _once(self, tensors: list[Tensor]) -> Sequence[Any]:
         return [result.item() for result in self(tensors, 1)]

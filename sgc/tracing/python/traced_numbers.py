@@ -193,7 +193,9 @@ class Answers:
     def read(self, tensor: Tensor, value: Any) -> Any:
         """A value that Python is given, guarded."""
         if self._is_new("value", tensor):
-            self._reads.evaluate(tensor, "a number")
+            with torch._C.DisableTorchFunction():
+                asked = tensor.long() if isinstance(value, int) else tensor
+            self._reads.evaluate(asked, "a number")
         return value
 
     def ask(self, name: str, one: TracedNumber, other: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgc.emit.inductor.workarounds.buffer_names import names_behind
+from sgc.emit.inductor.workarounds.concatenations import matrices, names_behind
 from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.native.private_attributes import private, replaced
 
@@ -48,16 +48,11 @@ def _returned(x: Tensor, w: Tensor) -> list[Tensor]:
     return [z.sum(), pieces[3][1:], (z * 2).cos().sum()]
 
 
-def _inputs() -> list[Tensor]:
-    x = torch.linspace(0, 1, 40960).reshape(64, 64, 10)
-    return [x, torch.linspace(0, 1, 4096).reshape(64, 64) / 64]
-
-
 WORKAROUND = Workaround(
     name="pieces_returned",
     defect="with memory_planning, the memory of a concatenation of which a piece is returned is given away",
     reported="docs/upstream.md#a-piece-of-a-concatenation-that-is-returned",
     seen=("2.12", "2.13"),
-    programs=[MinimalProgram(_returned, _inputs, may_crash=True)],
+    programs=[MinimalProgram(_returned, matrices, may_crash=True)],
     patch=lambda module: wholes_are_results(),
 )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._ordered_set import OrderedSet
 
-from sgc.emit.inductor.workarounds.buffer_names import names_behind
+from sgc.emit.inductor.workarounds.concatenations import names_behind
 from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.native.private_attributes import private, replaced
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgc.emit.inductor.workarounds.concatenations import matrices
 from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 from sgc.native.private_attributes import private, replaced
 
@@ -48,16 +49,11 @@ def _written_over(x: Tensor, w: Tensor) -> list[Tensor]:
     return [c @ e[:64]]
 
 
-def _inputs() -> list[Tensor]:
-    x = torch.linspace(0, 1, 40960).reshape(64, 64, 10)
-    return [x, torch.linspace(0, 1, 4096).reshape(64, 64) / 64]
-
-
 WORKAROUND = Workaround(
     name="pieces_written_over",
     defect="a piece of a concatenation is written over by what reads it last, and its memory given away",
     reported="docs/upstream.md#a-piece-of-a-concatenation-that-is-written-over",
     seen=("2.12", "2.13"),
-    programs=[MinimalProgram(_written_over, _inputs, may_crash=True)],
+    programs=[MinimalProgram(_written_over, matrices, may_crash=True)],
     patch=lambda module: pieces_kept(),
 )
