@@ -16,7 +16,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from sgc.emit.safe_operands import harmless
+from sgc.emit.safe_operands import with_safe_operands
 from sgc.graph import keys
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.meta_keys import ABOUT, SITE
@@ -149,7 +149,7 @@ class _Builder:
                 ABOUT.put(copied, SITE.of(node) or "")
                 copies[node] = copied
                 if self.program.checks:
-                    self._keep_from_harm(node, copied)
+                    self._make_operands_safe(node, copied)
             if node in forced:
                 # The draw may be written into later; so may its stand-in.
                 copies[node] = self.call(torch.clone, forced[node], name="forced")
@@ -158,11 +158,11 @@ class _Builder:
             same_shape.append(copies[self.program.node(check.node)])
         return copies
 
-    def _keep_from_harm(self, node: fx.Node, copied: fx.Node) -> None:
+    def _make_operands_safe(self, node: fx.Node, copied: fx.Node) -> None:
         with self._out.inserting_before(copied):
-            guarded = harmless(node, copied.args, partial(self.call, name="harmless"))
-        if guarded is not None:
-            condition, copied.args = guarded
+            replaced = with_safe_operands(node, copied.args, partial(self.call, name="safe"))
+        if replaced is not None:
+            condition, copied.args = replaced
             self._checks.setdefault((), []).append(self.call(torch.all, condition, name="valid"))
 
     def _reduced(self, shape: tuple[int, ...], conditions: list[fx.Node]) -> fx.Node:

@@ -21,7 +21,7 @@ _Arguments = tuple[Any, ...]
 _Rule = Callable[[Call, fx.Node, _Arguments], tuple[fx.Node, _Arguments]]
 
 
-def harmless(node: fx.Node, arguments: _Arguments, call: Call) -> tuple[fx.Node, _Arguments] | None:
+def with_safe_operands(node: fx.Node, arguments: _Arguments, call: Call) -> tuple[fx.Node, _Arguments] | None:
     """The condition of a node's operator, a Boolean tensor, and arguments that meet it; None if it asserts nothing.
 
     :param node: of the program.
@@ -65,7 +65,7 @@ def _index(call: Call, node: fx.Node, arguments: _Arguments) -> tuple[fx.Node, _
 
 
 def _chosen(call: Call, holds: fx.Node, value: fx.Node, otherwise: float) -> fx.Node:
-    """The value where it will do, of the same shape and type."""
+    """The value where the condition holds, of the same shape and type."""
     chosen = call(torch.where, holds, value, otherwise)
     if "val" in value.meta:
         chosen.meta["val"] = value.meta["val"]

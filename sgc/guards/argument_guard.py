@@ -87,13 +87,13 @@ class ArgumentGuard(Guard):
         if len({*self._twins}) < len(self._twins):
             return [conditions.NEVER]  # different tensors would be alike
         tensors = [conditions.leaf(i) for i, expected in enumerate(self._expected) if expected is not None]
-        found = [conditions.equals(conditions.spec(), self._spec), conditions.alike(tensors, self._alike.check)]
+        own = [conditions.equals(conditions.spec(), self._spec), conditions.alike(tensors, self._alike.check)]
         for i, (constant, noted) in enumerate(zip(self._constants, self._notes, strict=True)):
             if isinstance(noted, Free):
-                found.append(conditions.like(conditions.leaf(i), noted, noted.fits))
+                own.append(conditions.like(conditions.leaf(i), noted, noted.fits))
             elif self._expected[i] is None:
-                found.append(conditions.like(conditions.leaf(i), constant, functools.partial(is_as_noted, noted)))
-        return found
+                own.append(conditions.like(conditions.leaf(i), constant, functools.partial(is_as_noted, noted)))
+        return own
 
     def miss(self, call: Call) -> Miss | None:
         if call.spec != self._spec:

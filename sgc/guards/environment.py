@@ -76,23 +76,23 @@ class Environment(Walk):
 
     def conditions(self) -> list[Condition]:
         """Conditions that are true only if :meth:`changed` says None: names hold the very same objects."""
-        found = [_is_same(holder, key, value) for holder, key, value, _ in self._fixed]
+        own = [_is_same(holder, key, value) for holder, key, value, _ in self._fixed]
         for holder, key, noted in self._changing:
-            found += still_holds(read_of(holder, key), noted)
-        return found
+            own += still_holds(read_of(holder, key), noted)
+        return own
 
     def changed(self) -> Miss | None:
         """The name of a value that is not what it was, None if all are."""
         for holder, key, expected, noted in self._fixed:
             value = look_up(holder, key)
             if value is not expected:
-                found = difference(self._label(holder, key), value, noted)
-                if found is not None:
-                    return Miss(found, self._label(holder, key), _REMEDY)
+                text = difference(self._label(holder, key), value, noted)
+                if text is not None:
+                    return Miss(text, self._label(holder, key), _REMEDY)
         for holder, key, noted in self._changing:
-            found = difference("", look_up(holder, key), noted)
-            if found is not None:
-                return Miss(self._label(holder, key) + found, self._label(holder, key), _REMEDY)
+            text = difference("", look_up(holder, key), noted)
+            if text is not None:
+                return Miss(self._label(holder, key) + text, self._label(holder, key), _REMEDY)
         return None
 
     def moved(self) -> Iterator[Place]:

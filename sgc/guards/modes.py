@@ -29,24 +29,24 @@ class ModeGuard(Guard):
         self._autocast = _autocast()
 
     def conditions(self) -> list[Condition]:
-        found = [
+        own = [
             conditions.is_same(conditions.entry(vars(module), "training"), training)
             for module, training in zip(self._modules, self._training, strict=True)
         ]
-        found.append(conditions.is_same(conditions.result(torch.get_default_dtype), self._dtype))
-        found += _same_default_device() if _default_device() == self._device else [conditions.NEVER]
+        own.append(conditions.is_same(conditions.result(torch.get_default_dtype), self._dtype))
+        own += _same_default_device() if _default_device() == self._device else [conditions.NEVER]
         if self._follows_validation:
-            found.append(conditions.is_same(conditions.attribute(Distribution, "_validate_args"), self._validation))
+            own.append(conditions.is_same(conditions.attribute(Distribution, "_validate_args"), self._validation))
         if not self._autocast:
             # One look for all devices takes half as long as one for each, and only the private function takes it.
-            return [*found, conditions.is_same(conditions.result(torch._C._is_any_autocast_enabled), False)]
+            return [*own, conditions.is_same(conditions.result(torch._C._is_any_autocast_enabled), False)]
         for device in _AUTOCAST:
-            found.append(
+            own.append(
                 conditions.is_same(conditions.result(torch.is_autocast_enabled, device), device in self._autocast)
             )
         for device, dtype in self._autocast.items():
-            found.append(conditions.is_same(conditions.result(torch.get_autocast_dtype, device), dtype))
-        return found
+            own.append(conditions.is_same(conditions.result(torch.get_autocast_dtype, device), dtype))
+        return own
 
     def miss(self, call: Call) -> Miss | None:
         for module, training in zip(self._modules, self._training, strict=True):
@@ -84,14 +84,14 @@ def _default_device() -> torch.device:
 def _same_default_device() -> list[Condition]:
     """What is enough for the default device to be that of now: the same modes, and the same current device."""
     modes = [torch._C._get_function_stack_at(position) for position in range(torch._C._len_torch_function_stack())]
-    found = [conditions.equals(conditions.result(torch._C._len_torch_function_stack), len(modes))]
+    own = [conditions.equals(conditions.result(torch._C._len_torch_function_stack), len(modes))]
     for position, mode in enumerate(modes):
-        found.append(conditions.is_same(conditions.result(torch._C._get_function_stack_at, position), mode))
+        own.append(conditions.is_same(conditions.result(torch._C._get_function_stack_at, position), mode))
     if modes and torch.accelerator.is_available():
         # A default device without an index is the current one.
         index = torch.accelerator.current_device_index()
-        found.append(conditions.equals(conditions.result(torch.accelerator.current_device_index), index))
-    return found
+        own.append(conditions.equals(conditions.result(torch.accelerator.current_device_index), index))
+    return own
 
 
 _AUTOCAST = ("cpu", "cuda")

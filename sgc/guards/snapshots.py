@@ -175,9 +175,9 @@ def _difference(name: str, value: Any, noted: Any, compared: dict[tuple[int, int
     if parts is None or len(parts) != len(noted.parts):
         return f"{name} has another length"
     for position, (part, other) in enumerate(zip(parts, noted.parts, strict=True)):
-        found = _difference("", part, other, compared)
-        if found is not None:
-            return f"{name}{_label(value, position, found)}"
+        rest = _difference("", part, other, compared)
+        if rest is not None:
+            return f"{name}{_label(value, position, rest)}"
     return None
 
 
@@ -258,19 +258,19 @@ def _same_float(one: float, other: float) -> bool:
     return (one == other and math.copysign(1.0, one) == math.copysign(1.0, other)) or (one != one and other != other)
 
 
-def _label(value: Any, position: int, found: str) -> str:
+def _label(value: Any, position: int, rest: str) -> str:
     """A difference in the part at ``position``, as a difference of the whole."""
     kind = type(value)
     if isinstance(value, dict):
         keys = list(value)
-        return f"[{keys[position - len(keys)]!r}]{found}" if position >= len(keys) else " has other keys"
+        return f"[{keys[position - len(keys)]!r}]{rest}" if position >= len(keys) else " has other keys"
     if isinstance(value, (list, tuple, deque)):
-        return f"[{position}]{found}" if position < len(value) else f".maxlen{found}"
+        return f"[{position}]{rest}" if position < len(value) else f".maxlen{rest}"
     if kind is functools.partial:
-        return OF_PARTIAL[position] + found
+        return OF_PARTIAL[position] + rest
     if kind is types.FunctionType and position:
         cell = position - len(OF_FUNCTION)
-        return f"{OF_FUNCTION[position]}{found}" if cell < 0 else f": {value.__code__.co_freevars[cell]}{found}"
+        return f"{OF_FUNCTION[position]}{rest}" if cell < 0 else f": {value.__code__.co_freevars[cell]}{rest}"
     return f" is another {'function' if kind in (types.FunctionType, types.MethodType) else kind.__name__}"
 
 

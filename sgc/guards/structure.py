@@ -20,8 +20,8 @@ from sgc.tracing.state.owners import FixedOwner, ModuleOwner, Owner, StoreOwner,
 
 _TENSORS = ("_parameters", "_buffers")
 
-Will = Callable[[Any], bool]
-"""Whether what an entry holds now will do."""
+Allows = Callable[[Any], bool]
+"""Whether an entry may hold this object now."""
 
 
 class StructureGuard(Guard):
@@ -68,8 +68,8 @@ class _Part:
     read: Read
     before: Mapping[Any, Any]
     label: str
-    replaceable: dict[Any, Will] = field(default_factory=dict)
-    shared: dict[Any, Will] = field(default_factory=dict)
+    replaceable: dict[Any, Allows] = field(default_factory=dict)
+    shared: dict[Any, Allows] = field(default_factory=dict)
 
     def allow(self, key: str, tensor: Tensor, owner: Owner | None, module: nn.Module, *, is_alone: bool) -> None:
         """Note what may become of a tensor.
@@ -80,37 +80,37 @@ class _Part:
         if owner is None:
             self.replaceable[key] = partial(_is_like, meta(tensor))
         elif isinstance(owner, StoreOwner):
-            self.shared[key] = lambda found: found is tensor or found is owner.fetch()
+            self.shared[key] = lambda value: value is tensor or value is owner.fetch()
         elif isinstance(owner, ModuleOwner) and is_alone:
             self.replaceable[key] = _is_tensor
         elif not isinstance(owner, FixedOwner):
-            self.shared[key] = lambda found: found is owner.fetch()
+            self.shared[key] = lambda value: value is owner.fetch()
 
     def condition(self) -> Condition:
         objects = (*self.before.keys(), *self.before.values())
         return conditions.holds(self.read, type(self.before), objects, decide=self._holds_alone)
 
     def holds(self) -> bool:
-        """Whether it holds what it did, or what will do."""
-        found = conditions.value(self.read)
-        return self._has_its_names(found) and all(
-            self.shared[key](found[key]) if key in self.shared else self._will(key, found[key]) for key in self.before
+        """Whether it holds what it did, or what may take its place."""
+        entries = conditions.value(self.read)
+        return self._has_its_names(entries) and all(
+            self.shared[key](entries[key]) if key in self.shared else self._is_allowed(key, entries[key]) for key in self.before
         )
 
-    def _holds_alone(self, found: Any) -> bool:
-        """Whether it does with no look at other modules."""
-        return self._has_its_names(found) and all(self._will(key, found[key]) for key in self.before)
+    def _holds_alone(self, entries: Any) -> bool:
+        """Whether it holds what it may, without a look at other modules."""
+        return self._has_its_names(entries) and all(self._is_allowed(key, entries[key]) for key in self.before)
 
-    def _has_its_names(self, found: Any) -> bool:
-        return isinstance(found, dict) and [*found] == [*self.before]
+    def _has_its_names(self, entries: Any) -> bool:
+        return isinstance(entries, dict) and [*entries] == [*self.before]
 
-    def _will(self, key: Any, found: Any) -> bool:
-        return found is self.before[key] or (key in self.replaceable and self.replaceable[key](found))
-
-
-def _is_tensor(found: Any) -> bool:
-    return isinstance(found, Tensor)
+    def _is_allowed(self, key: Any, value: Any) -> bool:
+        return value is self.before[key] or (key in self.replaceable and self.replaceable[key](value))
 
 
-def _is_like(expected: Any, found: Any) -> bool:
-    return isinstance(found, Tensor) and meta(found) == expected
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_like(expected: Any, value: Any) -> bool:
+    return isinstance(value, Tensor) and meta(value) == expected

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
-from pyro.poutine import runtime
 from pyro.util import warn_if_nan
 from torch import Tensor
 
@@ -23,6 +21,7 @@ from sgc.infer.rewrapped import Rewrapped, are_similar
 from sgc.runtime.eager_loss import eager_loss
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.specialization import Specialization
+from sgc.runtime.speculation.speculate import tell_parameters
 from sgc.runtime.turns import TURN
 from sgc.tracing.pyro_loss import pyro_elbo
 from sgc.tracing.source import warn
@@ -88,12 +87,8 @@ class CompiledELBO(LossModule):
                 first, second = map(backend_of, TIERS)
                 if latest.backend_of(with_gradient=with_gradient) is first:
                     latest.use_backend(second, with_gradient=with_gradient)
-            if runtime.am_i_wrapped() and latest.tally is None:
-                # SVI finds the parameters to optimise by a trace of its own, also those that took the place of others.
-                self.forget_replaced()
-                with torch.no_grad(), self.param_store_scope():
-                    for name in latest.prototype.params:
-                        pyro.param(name)
+            if latest.tally is None:
+                tell_parameters(self, latest.prototype.params)
             return loss
 
     def goes_on_after(self, error: SgcError) -> bool:

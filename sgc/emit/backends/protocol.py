@@ -13,8 +13,8 @@ from sgc.emit.fx.rewriting import copy_of
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import ParticleLoop
-from sgc.emit.rewrites.before_gradient.own_sample_density import take_whitened
-from sgc.emit.rewrites.before_gradient.sink_gathers import gather_last
+from sgc.emit.rewrites.before_gradient.own_sample_density import score_own_samples
+from sgc.emit.rewrites.before_gradient.sink_gathers import sink_gathers
 from sgc.emit.rewrites.optimize import Optimized
 from sgc.graph.effects import switches_autocast
 
@@ -39,8 +39,8 @@ class Backend(ABC):
         if switches_autocast(module.graph):
             return module
         module = copy_of(module)
-        gather_last(module)
-        take_whitened(module)
+        sink_gathers(module)
+        score_own_samples(module)
         return module
 
     @abstractmethod

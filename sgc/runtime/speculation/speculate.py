@@ -57,7 +57,7 @@ def speculate(loss_module: LossModule, trial: Trial, run: Callable[[], Tensor]) 
     if failure is not None or not trial.valid:
         loss = loss_by_pyro(loss_module, trial, failure)
     else:
-        _tell(loss_module, trial.params)
+        tell_parameters(loss_module, trial.params)
     loss_module.warn_if_nan(loss.detach())
     return loss
 
@@ -83,7 +83,7 @@ def loss_by_pyro(loss_module: LossModule, trial: Trial, failure: Exception | Non
             loss = run_pyro(trial, *loss_module.program, loss_module.program_modules())
     loss_module.show_asked(trial.params)
     loss_module.baselines.show_names(trial.averages)
-    _tell(loss_module, trial.params)
+    tell_parameters(loss_module, trial.params)
     return loss
 
 
@@ -106,8 +106,8 @@ def _capture_again(loss_module: LossModule, trial: Trial, tally: Tally) -> None:
         again.tally.captures = tally.captures + 1
 
 
-def _tell(loss_module: LossModule, names: Sequence[str]) -> None:
-    """Show outer handlers the parameters that a call has asked for: the optimizer of ``SVI`` moves these."""
+def tell_parameters(loss_module: LossModule, names: Sequence[str]) -> None:
+    """Show outer handlers the parameters that a call has asked for: ``SVI`` finds those to train by a trace."""
     if runtime.am_i_wrapped():
         loss_module.forget_replaced()  # SVI finds those that took the place of others
         with torch.no_grad(), loss_module.param_store_scope():

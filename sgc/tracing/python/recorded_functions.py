@@ -48,9 +48,9 @@ def recorded_function(name: str) -> Callable[..., Any]:
             return function(*args, **kwargs)
         if compute is None or kwargs or not all(isinstance(part, (TracedNumber, *PLAIN_NUMBERS)) for part in args):
             return function(*(part.read() if isinstance(part, TracedNumber) else part for part in args), **kwargs)
-        made = numbers[0].book.result(function(*map(value_of, args)), compute, *args)
+        made = numbers[0].answers.result(function(*map(value_of, args)), compute, *args)
         if type(made) in TRACED:
-            made.book.require(made, args, f"what math.{name} is given")
+            made.answers.require(made, args, f"what math.{name} is given")
         return made
 
     return call
@@ -74,7 +74,7 @@ def recorded_extreme(function: Callable[..., Any]) -> Callable[..., Any]:
         kinds = {type(value_of(part)) for part in args}
         answer = function(*map(value_of, args))
         answer = float(answer) if float in kinds else answer
-        return numbers[0].book.result(answer, compute, *args)
+        return numbers[0].answers.result(answer, compute, *args)
 
     return call
 

@@ -105,14 +105,14 @@ def _conversion(kind: type, answers: Answers) -> Callable[..., Any]:
 @functools.lru_cache(maxsize=4096)
 def _uses(code: CodeType) -> dict[str, bool]:
     """The global names that a function's code, and that of the functions written in it, uses: whether it calls each."""
-    found: dict[str, bool] = {}
+    called: dict[str, bool] = {}
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             # From Python 3.11 on, the lowest bit says that the global is loaded to be called.
             calls = instruction.opname == "LOAD_GLOBAL" and bool((instruction.arg or 0) & 1)
-            found[str(instruction.argval)] = found.get(str(instruction.argval), True) and calls
+            called[str(instruction.argval)] = called.get(str(instruction.argval), True) and calls
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             for name, calls in _uses(constant).items():
-                found[name] = found.get(name, True) and calls
-    return found
+                called[name] = called.get(name, True) and calls
+    return called

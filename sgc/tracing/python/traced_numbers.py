@@ -31,7 +31,7 @@ class TracedNumber(tracer.Traced):
 
     value: Any
     tensor: Tensor
-    book: Answers
+    answers: Answers
 
     __array_ufunc__ = None
     """numpy is not to compute with it: it would in C."""
@@ -47,7 +47,7 @@ class TracedNumber(tracer.Traced):
 
     def read(self) -> Any:
         """The number, as one on which the structure of the program relies."""
-        return self.book.read(self.tensor, self.value)
+        return self.answers.read(self.tensor, self.value)
 
     def __copy__(self) -> TracedNumber:
         return self
@@ -59,13 +59,13 @@ class TracedNumber(tracer.Traced):
         return type(self.value), (self.read(),)
 
     def __bool__(self) -> bool:
-        return bool(self.book.ask("ne", self, 0))
+        return bool(self.answers.ask("ne", self, 0))
 
     def __float__(self) -> float:
         return float(self.read())
 
     def __int__(self) -> int:
-        return int(self.book.whole(self, "trunc"))
+        return int(self.answers.whole(self, "trunc"))
 
     def __complex__(self) -> complex:
         return complex(self.read())
@@ -83,27 +83,27 @@ class TracedNumber(tracer.Traced):
         return format(self.read(), spec)
 
     def __neg__(self) -> Any:
-        return self.book.result(-self.value, lambda a: -a, self)
+        return self.answers.result(-self.value, lambda a: -a, self)
 
     def __pos__(self) -> Any:
         return self
 
     def __abs__(self) -> Any:
-        return self.book.result(abs(self.value), torch.abs, self)
+        return self.answers.result(abs(self.value), torch.abs, self)
 
     def __floor__(self) -> Any:
-        return self.book.rounded(self, math.floor, torch.floor)
+        return self.answers.rounded(self, math.floor, torch.floor)
 
     def __ceil__(self) -> Any:
-        return self.book.rounded(self, math.ceil, torch.ceil)
+        return self.answers.rounded(self, math.ceil, torch.ceil)
 
     def __trunc__(self) -> Any:
-        return self.book.rounded(self, math.trunc, torch.trunc)
+        return self.answers.rounded(self, math.trunc, torch.trunc)
 
     def __round__(self, digits: int | None = None) -> Any:
         if digits is not None:
             return round(self.read(), digits)
-        return self.book.rounded(self, round, torch.round)
+        return self.answers.rounded(self, round, torch.round)
 
 
 class TracedFloat(TracedNumber):
@@ -136,7 +136,7 @@ class Answers:
         """A number that stands for a 0-d tensor."""
         made = _KINDS[type(value)]()
         with torch._C.DisableTorchFunction():
-            made.value, made.tensor, made.book = value, tensor.double(), self
+            made.value, made.tensor, made.answers = value, tensor.double(), self
         return made
 
     def is_number(self, tensor: Tensor) -> bool:
@@ -166,7 +166,7 @@ class Answers:
         if not self._is_recording():
             return value
         if type(value) not in _KINDS or (isinstance(value, int) and abs(value) > _LARGEST):
-            return self._byvalue_of(value, numbers)
+            return self._guarded(value, numbers)
         with torch._C.DisableTorchFunction():
             tensor = compute(*map(self.operand, numbers)).double()
             return self.number(value, tensor)
@@ -184,7 +184,8 @@ class Answers:
             return number.tensor
         return torch.full((), number, dtype=torch.float64, device="cpu")
 
-    def _byvalue_of(self, value: Any, numbers: tuple[Any, ...]) -> Any:
+    def _guarded(self, value: Any, numbers: tuple[Any, ...]) -> Any:
+        """A value that follows from the values of some numbers, which are guarded instead."""
         for number in numbers:
             if isinstance(number, TracedNumber):
                 number.read()
@@ -207,7 +208,7 @@ class Answers:
             with torch._C.DisableTorchFunction():
                 asked = getattr(torch, name)(self.operand(one), self.operand(other))
             if bool(self._reads.numbers(asked)) is not bool(answer):  # as Python and torch round differently
-                self._byvalue_of(answer, (one, other))
+                self._guarded(answer, (one, other))
         return answer
 
     def whole(self, number: TracedNumber, name: str) -> int:
@@ -300,9 +301,9 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected
         pair = (other, self) if reflected else (self, other)
         if not isinstance(other, (TracedNumber, *PLAIN_NUMBERS)):
             return python(*(part.read() if part is self else part for part in pair))
-        made = self.book.result(python(*map(value_of, pair)), compute, *pair)
+        made = self.answers.result(python(*map(value_of, pair)), compute, *pair)
         if name in _RAISING and type(made) in TRACED:
-            self.book.require(made, pair, "what Python divides by, or raises to a power")
+            self.answers.require(made, pair, "what Python divides by, or raises to a power")
         return made
 
     return operate
@@ -321,7 +322,7 @@ def _by_reading(name: str, *, reflected: bool) -> Callable[..., Any]:
 def _comparison(name: str) -> Callable[..., Any]:
     def compare(self: TracedNumber, other: Any) -> Any:
         if isinstance(other, (TracedNumber, *PLAIN_NUMBERS)):
-            return self.book.ask(name, self, other)
+            return self.answers.ask(name, self, other)
         if isinstance(other, Tensor):
             return NotImplemented
         return getattr(operator, name)(self.read(), other)

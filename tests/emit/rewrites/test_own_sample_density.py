@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import sgc
 from sgc.emit.differentiate import differentiate
 from sgc.emit.fx.rewriting import copy_of
-from sgc.emit.rewrites.before_gradient.own_sample_density import take_whitened
+from sgc.emit.rewrites.before_gradient.own_sample_density import score_own_samples
 from sgc.runtime.compiler import differentiate_loss
 
 generator = torch.Generator().manual_seed(0)
@@ -95,8 +95,8 @@ def solutions(module: fx.GraphModule) -> int:
 def test_own_samples(name: str) -> None:
     before = traced(TAKEN[name])
     module = copy_of(before)
-    assert take_whitened(module) and not solutions(module)
-    assert not take_whitened(module)
+    assert score_own_samples(module) and not solutions(module)
+    assert not score_own_samples(module)
     found = module(RAW, LOC, E)
     assert torch.equal(found.flatten(), E)
     torch.testing.assert_close(found, before(RAW, LOC, E), rtol=1e-4, atol=1e-5)
@@ -107,7 +107,7 @@ def test_what_is_no_sample_of_its_own(name: str) -> None:
     module = traced(LEFT[name])
     code = module.code
     assert solutions(module) == 1
-    assert not take_whitened(module)
+    assert not score_own_samples(module)
     assert module.code == code
 
 
@@ -140,7 +140,7 @@ def test_the_gradient_is_that_of_the_numbers() -> None:
 
     before = make_fx(losses, tracing_mode="fake", pre_dispatch=True)(RAW, LOC, E)
     module = copy_of(before)
-    assert take_whitened(module)
+    assert score_own_samples(module)
     found, solved = (differentiate(m, [RAW, LOC, E], [0]).module(RAW, LOC, E)[1] for m in (module, before))
     assert torch.equal(found, torch.diag(1 / RAW.diagonal()))
     torch.testing.assert_close(solved, found, rtol=1e-4, atol=1e-4)

@@ -130,22 +130,15 @@ def test_a_whole_step() -> None:
 def test_the_report_is_a_table() -> None:
     module = traced(lambda x: [(x * 1).exp(), torch.ones(3) + x], X)
     optimized = optimize(module, [X])
-    assert str(optimized.report) == (
-        "pass                         before  after\n"
-        "functionalise                     6      6  unchanged\n"
-        "lower_samplers                    6      6  unchanged\n"
-        "fold_constants                    6      6\n"
-        "merge_constants                   6      6  unchanged\n"
-        "remove_identities                 6      5\n"
-        "merge_common_subexpressions       5      5  unchanged\n"
-        "merge_sums                        5      5  unchanged\n"
-        "drop_dead_nodes                   5      5  unchanged\n"
-        "batch_small_operators             5      5  unchanged\n"
-        "merge_draws                       5      5  unchanged\n"
-        "lower_elementary                  5      5  unchanged\n"
-        "lay_out_products                  5      5  unchanged\n"
-        "compute_once                      5      5  unchanged"
-    )
+    title, *rows = str(optimized.report).splitlines()
+    assert title == "pass                         before  after"
+    assert rows[1:5] == [
+        "lower_samplers                    6      6  unchanged",
+        "fold_constants                    6      6",
+        "merge_constants                   6      6  unchanged",
+        "remove_identities                 6      5",
+    ]
+    assert [row.split()[0] for row in rows] == list(PASSES)
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import sgc
 from sgc.emit.differentiate import differentiate
 from sgc.emit.fx.rewriting import copy_of, tensor_of
-from sgc.emit.rewrites.before_gradient.sink_gathers import gather_last
+from sgc.emit.rewrites.before_gradient.sink_gathers import sink_gathers
 from sgc.runtime.compiler import differentiate_loss
 
 Function = Callable[..., Any]
@@ -75,10 +75,10 @@ def test_look_ups_that_move(name: str) -> None:
     function, tensors = MOVED[name]
     before = traced(function, tensors)
     module = copy_of(before)
-    assert gather_last(module)
+    assert sink_gathers(module)
     assert torch.equal(module(*tensors), before(*tensors))
     assert elements(module) < elements(before) or name == "an index of one"
-    assert not gather_last(module)
+    assert not sink_gathers(module)
 
 
 @pytest.mark.parametrize("name", LEFT)
@@ -86,7 +86,7 @@ def test_look_ups_that_stay(name: str) -> None:
     function, tensors = LEFT[name]
     module = traced(function, tensors)
     code = module.code
-    assert not gather_last(module)
+    assert not sink_gathers(module)
     assert module.code == code
 
 
@@ -100,7 +100,7 @@ def test_gradients(name: str) -> None:
 
     before = traced(losses, tensors)
     module = copy_of(before)
-    assert gather_last(module)
+    assert sink_gathers(module)
     found, expected = (differentiate(m, list(tensors), [0]).module(*tensors) for m in (module, before))
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], rtol=2e-6, atol=1e-6)
@@ -110,7 +110,7 @@ def test_types_that_a_single_number_would_change() -> None:
     """A row of one number is float64 after it meets one; a table would stay float32."""
     table, number = torch.ones(1), torch.tensor(2.0, dtype=torch.float64)
     module = traced(lambda t, z, x: torch.ops.aten.index(t, [z]) * x, (table, torch.tensor(0), number))
-    assert not gather_last(module)
+    assert not sink_gathers(module)
     assert module(table, torch.tensor(0), number).dtype is torch.float64
 
 
@@ -121,7 +121,7 @@ def test_a_table_that_is_written() -> None:
         return rows.exp()
 
     module = traced(function, (TABLE.clone(), Z))
-    assert not gather_last(module)
+    assert not sink_gathers(module)
 
 
 def mixture() -> tuple[Callable[..., None], Callable[..., None]]:

@@ -26,7 +26,7 @@ _SAME_VECTOR = {
 """Operators that keep the elements of a vector and their order."""
 
 
-def take_whitened(module: fx.GraphModule) -> bool:
+def score_own_samples(module: fx.GraphModule) -> bool:
     """Replace triangular solves of a normal's own sample, in place; returns whether there were any.
 
     :param module: a graph of aten operators with fake values in ``meta["val"]``, before differentiation.

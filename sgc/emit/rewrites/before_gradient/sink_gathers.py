@@ -54,7 +54,7 @@ class _Rows:
         return value_of(self.index).dim()
 
 
-def gather_last(module: fx.GraphModule) -> bool:
+def sink_gathers(module: fx.GraphModule) -> bool:
     """Move look-ups behind row-wise operators, in place; returns whether any moved.
 
     :param module: a graph of aten operators with fake values in ``meta["val"]``, before or after differentiation.
