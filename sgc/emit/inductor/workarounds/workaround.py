@@ -22,7 +22,6 @@ class MinimalProgram:
     :param function: takes tensors, and returns a list of tensors.
     :param inputs: makes examples of them, the same each time.
     :param others: makes inputs of further calls, as shapes are examples, too; of a call like the first one by default.
-    :param expected: what the compiled program is to do; by default what ``function`` does.
     :param rng: the option that it is compiled with.
     :param in_one_piece: likewise.
     :param device: where it errs.
@@ -32,7 +31,6 @@ class MinimalProgram:
     function: Callable[..., list[Tensor]]
     inputs: Callable[[], list[Tensor]]
     others: Callable[[], list[Tensor]] | None = None
-    expected: Callable[..., list[Tensor]] | None = None
     rng: Rng = "torch"
     in_one_piece: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
