@@ -22,7 +22,7 @@ from torch.distributions.constraints import Constraint
 MATHEMATICAL = (Distribution, Transform, Constraint, Reparam)
 """Their objects are made of others of these; the classes of torch's and Pyro's have subclasses of users'."""
 
-BAGS = (types.SimpleNamespace, argparse.Namespace)
+NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 """Objects that are dictionaries written with dots: an attribute that is added counts too."""
 
 _CACHES = frozenset(("_inv", "_cached_x_y"))

@@ -19,8 +19,8 @@ from sgc.native.library import is_available, library
 Read = tuple[Any, ...]
 Condition = tuple[Any, ...]
 Group = tuple[tuple[Condition, ...], Callable[[Any], Any] | None]
-"""Conditions, and a function of the call that is asked where they are not all true; or None. It answers None where they
-need not be, a list where they need not be and it has found the call's inputs, and anything else where they must."""
+"""The conditions of a guard, and what decides about a call where one is false (None: they must all be true). It returns
+None if the guard holds nevertheless, a list if it holds and this is the call's inputs, and anything else if it fails."""
 
 
 class _Read(IntEnum):
@@ -112,7 +112,7 @@ def equals(read: Read, expected: Any) -> Condition:
 
 
 def like(read: Read, expected: Any, decide: Callable[[Any], bool]) -> Condition:
-    """It is this object, or another one that will do."""
+    """It is this object, or another one for which ``decide`` is true."""
     return _Condition.LIKE, read, (expected, decide)
 
 
@@ -130,7 +130,7 @@ def holds(
     """It is of this type and holds these very objects (a dictionary its keys, then its values), some of them arrays.
 
     :param objects: None where it is an array itself.
-    :param decide: whether one that does not will do; otherwise none will.
+    :param decide: whether one that does not is allowed; without it none is.
     """
     return _Condition.HOLDS, read, (kind, None if objects is None else tuple(objects), tuple(arrays), decide)
 

@@ -32,10 +32,9 @@ T = TypeVar("T")
 
 
 def compiled(attempt: Callable[[], T], again: Callable[[], T]) -> T:
-    """What ``attempt`` compiles by Inductor; or what ``again`` does apart from what is kept, if that is at fault.
+    """What ``attempt`` compiles by Inductor; or, if its cache is at fault, what ``again`` compiles apart from it.
 
-    Where that is switched off (``without("checked_files")`` spares tests of what fails the second attempt), it is what
-    ``attempt`` compiles.
+    With that switched off (``without("checked_files")``, for tests of what fails) nothing is compiled a second time.
 
     :raises sgc.errors.BackendError: if neither can; the text says why, and what to do.
     """

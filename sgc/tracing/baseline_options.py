@@ -156,7 +156,7 @@ def value_of_network(options: BaselineOptions, failed_before: bool, error: MakeE
 
 
 def checked_value(what: str, value: Any, decaying: bool, error: MakeError) -> Tensor | float:
-    """A real tensor; beside a decaying average, whose shape it takes, a number will do.
+    """A real tensor; beside a decaying average, whose shape it takes, a number is enough.
 
     :raises BaselineError: if it is something else.
     """

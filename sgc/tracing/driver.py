@@ -45,7 +45,7 @@ from sgc.tracing.state.random_state import (
 )
 from sgc.tracing.state.transcript import Transcript
 from sgc.tracing.symbolic_sizes import Sized, SymbolicSizes, symbols_in_python
-from sgc.tracing.threads import here
+from sgc.tracing.threads import replaced_here
 from sgc.tracing.values.reads import DATA_DEPENDENT, Reads
 from sgc.tracing.values.torch_functions import AnsweredFunctions
 from sgc.tracing.values.validation import checks_as_nodes
@@ -180,12 +180,8 @@ def _capture_context(prototype: PrototypeRun) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the prototype has given every warning
-        store_set = ParamStoreDict.__setitem__
-        ParamStoreDict.__setitem__ = here(read_only, store_set)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            ParamStoreDict.__setitem__ = store_set  # type: ignore[method-assign]
+        stack.enter_context(replaced_here(ParamStoreDict, "__setitem__", read_only))
+        yield
 
 
 def _original(error: BaseException) -> BaseException:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from threading import get_ident
 from typing import Any
+from unittest import mock
 
 
 def here(replacement: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -15,6 +17,11 @@ def here(replacement: Callable[..., Any], original: Callable[..., Any]) -> Calla
         return (replacement if get_ident() == thread else original)(*args, **kwargs)
 
     return either
+
+
+def replaced_here(owner: Any, name: str, replacement: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Inside, the current thread finds another function under an attribute; others find the one that is there now."""
+    return mock.patch.object(owner, name, here(replacement, getattr(owner, name)))
 
 
 def ignored(*args: Any) -> None:

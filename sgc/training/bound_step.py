@@ -39,7 +39,7 @@ class Step:
     valid: bool | None = None
 
     def __call__(self, steps: int, stopped: Collection[Any] = ()) -> Tensor:
-        """Take so many steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
+        """Take ``steps`` steps, or fewer if ``stopped`` ceases to be empty; their losses, of shape ``[taken]``.
 
         From a loss that is NaN on, ``halted`` is set, and nothing is written any more. So it is from a step on that is
         not valid, whose loss is given as NaN.
@@ -56,7 +56,7 @@ class Step:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def until_halted(self, steps: int) -> tuple[Tensor, RandomState]:
-        """Take up to so many steps on a CPU, up to one that halts, or up to the one before one that raises.
+        """Take up to ``steps`` steps on a CPU, up to one that halts, or up to the one before one that raises.
 
         :return: their losses, of shape ``[taken]``, and the random state before the last one of them. That is the
             present state where fewer steps were taken, and none has halted.

@@ -141,7 +141,7 @@ class Loop:
     # -- the ways to take steps
 
     def _stretch(self, call: Call, steps: int, interrupted: Collection[Any] = ()) -> None:
-        """Take up to so many steps with the same arguments, at least one."""
+        """Take up to ``steps`` steps with the same arguments, at least one."""
         step = self.steps.ready(call)
         on_cpu = step is not None and step.halted.device.type == "cpu"
         if step is None:
@@ -189,7 +189,7 @@ class Loop:
         self._pending += 1 if steps == 1 else len(losses)
 
     def _speculate(self, call: Call, step: Step, steps: int) -> None:
-        """Take up to so many steps that assume which way branches on samples go, up to one that Pyro takes."""
+        """Take up to ``steps`` steps that assume which way branches on samples go, up to one that Pyro takes."""
         before, failure = RandomState.now(step.halted.device), None
         try:
             losses, before = step.until_halted(steps)
@@ -221,7 +221,7 @@ class Loop:
     # -- the results of steps that were sent
 
     def _settle(self, ahead: int = 0) -> None:
-        """Look whether what was sent has halted, until no more than so many groups are on their way."""
+        """Look whether what was sent has halted, until no more than ``ahead`` groups are on their way."""
         while len(self._groups) > ahead:
             group = self._groups.popleft()
             if not group.has_halted():
@@ -305,7 +305,7 @@ class Loop:
     def _elbo(self) -> str:
         """The running ELBO: for each datum where the loss says how many there are, else as it is.
 
-        The mean is one over the minibatches of an epoch, of whatever sizes, as soon as there were so many; of a long
+        The mean is one over the minibatches of an epoch, of whatever sizes, as soon as there were as many; of a long
         epoch, over the last thousand.
         """
         length = None if self._minibatches is None else self._minibatches.epoch_length
@@ -320,4 +320,4 @@ class Loop:
 _RAISED = "raised in"
 
 _RECENT = 100
-"""The running ELBO is the mean of so many losses, where there are no epochs: as many as a result tells."""
+"""Without epochs the running ELBO is the mean of this many losses, as many as the text of a result tells."""

@@ -10,7 +10,7 @@ from sgc.guards.base import Call
 
 
 class Minibatches:
-    """Goes through some minibatches so many times.
+    """Goes through some minibatches ``epochs`` times.
 
     The parts of a tuple or list are a step's arguments, those of a mapping its keyword arguments, and anything else is
     its one argument; ``args`` and ``kwargs`` follow them.

@@ -14,7 +14,7 @@ _EVERY = 0.1
 """Seconds between two looks at the losses, at least: on a GPU that waits for a step."""
 
 _LINES = 10
-"""How many lines a run of a known number of steps is told in."""
+"""How many lines are printed for a run of a known number of steps."""
 
 Elbo = Callable[[], str]
 """Gives the running ELBO in words; empty if there is none yet."""
@@ -28,7 +28,7 @@ class Bar:
         self._shown = 0.0
 
     def show(self, taken: int, elbo: Elbo) -> None:
-        """So many steps more."""
+        """``taken`` more steps."""
         self._bar.update(taken)
         now = time.perf_counter()
         if now - self._shown >= _EVERY:
@@ -47,7 +47,7 @@ class Lines:
         self._began = time.perf_counter()
 
     def show(self, taken: int, elbo: Elbo) -> None:
-        """So many steps more."""
+        """``taken`` more steps."""
         self._taken += taken
         if self._taken < self._next:
             return

@@ -187,7 +187,7 @@ class BoundStep:
         """Take one step; what it returns, as numbers, the loss first."""
 
     def __call__(self, tensors: list[Tensor], steps: int) -> list[Tensor]:
-        """Take at least one step and at most so many.
+        """Take at least one step and at most ``steps``.
 
         :return: what they return, losses first, each result a tensor of shape ``[taken]``.
         """

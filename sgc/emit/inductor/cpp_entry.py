@@ -136,7 +136,7 @@ class NativeCall:
     def until_halted(
         self, tensors: list[Tensor], times: int, note_state: Callable[[], Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Call it up to so many times: up to a call whose first result is NaN, or up to the one before one that raises.
+        """Call it up to ``times`` times: up to a call whose first result is NaN, or up to the one before one that raises.
 
         :param note_state: gives the random state.
         :return: what it gives, as tensors of shape ``[made]``, and the random state before the last call, or before the
@@ -227,7 +227,7 @@ def direct(
 
 
 def _recognised(compiled: Callable[..., Any], takes: int, results: int) -> Iterator[Any]:
-    """The modules that Inductor has compiled, whose one function takes and gives so many tensors."""
+    """The modules that Inductor has compiled, whose one function has this many inputs and results."""
     for module in _native_modules(compiled):
         source = Path(module.__file__).with_suffix(".cpp")
         text = source.read_text() if source.exists() else ""

@@ -25,7 +25,7 @@ from sgc.errors import StandInWarning
 from sgc.graph.effects import is_random
 
 _LASTS = 0.5
-"""Milliseconds that a graph of many steps is to take, if so many steps are asked for: a hundred times its launch."""
+"""Milliseconds that a graph of many steps is to take, if enough steps are asked for: a hundred times its launch."""
 
 _MOST = 64
 """The most steps in a graph."""
@@ -100,7 +100,7 @@ class ReplayedStep:
         self._many = 1  # how many steps the larger graph has, once enough replays have been timed
 
     def __call__(self, tensors: Sequence[Tensor], steps: int) -> list[Tensor]:
-        """Take at least one step and at most so many; what they give, each result a tensor of shape ``[taken]``."""
+        """Take at least one step and at most ``steps``; what they give, each result a tensor of shape ``[taken]``."""
         return [column.clone() for column in self._taken(tensors, steps)]
 
     def once(self, tensors: Sequence[Tensor]) -> list[Any]:
@@ -189,7 +189,7 @@ class ReplayedCall:
 
 
 _MOVES = 8
-"""After so many captures because of inputs that lie elsewhere a callable is run as it is."""
+"""After this many captures, each because inputs lay elsewhere, a callable is run as it is."""
 
 
 class _Places:

@@ -124,7 +124,7 @@ def function(nodes: Sequence[fx.Node], operands: Sequence[Operand], whole: set[f
     with ``finish``; when nothing that they depend on has changed, they are those of the call before, for ``pow`` takes
     longer than the rest of a small loop.
 
-    :param nodes: what it computes, in an order that works.
+    :param nodes: what it computes, in topological order.
     :param operands: what it reads and writes; ``p`` points to their elements.
     :param whole: the nodes that have the shape of the loop.
     """

@@ -85,7 +85,7 @@ def _cross_entropy(node: fx.Node) -> fx.Node | None:
 
 
 def _with_defaults(node: fx.Node, operands: int, *defaults: Any) -> tuple[Any, ...]:
-    """The arguments of a node: so many operands, and options that have these defaults."""
+    """The arguments of a node: ``operands`` of them, and options that have these defaults."""
     return (*node.args, *defaults[len(node.args) - operands :])
 
 

@@ -1,7 +1,7 @@
 """What can be reached from a program's objects: through attributes, containers, closures, and the globals it names.
 
 Other programs' objects end the way: those of sgc and of torch's compilers, loggers, threads, frames, and the code of
-libraries. A tensor is an end too, but for the attributes that somebody has given it.
+libraries. Nor is a tensor looked into, but for the attributes that somebody has given it.
 """
 
 from __future__ import annotations

@@ -12,16 +12,16 @@ from sgc.graph.program import Check
 from sgc.tracing.source import warn
 
 _FIRST = 4
-"""When so many calls fail right after the one that was captured, its branches are not the usual ones."""
+"""If this many calls fail right after the captured one, other branches are the usual ones."""
 
 _LATEST, _AMONG = 16, 20
-"""So many failures among so many calls say it later on."""
+"""Later on other branches are the usual ones after this many failures among this many calls."""
 
 _CAPTURES = 4
 """How often other branches are captured, at most: a program may have no usual ones."""
 
 _MANY, _SHARE = 8, 0.05
-"""So many failures, and this share of the calls, are worth a warning."""
+"""A warning needs this many failures, and this share of the calls."""
 
 
 @dataclass

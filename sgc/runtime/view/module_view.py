@@ -135,7 +135,7 @@ class Showing(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What ``to()``, ``double()`` and their kin call."""
+        """What ``to()``, ``double()`` and the like call."""
         self._show_present()
         return super()._apply(fn, recurse)
 

@@ -23,7 +23,7 @@ from torch.distributions import Distribution, Independent
 from sgc.graph.meta_keys import KEEPS
 from sgc.tracing import tracer
 from sgc.tracing.leaves.substitution import Hole, Substitution
-from sgc.tracing.threads import here
+from sgc.tracing.threads import replaced_here
 
 
 class OpaqueCall:
@@ -182,11 +182,8 @@ def rejection_as_leaves() -> Iterator[None]:
         method = types.MethodType(original, self)
         return _differentiable(OpaqueCall((method, (sample_shape,), kwargs), shape, _dtype(self)))
 
-    Rejector.rsample = here(rsample, original)  # type: ignore[method-assign]
-    try:
+    with replaced_here(Rejector, "rsample", rsample):
         yield
-    finally:
-        Rejector.rsample = original  # type: ignore[method-assign]
 
 
 _NO_SHAPE = torch.Size()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from sgc.errors import CaptureError
 from sgc.tracing import tracer
 from sgc.tracing.source import current_line, is_checkpoint, is_pyro
-from sgc.tracing.threads import here
+from sgc.tracing.threads import replaced_here
 
 _IN_PLACE = "write into the tensor in place, under torch.no_grad() (parameter.clamp_(min=0), buffer.copy_(value))"
 _HOOK = "compute what the hook does in a torch.autograd.Function whose backward does it, or do it after loss.backward()"
@@ -120,11 +119,11 @@ def refusals() -> Iterator[None]:
             raise _error("enters torch.autograd.graph.saved_tensors_hooks", _HOOK)
         entered(self)
 
-    set_, swapped, entered = Tensor.set_, torch._C._swap_tensor_impl, saved_tensors_hooks.__enter__
+    set_, entered = Tensor.set_, saved_tensors_hooks.__enter__
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Tensor, "set_", here(assign, set_)))
-        stack.enter_context(mock.patch.object(torch._C, "_swap_tensor_impl", here(swap, swapped)))
-        stack.enter_context(mock.patch.object(saved_tensors_hooks, "__enter__", here(enter, entered)))
+        stack.enter_context(replaced_here(Tensor, "set_", assign))
+        stack.enter_context(replaced_here(torch._C, "_swap_tensor_impl", swap))
+        stack.enter_context(replaced_here(saved_tensors_hooks, "__enter__", enter))
         yield
 
 

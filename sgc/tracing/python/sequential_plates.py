@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgc.graph.effects import is_random
 from sgc.tracing import tracer
-from sgc.tracing.threads import here
+from sgc.tracing.threads import replaced_here
 
 
 @contextmanager
@@ -39,11 +39,8 @@ def subsamples_as_tensors(positions: dict[int, tuple[Tensor, str]]) -> Iterator[
             with self:
                 yield index
 
-    IndepMessenger.__iter__ = here(iterate, original)  # type: ignore[method-assign]
-    try:
+    with replaced_here(IndepMessenger, "__iter__", iterate):
         yield
-    finally:
-        IndepMessenger.__iter__ = original  # type: ignore[method-assign]
 
 
 def _is_drawn(indices: Tensor) -> bool:

@@ -24,7 +24,7 @@ from sgc.errors import DataDependenceError, SourceLine
 from sgc.tracing import tracer
 from sgc.tracing.leaves.opaque_calls import opaque_check
 from sgc.tracing.source import current_line
-from sgc.tracing.threads import here
+from sgc.tracing.threads import replaced_here
 from sgc.tracing.values.reads import DATA_DEPENDENT, Reads
 from sgc.tracing.values.speculation import ConcreteRun, Speculation
 
@@ -134,13 +134,13 @@ def checks_as_nodes(reads: Reads, default: bool | None, *, speculate: bool) -> I
             requirements.value(self, value)
 
     replaced: list[tuple[Any, str, Any]] = [
-        (Distribution, "__init__", here(init, Distribution.__init__)),
-        (Distribution, "_validate_sample", here(validate_sample, Distribution._validate_sample)),
-        (Distribution, "_validate_args", bool(default)),
+                (Distribution, "_validate_args", bool(default)),
         (poutine.util, "_VALIDATION_ENABLED", bool(default)),  # poutine.scale checks its scale
         *((type(constraint), "check", check) for constraint, check in _WITHOUT_BRANCHES),
     ]
     with ExitStack() as stack:
+        stack.enter_context(replaced_here(Distribution, "__init__", init))
+        stack.enter_context(replaced_here(Distribution, "_validate_sample", validate_sample))
         for patched in replaced:
             stack.enter_context(mock.patch.object(*patched))
         yield requirements

@@ -72,7 +72,7 @@ NO_VECTORS = Tuning(
 )
 
 _FEW_ROWS, _FEW_ELEMENTS = 8, 4096
-"""Up to so many operands, and so many elements in all, a stack is cheaper to look up than to write and read: for each
+"""Up to this many operands, and this many elements in all, a stack is cheaper to look up than to write and read: for each
 element that is asked for, one operand after another is asked whether it is there. Inductor does one or the other with
 all stacks of a graph."""
 

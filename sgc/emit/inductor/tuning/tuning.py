@@ -1,4 +1,4 @@
-"""What is said of something that is only speed."""
+"""The record of a tuning: what changes speed alone."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from sgc.emit.inductor.workarounds.workaround import MinimalProgram, Workaround
 
 _DEEPEST = 20_000
-"""Calls within calls."""
+"""How deep Python lets calls be nested meanwhile."""
 
 
 @contextmanager
 def deep_recursion() -> Iterator[None]:
-    """While this is entered, calls within calls are many."""
+    """While this is entered, Python allows deep recursion."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, _DEEPEST))
     try:

@@ -1,4 +1,4 @@
-"""What is said of a workaround."""
+"""The record of a workaround."""
 
 from __future__ import annotations
 

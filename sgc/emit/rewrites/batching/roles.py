@@ -33,7 +33,7 @@ def roles(nodes: list[fx.Node], rng: Rng) -> tuple[dict[fx.Node, int], set[int]]
     Nodes of one role have one signature, and so have their operands, :data:`CONTEXT` steps back. Where nodes of a role
     depend on others of it, these and the independent ones are two roles.
 
-    :param nodes: in an order that works.
+    :param nodes: in topological order.
     """
     role = _places(nodes, rng)
     above = _reached(nodes, role, lambda node: node.all_input_nodes)
