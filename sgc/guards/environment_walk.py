@@ -25,7 +25,7 @@ from sgc.guards.attributes_read import AttributesRead, slots_of
 from sgc.guards.hooks import HOOKS
 from sgc.guards.iterators import progress
 from sgc.guards.libraries import LIBRARY_ROOTS, is_installed, is_machinery, is_of_a_library, names_in
-from sgc.guards.library_objects import NAMESPACES, MATHEMATICAL, attributes, is_cache, is_of_a_run
+from sgc.guards.library_objects import MATHEMATICAL, NAMESPACES, attributes, is_cache, is_of_a_run
 from sgc.tracing.state.external_reads import ExternalReads
 from sgc.tracing.state.random_state import state_of
 from sgc.tracing.state.value_parts import MISSING, PLAIN, contents
@@ -231,7 +231,10 @@ _LOOKS: tuple[tuple[Callable[[Any], bool], _Look], ...] = (
     (_is_a(nn.Module), Walk._visit_modules),
     (_is_a(*CONTAINERS), Walk._visit_container),
     (lambda value: isinstance(value, (Messenger, *MATHEMATICAL)) and is_library(type(value)), Walk._visit_mathematical),
-    (lambda value: isinstance(value, NAMESPACES) and type(value).__module__ in sys.stdlib_module_names, Walk._visit_namespace),
+    (
+        lambda value: isinstance(value, NAMESPACES) and type(value).__module__ in sys.stdlib_module_names,
+        Walk._visit_namespace,
+    ),
     (lambda value: is_library(type(value)), Walk._visit_named_attributes),
     (lambda value: is_machinery(type(value)), lambda *_: None),
     (lambda value: True, Walk._visit_object),

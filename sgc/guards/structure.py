@@ -94,7 +94,8 @@ class _Part:
         """Whether it holds what it did, or what may take its place."""
         entries = conditions.value(self.read)
         return self._has_its_names(entries) and all(
-            self.shared[key](entries[key]) if key in self.shared else self._is_allowed(key, entries[key]) for key in self.before
+            self.shared[key](entries[key]) if key in self.shared else self._is_allowed(key, entries[key])
+            for key in self.before
         )
 
     def _holds_alone(self, entries: Any) -> bool:

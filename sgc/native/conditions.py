@@ -19,8 +19,8 @@ from sgc.native.library import is_available, library
 Read = tuple[Any, ...]
 Condition = tuple[Any, ...]
 Group = tuple[tuple[Condition, ...], Callable[[Any], Any] | None]
-"""The conditions of a guard, and what decides about a call where one is false (None: they must all be true). It returns
-None if the guard holds nevertheless, a list if it holds and this is the call's inputs, and anything else if it fails."""
+"""The conditions of a guard, and what decides about a call where one is false (None: all must be true). It returns None
+if the guard holds nevertheless, a list if it holds and this is the call's inputs, and anything else if it fails."""
 
 
 class _Read(IntEnum):

@@ -87,7 +87,7 @@ def _run(
     train: bool,
     bidirectional: bool,
 ) -> tuple[Tensor, ...]:
-    """``torch.lstm``, ``gru`` and the like on packed data: the output at each step, and the last states of every layer."""
+    """``torch.lstm`` and the like on packed data: the output at each step, and the last states of every layer."""
     states = initial if isinstance(initial, tuple) else (initial,)
     directions = 2 if bidirectional else 1
     each = len(parameters) // (layers * directions)

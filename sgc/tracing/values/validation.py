@@ -134,7 +134,7 @@ def checks_as_nodes(reads: Reads, default: bool | None, *, speculate: bool) -> I
             requirements.value(self, value)
 
     replaced: list[tuple[Any, str, Any]] = [
-                (Distribution, "_validate_args", bool(default)),
+        (Distribution, "_validate_args", bool(default)),
         (poutine.util, "_VALIDATION_ENABLED", bool(default)),  # poutine.scale checks its scale
         *((type(constraint), "check", check) for constraint, check in _WITHOUT_BRANCHES),
     ]

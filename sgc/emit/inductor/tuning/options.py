@@ -72,9 +72,9 @@ NO_VECTORS = Tuning(
 )
 
 _FEW_ROWS, _FEW_ELEMENTS = 8, 4096
-"""Up to this many operands, and this many elements in all, a stack is cheaper to look up than to write and read: for each
-element that is asked for, one operand after another is asked whether it is there. Inductor does one or the other with
-all stacks of a graph."""
+"""Up to this many operands, and this many elements in all, a stack is cheaper to look up than to write and read: for
+each element that is asked for, one operand after another is asked whether it is there. Inductor does one or the other
+with all stacks of a graph."""
 
 _FEW_IN_ALL, _FEW_EACH = 4096, 24
 """Elements of a whole graph, or of each operator on average, for which loops with vectors take as long as those
