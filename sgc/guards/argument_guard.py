@@ -166,7 +166,7 @@ class ArgumentGuard(Guard):
             self._names, self._expected, self._constants, self._notes, strict=True
         ):
             if isinstance(noted, Free):
-                yield f"{name}: a {noted.kind.__name__}"
+                yield f"{name}: any {noted.kind.__name__}"
             elif expected is None:
                 yield f"{name} == {constant!r}"
             else:

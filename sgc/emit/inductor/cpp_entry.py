@@ -136,7 +136,7 @@ class NativeCall:
     def until_halted(
         self, tensors: list[Tensor], times: int, note_state: Callable[[], Tensor]
     ) -> tuple[list[Tensor], Tensor]:
-        """Call it ``times`` times, or up to a call whose first result is NaN, or up to the one before a call that raises.
+        """Call it ``times`` times, or up to a call whose first result is NaN, or to the one before a call that raises.
 
         :param note_state: gives the random state.
         :return: what it gives, as tensors of shape ``[made]``, and the random state before the last call, or before the
