@@ -39,6 +39,18 @@ def test_rewritten_graphs(seed: int) -> None:
     assert verdict.outcome in FINE, f"{verdict}\n{generate(seed).source()}"
 
 
+def test_steps_of_many_particles_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewritten graphs run operator by operator also where a loop runs one particle after another."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a graph was compiled")
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", refuse)
+    programs = (p for p in map(generate, range(1500)) if p.optimizer and dict(p.options) == {"num_particles": 5})
+    verdicts = [compare(program, "rewritten") for program in itertools.islice(programs, 3)]
+    assert {verdict.outcome for verdict in verdicts} == {"agrees"}, verdicts
+
+
 @pytest.mark.inductor
 @pytest.mark.parametrize(("backend", "seed"), [("inductor", 201), ("inductor", 203), ("torchscript", 202)])
 def test_compiled(backend: str, seed: int) -> None:

@@ -231,6 +231,18 @@ def test_a_number_that_decides_on_the_structure_is_known_by_value(structure: Cal
     assert len(module.specializations) <= 5
 
 
+def test_a_guard_shows_a_size_as_the_whole_number_that_it_is() -> None:
+    def model(n: int, a: float) -> None:
+        observe(torch.ones(3, n).sum(-1) * a, 1.0 + float(f"{a}"))
+
+    module = sgc.compile(model, guide, backend="eager")
+    for n, a in ((4, 0.5), (5, 2.0), (4, 3.0), (5, 3.0)):
+        compare(module, model, n, a)
+    text = module.guards()
+    assert "args[0]: any int" in text and "5 from args[0], read at" in text and "5.0" not in text
+    assert "3.0 from args[1]" in text or "args[1] == 3.0" in text
+
+
 def test_numbers_that_numpy_computes_with_are_known_by_value() -> None:
     def model(a: float) -> None:
         observe(float(np.exp(a)) + torch.from_numpy(np.array([a, 2 * a, 0.0], dtype=np.float32)))
