@@ -56,31 +56,31 @@ class CompiledELBO(LossModule):
 
     def _is_of(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> bool:
         """Whether this is the loss of these callables, or of others made of the same parts, with these settings."""
-        own_model, own_guide = self.program
+        own_model, own_guide = self._program
         same_settings = self._settings is settings or self._settings == settings
         return same_settings and _same(model, own_model) and _same(guide, own_guide)
 
     def _is_like(self, model: Callable[..., Any], guide: Callable[..., Any]) -> bool:
         """Whether these callables differ from its own in nothing but numbers and tensors."""
-        return are_similar(self.program, (model, guide))
+        return are_similar(self._program, (model, guide))
 
     def _tell_of_idle_baselines(self, specialization: Specialization) -> None:
         """Do not warn: Pyro's class ignores them without a warning too."""
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        while not self.eager_only:
+        while not self._eager_only:
             try:
                 return super()._called(args, kwargs)
             except SgcError as error:
-                if not self.goes_on_after(error):
+                if not self._goes_on_after(error):
                     raise
         with self.param_store_scope():
             return self._eager(args, kwargs)
 
-    def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
+    def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns for a program that can be captured; also moves it to the next tier in time."""
         with TURN:
-            loss = super().evaluate(call, backend)
+            loss = super()._evaluate(call, backend)
             latest = self._latest()
             with_gradient = torch.is_grad_enabled()
             if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) >= PATIENCE:
@@ -91,7 +91,7 @@ class CompiledELBO(LossModule):
                 tell_parameters(self, latest.prototype.params)
             return loss
 
-    def goes_on_after(self, error: SgcError) -> bool:
+    def _goes_on_after(self, error: SgcError) -> bool:
         """By eager Pyro where ``dynamic="eager"``; on the eager backend if Inductor fails in the tiered mode."""
         if isinstance(error, BackendError) and self._settings.tiered:
             self._inductor_works = False
@@ -101,14 +101,14 @@ class CompiledELBO(LossModule):
                     specialization.use_backend(backend_of(TIERS[0]), with_gradient=with_gradient)
             return True
         if isinstance(error, (DataDependenceError, CaptureError)) and self._settings.dynamic == "eager":
-            self.eager_only = self._is_initialized = True  # it shows no more than it does now
+            self._eager_only = self._is_initialized = True  # it shows no more than it does now
             warn(f"this program is run by eager Pyro, because it cannot be compiled: {error}", StandInWarning)
             return True
         return False
 
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Eager Pyro's loss, with the gradient of its surrogate."""
-        loss = eager_loss(self._pyro, *self.program, args, kwargs)
+        loss = eager_loss(self._pyro, *self._program, args, kwargs)
         warn_if_nan(loss.detach(), "loss")
         return loss
 

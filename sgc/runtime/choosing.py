@@ -44,7 +44,7 @@ class Choosing(Showing):
         backend_of(options.backend)
         super().__init__(model, guide)
         self.options = options
-        self.eager_only = False
+        self._eager_only = False
 
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
         super()._begin(program, store)
@@ -60,7 +60,7 @@ class Choosing(Showing):
         :raises sgc.errors.SgcError: if the program cannot be captured.
         """
         with TURN:
-            return self.choose(Call(args, kwargs))
+            return self._choose(Call(args, kwargs))
 
     @property
     def specializations(self) -> tuple[Specialization, ...]:
@@ -75,14 +75,14 @@ class Choosing(Showing):
             )
         return self._specializations[-1]
 
-    def conditions_for(self, specialization: Specialization) -> list[Condition]:
-        """Where these and its guards are true, :meth:`choose` would choose it again, with the same averages."""
+    def _conditions(self, specialization: Specialization) -> list[Condition]:
+        """Where these and its guards are true, :meth:`_choose` would choose it again, with the same averages."""
         latest = conditions.item(self._specializations, -1)
-        compiles = conditions.is_same(conditions.entry(vars(self), "eager_only"), False)
+        compiles = conditions.is_same(conditions.entry(vars(self), "_eager_only"), False)
         own = [nothing_captured(), compiles, conditions.is_same(latest, specialization)]
         return [*own, *specialization.baselines.conditions()]
 
-    def choose(self, call: Call) -> tuple[Specialization, list[Tensor]]:
+    def _choose(self, call: Call) -> tuple[Specialization, list[Tensor]]:
         """The specialization for a call, captured if need be, and its inputs."""
         chosen = self._match(call)
         if chosen is not None:
@@ -121,7 +121,7 @@ class Choosing(Showing):
         return None
 
     def _program_of(self, call: Call) -> ProgramCall:
-        return ProgramCall(*self.program, call.args, call.kwargs, self.options)
+        return ProgramCall(*self._program, call.args, call.kwargs, self.options)
 
     def _run_prototype(self, program: ProgramCall) -> PrototypeRun:
         run = run_prototype(program, self._store)
@@ -147,7 +147,7 @@ class Choosing(Showing):
         for site, reason in idle_baselines(specialization.graph):
             warn(f"at site '{site.key}': {reason}", BaselineWarning, site.source)
 
-    def capture_again(self, call: Call) -> Specialization:
+    def _capture_again(self, call: Call) -> Specialization:
         """Capture anew for a call, with the branches on samples that it takes from the present random state on."""
         with self._capturing():
             program = self._program_of(call)

@@ -45,8 +45,6 @@ class LossModule(Choosing):
     ``options`` are those that it was made with. Its submodules hold what ``parameters()`` and ``state_dict()`` show, in
     the very tensors of their owners: ``model`` and ``guide`` where these are modules, ``networks`` that they close over
     or register, ``param_store`` of Pyro's parameters, ``closed_over`` leaf tensors, and the ``baselines``' averages.
-    Methods that no page of the documentation names (``choose``, ``evaluate``, ``judge``) serve training steps and the
-    classes of ``sgc.infer``; they may change from one release to the next.
     """
 
     _OF_CAPTURES = frozenset(("_specializations", "_misses", "_unchecked", "_unjudged"))
@@ -68,12 +66,12 @@ class LossModule(Choosing):
         return self._called(args, kwargs)
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        loss = self.evaluate(Call(args, kwargs))
+        loss = self._evaluate(Call(args, kwargs))
         if self._replaced:
-            self.tell_of_replaced()
+            self._tell_of_replaced()
         return loss
 
-    def evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
+    def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
         try:
             return self._evaluated(call, backend)
@@ -83,7 +81,7 @@ class LossModule(Choosing):
 
     def _evaluated(self, call: Call, backend: Backend | None) -> Tensor:
         with TURN:
-            specialization, inputs = self.choose(call)
+            specialization, inputs = self._choose(call)
             with_gradient = torch.is_grad_enabled()
             averaged = specialization.with_averages(inputs)  # makes those that are not there yet
             tensors = averaged if with_gradient else inputs
@@ -101,15 +99,15 @@ class LossModule(Choosing):
             try:
                 loss: Tensor = run()
             except RuntimeError:
-                self.explain(trial)
+                self._explain(trial)
                 raise
             compiled.calls += 1
             if trial is not None:
                 self._raise_if_invalid(trial)
-            self.warn_if_nan(loss)
+            self._warn_if_nan(loss)
             return loss
 
-    def goes_on_after(self, error: SgcError) -> bool:
+    def _goes_on_after(self, error: SgcError) -> bool:
         """Whether calls will be answered in another way after an error."""
         return False
 
@@ -117,7 +115,7 @@ class LossModule(Choosing):
     def initialize(self, *args: Any, **kwargs: Any) -> LossModule:
         """Capture for these arguments without taking a step, so that ``parameters()`` is complete."""
         with TURN:
-            self.choose(Call(args, kwargs))
+            self._choose(Call(args, kwargs))
         return self
 
     @untraced
@@ -129,11 +127,11 @@ class LossModule(Choosing):
         """
         from sgc.runtime.parity.compare import verify
 
-        model, guide = self.program
+        model, guide = self._program
         call = Call(args, kwargs)
         with capturing(), self._store.lent():
-            specialization, inputs = self.choose(call)
-            return verify(model, guide, call, specialization, inputs, self.program_modules())
+            specialization, inputs = self._choose(call)
+            return verify(model, guide, call, specialization, inputs, self._modules_of())
 
     @property
     def graph(self) -> StochasticGraph:
@@ -157,7 +155,7 @@ class LossModule(Choosing):
         """What the latest specialization relies on, in words."""
         return "\n".join(self._latest().describe())
 
-    def refresh(self) -> None:
+    def _refresh(self) -> None:
         """Show the tensors that Pyro's store holds now; it may have been cleared and filled again by others.
 
         :raises sgc.errors.SgcError: if the store lacks them.
@@ -199,7 +197,7 @@ class LossModule(Choosing):
 
     # -- validity
 
-    def judge(self, trial: Trial) -> None:
+    def _judge(self, trial: Trial) -> None:
         """Let Pyro raise its error for a call that was not valid, and put the random state back to before that call.
 
         :raises ValueError: unless Pyro, given the same numbers, finds nothing wrong.
@@ -211,7 +209,7 @@ class LossModule(Choosing):
                 judge(trial, self._program_of(trial.call))
             after.restore()
 
-    def explain(self, trial: Trial | None) -> None:
+    def _explain(self, trial: Trial | None) -> None:
         """Raise Pyro's error where an operator of a call has raised: Pyro's checks may refuse its input before.
 
         :raises ValueError: Pyro's own.
@@ -220,24 +218,24 @@ class LossModule(Choosing):
         """
         if trial is not None:
             with suppress(AssertionError):
-                self.judge(trial)
+                self._judge(trial)
 
     def _raise_if_invalid(self, trial: Trial) -> None:
         """Look whether a call was valid; on a GPU one call late, so that no step waits for the device."""
         if trial.before.device.type == "cpu":
             if not trial.valid:
-                self.judge(trial)
+                self._judge(trial)
             return
         assert isinstance(trial.valid, Tensor)
         late, self._unjudged = self._unjudged, (trial, AsyncNumber(trial.valid))
         if late is not None and not float(late[1]):
             self._unjudged = None
-            self.judge(late[0])
+            self._judge(late[0])
             raise error_of_call_before()
 
     # -- NaN
 
-    def warn_if_nan(self, loss: Tensor) -> None:
+    def _warn_if_nan(self, loss: Tensor) -> None:
         """Warn as Pyro does; on a GPU one call late, so that no step waits for the device."""
         if loss.is_cpu:
             number: float | None = loss.item()

@@ -24,7 +24,7 @@ def state_dict(stepper: Stepper) -> dict[str, Any]:
     loss_module = stepper.loss_module()
     if not loss_module.specializations:
         raise SgcError("there is no state to save yet", remedy="take a step first")
-    loss_module.refresh()
+    loss_module._refresh()
     with loss_module.param_store_scope():  # Pyro's optimizers find the names of their parameters there
         return {
             "loss_module": {name: _copied(value) for name, value in loss_module.state_dict().items()},
@@ -49,7 +49,7 @@ def load_state_dict(stepper: Stepper, state: dict[str, Any]) -> None:
         )
     if not loss_module.specializations:
         raise SgcError("the parameters are not there yet", remedy="call initialize(*args) first, as for a step")
-    loss_module.refresh()
+    loss_module._refresh()
     _check_tensors(loss_module, state["loss_module"])
     _check_random_state(state["random"])
     with loss_module.param_store_scope():

@@ -98,7 +98,7 @@ class Stepper:
             resumed = self.judged(step, step.trial(call, before), failure)
             if resumed is not None:
                 return resumed.item()
-            self.loss_module().warn_if_nan(torch.tensor(loss))
+            self.loss_module()._warn_if_nan(torch.tensor(loss))
         return loss
 
     def ready(self, call: Call) -> Step | None:
@@ -111,7 +111,7 @@ class Stepper:
             if inputs is not None:
                 return self.latest.step(inputs)
         loss_module = self.loss_module()
-        if loss_module.eager_only:
+        if loss_module._eager_only:
             return None
         try:
             with loss_module.param_store_scope():
@@ -121,12 +121,12 @@ class Stepper:
                     loss_module._close_sizes(error)
                     return self._ready(loss_module, call)
         except SgcError as error:
-            if not loss_module.goes_on_after(error):
+            if not loss_module._goes_on_after(error):
                 raise
             return None
 
     def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
-        specialization, inputs = loss_module.choose(call)
+        specialization, inputs = loss_module._choose(call)
         tensors = specialization.with_averages(inputs)
         self._note_replaced(loss_module)
         backend = specialization.backend_of(with_gradient=True)
@@ -162,7 +162,7 @@ class Stepper:
         specialization = bound.specialization
         return [
             *self.unchanged(),
-            *loss_module.conditions_for(specialization),
+            *loss_module._conditions(specialization),
             *specialization.keeps_backend(),
             *self.optimizing.conditions(specialization),
             *bound.update.conditions(),
@@ -180,15 +180,15 @@ class Stepper:
             return self._eagerly(loss_module, call)
 
     def _eagerly(self, loss_module: LossModule, call: Call) -> Tensor:
-        if loss_module.eager_only:
+        if loss_module._eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
-        specialization, inputs = loss_module.choose(call)
+        specialization, inputs = loss_module._choose(call)
         self._note_replaced(loss_module)
         # A backend of steps is for the whole one, unless there will be none: the loss alone is not worth compiling.
         backend: Backend | None = None
         if isinstance(specialization.backend_of(with_gradient=True), StepBackend) and not self.compiled.outside:
             backend = backend_of(UNCOMPILED)
-        loss = self._in_python(specialization, inputs, lambda: loss_module.evaluate(call, backend))
+        loss = self._in_python(specialization, inputs, lambda: loss_module._evaluate(call, backend))
         self.started = True
         return loss
 
@@ -204,9 +204,9 @@ class Stepper:
     def _note_replaced(self, loss_module: LossModule) -> None:
         """Parameters that took the place of others are trained if the optimizer is given new ones; else it is told."""
         if self.optimizing.takes_new:
-            loss_module.forget_replaced()
+            loss_module._forget_replaced()
         else:
-            loss_module.tell_of_replaced()
+            loss_module._tell_of_replaced()
 
     def judged(self, step: Step, trial: Trial | None, failure: Exception | None = None) -> Tensor | None:
         """What follows from a step that has halted: Pyro's error if it was not valid, None if its loss is NaN.
@@ -222,12 +222,12 @@ class Stepper:
             loss = self._by_pyro(trial, failure)
             return None if math.isnan(loss) else loss
         if failure is not None:
-            self.loss_module().explain(trial)
+            self.loss_module()._explain(trial)
             raise failure
         if trial is None or step.valid:
             return None
         trial.valid = step.valid
-        self.loss_module().judge(trial)
+        self.loss_module()._judge(trial)
         warn(
             "a value at the edge of what is valid is refused by compiled arithmetic and taken by Pyro's, by rounding: "
             "this step is taken in Python",
@@ -250,13 +250,13 @@ class Stepper:
         :param step: which one, in words.
         """
         loss_module = self.loss_module()
-        if loss_module.eager_only:
+        if loss_module._eager_only:
             return NanLossError(f"the loss of {step} is NaN; the optimizer has not taken that step")
-        specialization, inputs = loss_module.choose(call)
+        specialization, inputs = loss_module._choose(call)
         return nan_loss_error(step, specialization, specialization.with_averages(inputs))
 
     def data_size(self) -> int | None:
         """How many data the latest loss is of, where subsampling plates say so."""
         loss_module = self.loss_module()
-        program = None if loss_module.eager_only else loss_module.graph.program
+        program = None if loss_module._eager_only else loss_module.graph.program
         return None if program is None else program.data_size

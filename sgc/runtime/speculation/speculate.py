@@ -58,7 +58,7 @@ def speculate(loss_module: LossModule, trial: Trial, run: Callable[[], Tensor]) 
         loss = loss_by_pyro(loss_module, trial, failure)
     else:
         tell_parameters(loss_module, trial.params)
-    loss_module.warn_if_nan(loss.detach())
+    loss_module._warn_if_nan(loss.detach())
     return loss
 
 
@@ -72,7 +72,7 @@ def loss_by_pyro(loss_module: LossModule, trial: Trial, failure: Exception | Non
     failed, tally = first_failed(trial.specialization, trial.inputs), trial.specialization.tally
     trial.before.restore()
     if failed is None and failure is not None:
-        loss_module.explain(trial)
+        loss_module._explain(trial)
         raise failure
     with state_restored_on_error():  # a warning may be made an error
         if failed is not None and tally is not None:
@@ -80,8 +80,8 @@ def loss_by_pyro(loss_module: LossModule, trial: Trial, failure: Exception | Non
             if tally.is_unusual:
                 _capture_again(loss_module, trial, tally)
         with capturing(), loss_module.param_store_scope():
-            loss = run_pyro(trial, *loss_module.program, loss_module.program_modules())
-    loss_module.show_asked(trial.params)
+            loss = run_pyro(trial, *loss_module._program, loss_module._modules_of())
+    loss_module._show_asked(trial.params)
     loss_module.baselines.show_names(trial.averages)
     tell_parameters(loss_module, trial.params)
     return loss
@@ -93,7 +93,7 @@ def _capture_again(loss_module: LossModule, trial: Trial, tally: Tally) -> None:
     The random state is the one before that call.
     """
     try:
-        again = loss_module.capture_again(trial.call)
+        again = loss_module._capture_again(trial.call)
     except SgcError as error:
         tally.give_up()
         warn(
@@ -109,7 +109,7 @@ def _capture_again(loss_module: LossModule, trial: Trial, tally: Tally) -> None:
 def tell_parameters(loss_module: LossModule, names: Sequence[str]) -> None:
     """Show outer handlers the parameters that a call has asked for: ``SVI`` finds those to train by a trace."""
     if runtime.am_i_wrapped():
-        loss_module.forget_replaced()  # SVI finds those that took the place of others
+        loss_module._forget_replaced()  # SVI finds those that took the place of others
         with torch.no_grad(), loss_module.param_store_scope():
             for name in names:
                 pyro.param(name)

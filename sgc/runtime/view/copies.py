@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from sgc.runtime.view.module_view import Showing
 
 _TREES = ("param_store", "closed_over", "baselines")
-_OF_PROGRAM = frozenset(("program", "_modules", "_store", "_names", "_is_initialized", "_replaced"))
+_OF_PROGRAM = frozenset(("_program", "_modules", "_store", "_names", "_is_initialized", "_replaced"))
 
 
 def shallow(shown: Showing) -> Showing:
     """Another loss module of the same model, guide and tensors."""
     other = _bare(shown)
     other.__dict__.update(_attributes(shown))
-    other._begin(shown.program, shown._store)
+    other._begin(shown._program, shown._store)
     _show_again(shown, other, lambda module: module, lambda tensor: tensor)
     return other
 
@@ -48,7 +48,7 @@ def deep(shown: Showing, memo: dict[int, Any]) -> Showing:
     :raises CopyError: if the program holds trained tensors where the copy does not reach.
     """
     other = memo[id(shown)] = _bare(shown)
-    program = copy.deepcopy(shown.program, memo)
+    program = copy.deepcopy(shown._program, memo)
     _refuse_what_functions_keep(shown, memo.__contains__, "copied")
     other.__dict__.update(copy.deepcopy(_attributes(shown), memo))
     other._begin(program, shown._store.copied(memo))
@@ -61,12 +61,12 @@ def pickled(shown: Showing) -> dict[str, Any]:
 
     :raises CopyError: if the program holds trained tensors where the pickle does not reach.
     """
-    reached = _reached(shown.program)
+    reached = _reached(shown._program)
     _refuse_what_functions_keep(shown, reached.__contains__, "pickled")
     averages = [owner.name for _, _, owner in shown.baselines.entries() if isinstance(owner, StoreOwner)]
     return {
         "attributes": _attributes(shown),
-        "program": shown.program,
+        "program": shown._program,
         "names": [*shown._names],
         "store": shown._store.state([*shown._names, *averages]),
         "networks": dict(shown.networks.items()),
@@ -151,7 +151,7 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _kept_by_a_function(shown: Showing, kept: Any, what: str, done: str) -> CopyError:
-    holder, called = _holder(shown.program, kept)
+    holder, called = _holder(shown._program, kept)
     return CopyError(
         f"{what} cannot be {done} with the loss module: "
         + (f"it is {called} of a function" if called else "a function uses it")

@@ -40,7 +40,7 @@ class Showing(nn.Module):
 
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
         """Nothing is captured yet."""
-        model, guide = self.program = program
+        model, guide = self._program = program
         self._store = store
         self._names: dict[str, None] = {}  # those that the program has asked the store for
         self._is_initialized = False
@@ -141,7 +141,7 @@ class Showing(nn.Module):
 
     def _is_known_in_full(self) -> bool:
         """Whether nothing can be missing before the first call: both parts are modules that have parameters."""
-        parts = [part for part in self.program if isinstance(part, nn.Module)]
+        parts = [part for part in self._program if isinstance(part, nn.Module)]
         return len(parts) == 2 and all(any(True for _ in part.parameters()) for part in parts)
 
     def _warn_if_not_initialized(self, called: str) -> None:
@@ -154,14 +154,14 @@ class Showing(nn.Module):
 
     # -- which tensors those are
 
-    def program_modules(self) -> list[nn.Module]:
-        own = [part for part in self.program if isinstance(part, nn.Module)]
+    def _modules_of(self) -> list[nn.Module]:
+        own = [part for part in self._program if isinstance(part, nn.Module)]
         return [*own, *self.networks.values()]
 
     def _adopt(self, prototype: PrototypeRun) -> None:
         """Show the closed-over networks."""
         self._names.update(dict.fromkeys(prototype.params))
-        known = {id(module) for module in self.program_modules()}
+        known = {id(module) for module in self._modules_of()}
         for module in prototype.modules:
             if id(module) not in known:
                 name = network_name(module)
@@ -171,7 +171,7 @@ class Showing(nn.Module):
                 self.networks[name] = module
 
     def _show_tensors(self, made: Specialization) -> None:
-        shown = inside(self.program_modules())
+        shown = inside(self._modules_of())
         for name, owner in made.owners.items():
             tensor = owner.fetch()
             if isinstance(owner, (ArgumentOwner, ModuleOwner)) or tensor is None or id(tensor) in shown:
@@ -182,7 +182,7 @@ class Showing(nn.Module):
                 self.closed_over.put(name, tensor, owner)
         self.baselines.show(made.baselines)
 
-    def show_asked(self, names: Iterable[str]) -> None:
+    def _show_asked(self, names: Iterable[str]) -> None:
         """Show the parameters of these names that are not shown yet: those of a branch that was not captured."""
         shown = inside([self])
         self._names.update(dict.fromkeys(names))
@@ -204,12 +204,12 @@ class Showing(nn.Module):
         if before is not None and before is not tensor and tree is not self.baselines:
             self._replaced.append((name, weakref.ref(before)))
 
-    def forget_replaced(self) -> None:
+    def _forget_replaced(self) -> None:
         """Do not warn of the parameters that were replaced so far."""
         if self._replaced:
             self._replaced = []
 
-    def tell_of_replaced(self) -> None:
+    def _tell_of_replaced(self) -> None:
         """Warn of parameters that were replaced while someone keeps the tensors that they were: an optimizer."""
         replaced, self._replaced = self._replaced, []
         names = dict.fromkeys(name for name, before in replaced if self._store.is_held_elsewhere(before))
