@@ -36,7 +36,7 @@ WORKAROUND = Workaround(
     name="bernoulli_draws",
     defect="with fallback_random, `bernoulli` of float64 draws other numbers than eager torch",
     reported="https://github.com/pytorch/pytorch/issues/188074, docs/upstream.md#bernoulli-draws-of-float64",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_of_float64, lambda: [torch.full((5, 6), 0.5, dtype=torch.float64)])],
     rewrite=draw_into_a_tensor,
     only_if=lambda compilation: compilation.rng == "torch",

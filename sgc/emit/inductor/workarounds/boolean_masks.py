@@ -2,7 +2,7 @@
 
 A comparison of float64 or int64 numbers gives a mask of two vectors, one of float32 numbers a mask of one. What is
 computed under a condition (an operand of a concatenation that is looked up, what is in front of a padding) is chosen by
-``condition ? value : other``, and for Boolean values Inductor (torch 2.11 to 2.13) writes an ``other`` of one vector
+``condition ? value : other``, and for Boolean values Inductor (torch 2.11 to 2.14) writes an ``other`` of one vector
 beside a value of two, which the compiler refuses. Here such a value is made a mask of one vector before. There is no
 option for it: the method that writes the choice is replaced while a program is generated.
 """
@@ -55,7 +55,7 @@ WORKAROUND = Workaround(
     name="boolean_masks",
     defect="Boolean values of float64 or int64 numbers under a condition get two types in C++, which is not compiled",
     reported="docs/upstream.md#boolean-values-under-a-condition",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_comparisons, lambda: [torch.arange(880.0).reshape(20, 44).double() % 5])],
     wrong_without=False,
     patch=lambda module: masks_alike(),

@@ -38,7 +38,7 @@ WORKAROUND = Workaround(
     name="complex_numbers",
     defect="the C++ wrapper multiplies a complex64 tensor without dimensions by a number to a complex128 one",
     reported="docs/upstream.md#numbers-beside-complex-tensors-without-dimensions",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_tenth, lambda: [torch.tensor(0.3), torch.tensor(1.1)])],
     rewrite=type_numbers,
 )

@@ -1,6 +1,6 @@
 """Lets Inductor lay out the memory of long chains, which it does recursively.
 
-Each buffer of a chain takes some ten calls within calls (torch 2.11 to 2.13). There is no option for it; Python allows
+Each buffer of a chain takes some ten calls within calls (torch 2.11 to 2.14). There is no option for it; Python allows
 as many as are needed while a program is generated.
 """
 
@@ -45,7 +45,7 @@ WORKAROUND = Workaround(
     name="deep_recursion",
     defect="with memory_planning, a long chain is a RecursionError",
     reported="docs/upstream.md#the-memory-of-a-long-chain",
-    seen=("2.13",),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_there_and_back, lambda: [torch.eye(3)])],
     wrong_without=False,
     patch=lambda module: deep_recursion(),

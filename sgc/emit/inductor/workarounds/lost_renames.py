@@ -52,7 +52,7 @@ WORKAROUND = Workaround(
     name="lost_renames",
     defect="a loop that is laid out anew to be fused reads memory from before an operator that writes into it",
     reported="docs/upstream.md#a-loop-that-is-laid-out-anew",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13"),
     programs=[MinimalProgram(_attention, lambda: [torch.linspace(-1, 1, 20).reshape(5, 4)])],
     patch=lambda module: names_kept(),
 )

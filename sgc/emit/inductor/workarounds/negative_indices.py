@@ -66,7 +66,7 @@ WORKAROUND = Workaround(
     name="negative_indices",
     defect="operators that refuse negative indices take them, and read or write another row",
     reported="https://github.com/pytorch/pytorch/issues/169779, https://github.com/pytorch/pytorch/issues/185885",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(each, lambda: _at(0, 1), others=lambda: _at(0, -1)) for each in (_selected, _added)],
     rewrite=refuse_negative_indices,
 )

@@ -1,6 +1,6 @@
 """Gives values memory of their own where Inductor would write into memory that something else needs.
 
-Inductor (torch 2.11 to 2.13) errs in five ways, in plain ``torch.compile`` too.
+Inductor (torch 2.11 to 2.14) errs in five ways, in plain ``torch.compile`` too.
 
 Operators that write into a copy of an operand: Inductor makes that copy with the strides of the operand; of an expanded
 one, whose elements share memory, it makes a copy whose elements do, and a sum into one of them is a sum into all. Where
@@ -194,7 +194,10 @@ WORKAROUND = Workaround(
     reported="https://github.com/pytorch/pytorch/issues/183986, https://github.com/pytorch/pytorch/issues/174074, "
     "https://github.com/pytorch/pytorch/issues/198094, https://github.com/pytorch/pytorch/issues/198131, "
     "docs/upstream.md#a-piece-of-a-concatenation-that-is-written-into",
-    seen=("2.12", "2.13"),
-    programs=[MinimalProgram(each, _squares) for each in (_expanded, _from_itself, _a_piece, _a_result, _swapped)],
+    seen=("2.11", "2.12", "2.13", "2.14"),
+    programs=[
+        MinimalProgram(_expanded, _squares, right_on=("2.14",)),
+        *(MinimalProgram(each, _squares) for each in (_from_itself, _a_piece, _a_result, _swapped)),
+    ],
     rewrite=own_memory,
 )

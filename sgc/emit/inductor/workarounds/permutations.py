@@ -30,7 +30,7 @@ WORKAROUND = Workaround(
     name="permutations",
     defect="a permutation of which a slice is an index is replaced by one without the node's meta",
     reported="docs/upstream.md#a-slice-of-a-permutation-as-an-index",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_subsample, lambda: [torch.arange(18.0).reshape(6, 3), torch.ones(3, 3)])],
     rewrite=say_not_pinned,
     only_if=lambda compilation: compilation.rng == "torch",

@@ -52,7 +52,7 @@ WORKAROUND = Workaround(
     name="pieces_returned",
     defect="with memory_planning, the memory of a concatenation of which a piece is returned is given away",
     reported="docs/upstream.md#a-piece-of-a-concatenation-that-is-returned",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13"),
     programs=[MinimalProgram(_returned, matrices, may_crash=True)],
     patch=lambda module: wholes_are_results(),
 )

@@ -1,7 +1,7 @@
 """Keeps the memory of a concatenation of which a piece is read under another name.
 
 A piece of a concatenation that an operator has written into (``index_put``, into its own copy) has another name from
-then on, by which Inductor (torch 2.11 to 2.13) does not find the whole: that is freed after its own last reader,
+then on, by which Inductor (torch 2.11 to 2.14) does not find the whole: that is freed after its own last reader,
 although the piece is read later.
 
 Here what reads a piece reads the whole. There is no option for it; a method of Inductor's is replaced while a program
@@ -45,7 +45,7 @@ WORKAROUND = Workaround(
     name="pieces_written_into",
     defect="the memory of a concatenation is freed while a piece that was written into is still read",
     reported="docs/upstream.md#a-piece-of-a-concatenation-that-is-written-into",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_written_into, lambda: [torch.linspace(0, 1, 2304).reshape(48, 48) / 48], may_crash=True)],
     patch=lambda module: wholes_are_read(),
 )

@@ -1,6 +1,6 @@
 """Keeps Inductor from writing over a piece of a concatenation.
 
-Inductor (torch 2.11 to 2.13) computes what is concatenated into its place in the whole. If the last one to read the
+Inductor (torch 2.11 to 2.14) computes what is concatenated into its place in the whole. If the last one to read the
 whole reads one piece of it, the result is written over that piece (``inplace_buffers``); and the memory of the whole,
 which nobody reads any more, goes to another buffer while the result is still needed.
 
@@ -53,7 +53,7 @@ WORKAROUND = Workaround(
     name="pieces_written_over",
     defect="a piece of a concatenation is written over by what reads it last, and its memory given away",
     reported="docs/upstream.md#a-piece-of-a-concatenation-that-is-written-over",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_written_over, matrices, may_crash=True)],
     patch=lambda module: pieces_kept(),
 )

@@ -1,6 +1,6 @@
 """Computes what is written into a tensor, and where, before it is written.
 
-Before it writes into a tensor Inductor (torch 2.11 to 2.13) computes what still reads that; but if what it writes is a
+Before it writes into a tensor Inductor (torch 2.11 to 2.14) computes what still reads that; but if what it writes is a
 view of something that it has not computed yet (``x[1:] = x.flip(0)[:3]``, as a program without writes into views has
 it: ``slice_scatter``, and a copy into the input), it has looked into that already: the tensor is read elsewhere while
 it is written. Of ``v.index_put((index,), values)`` it does not compute the indices beforehand, if they are computed of
@@ -70,7 +70,7 @@ WORKAROUND = Workaround(
     defect="a tensor is read for what is written into it, or for where, while it is written",
     reported="https://github.com/pytorch/pytorch/issues/197829, https://github.com/pytorch/pytorch/issues/198270, "
     "docs/upstream.md#indices-computed-of-what-they-are-for",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[
         MinimalProgram(each, lambda: [(torch.arange(16.0) * 7 % 16).reshape(4, 4) / 16])
         for each in (_the_other_way_round, _where_it_says_itself)

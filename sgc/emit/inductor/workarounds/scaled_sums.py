@@ -39,7 +39,7 @@ WORKAROUND = Workaround(
     name="scaled_sums",
     defect="`torch.add(a @ b, c, alpha=0.5)` becomes `addmm` without the factor",
     reported="docs/upstream.md#a-product-of-matrices-plus-a-multiple",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13", "2.14"),
     programs=[MinimalProgram(_half, lambda: [torch.ones(2, 3), torch.ones(3, 4), torch.arange(4.0)])],
     rewrite=multiply_apart,
 )

@@ -54,7 +54,10 @@ WORKAROUND = Workaround(
     name="single_indices",
     defect="0-d indices of `take` are read when the graph is made, and those of `index_add` are not compiled",
     reported="docs/upstream.md#0-d-indices",
-    seen=("2.12", "2.13"),
-    programs=[MinimalProgram(each, lambda: _at(1), others=lambda: _at(2)) for each in (_taken, _added)],
+    seen=("2.11", "2.12", "2.13", "2.14"),
+    programs=[
+        MinimalProgram(_taken, lambda: _at(1), others=lambda: _at(2), right_on=("2.14",)),
+        MinimalProgram(_added, lambda: _at(1), others=lambda: _at(2)),
+    ],
     rewrite=index_by_vectors,
 )

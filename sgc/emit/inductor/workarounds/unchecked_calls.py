@@ -55,7 +55,7 @@ WORKAROUND = Workaround(
     name="unchecked_calls",
     defect="the C++ wrapper goes on where operators that write into a buffer have failed",
     reported="https://github.com/pytorch/pytorch/pull/190909",
-    seen=("2.12", "2.13"),
+    seen=("2.11", "2.12", "2.13"),
     programs=[
         MinimalProgram(
             _multiplied,

@@ -26,6 +26,7 @@ class MinimalProgram:
     :param in_one_piece: likewise.
     :param device: where it errs.
     :param may_crash: whether it may end its process without the workaround: it writes into memory that was given away.
+    :param right_on: releases on which this one does not err, while others of the workaround do.
     """
 
     function: Callable[..., list[Tensor]]
@@ -35,6 +36,7 @@ class MinimalProgram:
     in_one_piece: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     may_crash: bool = False
+    right_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Workaround:
     :param name: that of its file.
     :param defect: what torch does wrong, in a line.
     :param reported: where that was reported; a section of ``docs/upstream.md`` if nowhere.
-    :param seen: the releases of torch on which the minimal programs err.
+    :param seen: the releases of torch on which minimal programs err.
     :param programs: minimal programs, each of which errs without it and is right with it.
     :param mended: the first release of torch that does not need it; None if there is none yet.
     :param wrong_without: whether results may be wrong without it; else a program is refused, by an error.
