@@ -86,7 +86,7 @@ def entered(name: str, patch: AbstractContextManager[None], *, right_without: bo
                 raise BackendError(
                     f"the workaround {name!r} of a defect of torch cannot be applied: {missing}; without it results "
                     "may be wrong",
-                    remedy='install a release of torch that sgc was tested with (2.11 to 2.13), or use backend="eager"',
+                    remedy='install a release of torch that sgc was tested with (2.11 to 2.14), or use backend="eager"',
                 ) from missing
             text = f"{name!r} is left out: {missing}. Results are right without it; please report it"
             warnings.warn(text, WorkaroundWarning, stacklevel=3)

@@ -82,7 +82,7 @@ def test_the_text_of_the_error() -> None:
     assert str(caught.value) == (
         "the workaround 'order_of_draws' of a defect of torch cannot be applied: torch "
         f"{torch.__version__} has no torch._inductor.scheduler.Scheduler.nothing; without it results may be wrong\n"
-        '  remedy: install a release of torch that sgc was tested with (2.11 to 2.13), or use backend="eager"'
+        '  remedy: install a release of torch that sgc was tested with (2.11 to 2.14), or use backend="eager"'
     )
 
 
