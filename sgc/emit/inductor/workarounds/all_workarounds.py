@@ -16,6 +16,7 @@ from sgc.emit.inductor.workarounds import (
     boolean_masks,
     complex_numbers,
     deep_recursion,
+    leaky_draws,
     lost_renames,
     negative_indices,
     order_of_draws,
@@ -47,6 +48,7 @@ WORKAROUNDS: tuple[Workaround, ...] = tuple(
         order_of_draws,  # numbers all draws, and replaces methods
         # methods of Inductor's that are replaced
         deep_recursion,
+        leaky_draws,
         boolean_masks,
         pieces_written_over,
         pieces_returned,
