@@ -5,10 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgc.emit.backends.registry import backend_of
+from sgc.graph.effects import AUTOCAST
 from sgc.graph.plan import Plan
 from sgc.graph.sizes import Size
 from sgc.guards.argument_guard import ArgumentGuard
@@ -226,10 +229,20 @@ def _fits(version: weakref.ref[Specialization]) -> Fits:
 def why_not_resized(captured: Capture) -> str | None:
     """Why a program must not be run for other sizes than it was captured for."""
     for node in captured.program.module.graph.nodes:
-        if getattr(node.target, "namespace", "") == "sgc":
-            return "an opaque call keeps the sizes that it was captured with"
+        if node.op == "call_function" and not _is_operator(node.target):
+            return "what runs as Python at each call keeps the sizes that it was captured with"
     for site in captured.program.sites:
         averaged = site.baseline is not None and site.baseline.decaying_average
         if averaged and any(isinstance(plate.size, Size) for plate in site.plates):
             return "a decaying average has an element for each element of a plate"
     return None
+
+
+def _is_operator(target: Any) -> bool:
+    """Whether a node is torch's own: an operator, arithmetic of sizes, or a switch of autograd and autocast."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace in ("aten", "prims")
+    return target is torch._C._set_grad_enabled or target in AUTOCAST or target.__module__ in _ARITHMETIC
+
+
+_ARITHMETIC = frozenset(("_operator", "math", "builtins", "torch"))

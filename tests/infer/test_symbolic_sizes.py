@@ -250,6 +250,44 @@ class Opaque(Program):
             pyro.sample("z", dist.VonMises(x[:, 0], pyro.param("k", torch.tensor(2.0))))
 
 
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+class OwnGradient(Program):
+    """A function with a gradient of its own runs as Python."""
+
+    made = 4
+
+    def model(self, x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(Doubled.apply(z.expand(x.shape)), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.2)), 1.0))
+
+
+class Matrices(OwnGradient):
+    """A pathwise sampler that cannot be traced."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Wishart(torch.tensor(4.0), scale_tril=torch.eye(2)))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0).to_event(1), obs=x[:, :2])
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            df = pyro.param("df", torch.tensor(5.0))
+            pyro.sample("z", dist.Wishart(df, scale_tril=torch.eye(2)))
+
+
 class Masked(Program):
     """Ragged rows, padded and masked, in a float64 program with networks and a fresh layout of the data."""
 
@@ -294,7 +332,7 @@ class Rebound(Program):
 
 PROGRAMS: tuple[type[Program], ...] = (
     *(Switches, Minibatch, Drawn, Coinciding, GaussianProcess, Branch, Loop, Sequences, Arithmetic, Logarithm),
-    *(Averaged, GlobalAverage, Opaque, Masked, Rebound),
+    *(Averaged, GlobalAverage, Opaque, OwnGradient, Matrices, Masked, Rebound),
 )
 
 
