@@ -111,6 +111,22 @@ def written_storages(nodes: Iterable[fx.Node]) -> set[int]:
     return {storage for node in nodes for argument in written_arguments(node) for storage in storages(argument)}
 
 
+def written_placeholders(graph: fx.Graph) -> set[fx.Node]:
+    """The inputs of a graph that are written into, by themselves or as views; not what else lies in their memory."""
+    written = {_viewed(argument) for node in graph.nodes for argument in written_arguments(node)}
+    return {node for node in written if node.op == "placeholder"}
+
+
+def _viewed(node: fx.Node) -> fx.Node:
+    """What the value of a node is a view of, as the arguments of operators say: the first one that shares memory."""
+    while True:
+        own = storages(node)
+        base = next((argument for argument in node.all_input_nodes if not own.isdisjoint(storages(argument))), None)
+        if base is None:
+            return node
+        node = base
+
+
 def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """The nodes that each node directly depends on: its arguments, and what last wrote into their storages."""
     writers: dict[int, list[fx.Node]] = {}

@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from sgc.errors import SourceLine
+from sgc.graph.effects import written_arguments, written_placeholders
 from sgc.graph.sizes import shape_of
 
 
@@ -179,13 +180,19 @@ class ValueGuard:
     value: Any
     source: SourceLine | None
 
+    @cached_property
+    def writes(self) -> bool:
+        """Whether the program has written into tensors before."""
+        return any(written_arguments(node) for node in self.module.graph.nodes)
+
 
 @dataclass(frozen=True)
 class Check:
     """A condition that Pyro's validation, or a branch on samples, makes: all elements of the node's value are true.
 
     ``what`` says of what, ``random`` whether it depends on a draw, ``opaque`` that it is a call of Python,
-    ``assumed`` that it is a branch on samples, which goes another way where the condition is false.
+    ``assumed`` that it is a branch on samples, which goes another way where the condition is false, ``of_numbers`` that
+    numbers of the program's Python are others than those that are computed where it is.
     """
 
     node: str
@@ -195,6 +202,7 @@ class Check:
     random: bool
     opaque: bool
     assumed: bool = False
+    of_numbers: bool = False
 
     def __str__(self) -> str:
         where = f" at site '{self.site}'" if self.site else f" at {self.source}" if self.source else ""
@@ -222,6 +230,17 @@ class Program:
     @cached_property
     def _nodes(self) -> dict[str, fx.Node]:
         return {node.name: node for node in self.module.graph.nodes}
+
+    @cached_property
+    def written(self) -> frozenset[str]:
+        """The names of the inputs that it writes into."""
+        written = {node.name for node in written_placeholders(self.module.graph)}
+        return frozenset(declared.name for declared in self.inputs if declared.node in written)
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The names of the inputs that something is computed of, or written into."""
+        return frozenset(declared.name for declared in self.inputs if self.node(declared.node).users)
 
     def site(self, name: str) -> Site:
         """The site of that name."""

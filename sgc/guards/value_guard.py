@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sgc.graph.aliasing import copies
 from sgc.graph.program import Input, ValueGuard
 from sgc.guards.base import Call, Guard
 from sgc.guards.miss import READ_OUTSIDE, Miss
@@ -32,7 +33,8 @@ class ValuesGuard(Guard):
     def miss(self, call: Call) -> Miss | None:
         with torch.no_grad():
             for guard, positions in self._guards:
-                value = guard.module(*(self._tensors.fetch(call, i).detach().clone() for i in positions))
+                tensors = [self._tensors.fetch(call, i) for i in positions]
+                value = guard.module(*(copies(tensors) if guard.writes else (t.detach().clone() for t in tensors)))
                 if not _is_same(value, guard.value):
                     where = f" (read at {guard.source})" if guard.source else ""
                     about = f"a value computed from {', '.join(guard.inputs)}"

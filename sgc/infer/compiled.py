@@ -83,7 +83,8 @@ class CompiledELBO(LossModule):
             loss = super()._evaluate(call, backend)
             latest = self._latest()
             with_gradient = torch.is_grad_enabled()
-            if self._settings.tiered and self._inductor_works and latest.calls(with_gradient=with_gradient) >= PATIENCE:
+            moves = self._settings.tiered and self._inductor_works and not latest.shares_memory
+            if moves and latest.calls(with_gradient=with_gradient) >= PATIENCE:
                 first, second = map(backend_of, TIERS)
                 if latest.backend_of(with_gradient=with_gradient) is first:
                     latest.use_backend(second, with_gradient=with_gradient)

@@ -7,13 +7,37 @@
 
 namespace {
 
-enum Test { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME };
+enum Test { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME, APART };
+
+// An input, and how many bytes of memory it takes up.
+struct Sized {
+    int64_t position;
+    uint64_t size;
+};
+
+// Which inputs are to share no memory: those that are written, with any; and the borders of what is taken besides, the
+// begin of a stretch, its end, and so on.
+struct Apart {
+    Apart(PyObject* inputs, PyObject* taken) {
+        for (Py_ssize_t i = 0; i < 4; i += 2)
+            for (Py_ssize_t j = 0; j < length(part(inputs, i)); ++j)
+                (i ? others : written).push_back({integer(part(inputs, i), j), address(part(inputs, i + 1), j)});
+        for (Py_ssize_t i = 0; i < length(taken); ++i) borders.push_back(address(taken, i));
+    }
+
+    static uint64_t address(PyObject* tuple, Py_ssize_t i) { return PyLong_AsUnsignedLongLong(part(tuple, i)); }
+
+    std::vector<Sized> written, others;
+    std::vector<uint64_t> borders;
+};
 
 struct Condition {
     explicit Condition(PyObject* condition) : test(static_cast<Test>(integer(condition, 0))) {
         if (test == ALIKE) {
             for (Py_ssize_t i = 0; i < length(part(condition, 1)); ++i) reads.emplace_back(part(part(condition, 1), i));
             gives = part(condition, 3);
+        } else if (test == APART) {
+            apart = std::make_unique<Apart>(part(condition, 1), part(condition, 2));
         } else if (test != SAME) {
             reads.emplace_back(part(condition, 1));
         }
@@ -27,6 +51,7 @@ struct Condition {
     uint64_t version = 0;    // of a dictionary that holds what is expected
     bool by_version = false;  // there are no arrays among it, whose elements may change
     std::vector<Read> reads;
+    std::unique_ptr<Apart> apart;
 };
 
 struct Group {
@@ -130,6 +155,32 @@ bool are_the_same(PyObject* expected, Asked& asked) {
     return true;
 }
 
+// Whether the call's inputs do not share memory that is written.
+bool are_apart(const Apart& apart, Asked& asked) {
+    PyObject* tensors = asked.tensors.get();
+    if (!tensors) return false;
+    std::vector<std::pair<uint64_t, uint64_t>> taken;
+    const auto is_free = [&](const Sized& input, bool written) {
+        if (!input.size || input.position >= PyList_GET_SIZE(tensors)) return !input.size;
+        Ref number(asked.address_of(PyList_GET_ITEM(tensors, input.position)));
+        const uint64_t start = number ? PyLong_AsUnsignedLongLong(number.get()) : 0;
+        if (PyErr_Occurred()) return false;
+        if (!start) return true;
+        const uint64_t end = start + input.size;
+        const auto next = std::upper_bound(apart.borders.begin(), apart.borders.end(), start);
+        if ((next - apart.borders.begin()) % 2 || (next != apart.borders.end() && *next < end)) return false;
+        for (const auto& other : taken)
+            if (start < other.second && other.first < end) return false;
+        if (written) taken.emplace_back(start, end);
+        return true;
+    };
+    for (const Sized& input : apart.written)
+        if (!is_free(input, true)) return false;
+    for (const Sized& input : apart.others)
+        if (!is_free(input, false)) return false;
+    return true;
+}
+
 bool decides(PyObject* function, PyObject* value) {
     Ref decided(PyObject_CallOneArg(function, value));
     return decided && PyObject_IsTrue(decided.get()) == 1;
@@ -150,6 +201,7 @@ bool holds_still(Condition& condition, PyObject* value) {
 bool is_true(Condition& condition, Asked& asked) {
     if (condition.test == ALIKE) return are_alike(condition, asked);
     if (condition.test == SAME) return are_the_same(condition.expected, asked);
+    if (condition.test == APART) return are_apart(*condition.apart, asked);
     Read& read = condition.reads[0];
     if (read.kind == ENTRY || read.kind == ENTRY_OF) {
         if (condition.test == IS) return asked.entry_of(read) == condition.expected;
@@ -210,7 +262,8 @@ bool note(Watched& watched, PyObject* dictionary, uint64_t version) {
 // Whether a condition, which holds, does so as long as dictionaries have the versions that are noted here. One that is
 // held by another comes after it: it is there as long as the other is as it was.
 bool settle(Watched& watched, const Condition& condition) {
-    if (condition.test == ALIKE || condition.test == SAME || condition.test == EQUALS) return false;
+    if (condition.test == ALIKE || condition.test == SAME || condition.test == APART || condition.test == EQUALS)
+        return false;
     const Read& read = condition.reads[0];
     if (read.kind == FIXED) return condition.version && note(watched, read.of, condition.version);
     if (read.kind != ENTRY || !read.version || !note(watched, read.of, read.version)) return false;

@@ -7,7 +7,8 @@ conditions goes with whom to ask where they are not all true.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
 from operator import is_
@@ -32,7 +33,7 @@ class _Read(IntEnum):
 class _Condition(IntEnum):
     """Kinds of conditions, numbered as in ``conditions.cpp``."""
 
-    IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME = range(7)
+    IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME, APART = range(8)
 
 
 # -- reads
@@ -148,6 +149,24 @@ def same_tensors(expected: Sequence[Any]) -> Condition:
     return _Condition.SAME, tuple(expected)
 
 
+def apart(written: Mapping[int, int], others: Mapping[int, int], kept: Iterable[tuple[int, int]] = ()) -> Condition:
+    """The memory of the call's inputs at some positions is not that of others.
+
+    :param written: positions of inputs that share none with each other, with the others, and with what is kept; and how
+        many bytes of memory each takes up, gaps included.
+    :param others: likewise of inputs that may share memory among each other.
+    :param kept: the first address of stretches of memory, and the one behind the last.
+    """
+    borders: list[int] = []
+    for start, end in sorted(kept):
+        if borders and start <= borders[-1]:
+            borders[-1] = max(borders[-1], end)
+        else:
+            borders += (start, end)
+    inputs = tuple(written), tuple(written.values()), tuple(others), tuple(others.values())
+    return _Condition.APART, inputs, tuple(borders)
+
+
 NEVER = is_same(fixed(None), True)
 """Always false."""
 
@@ -240,6 +259,8 @@ def _is_true(condition: Condition, call: Any, inputs: list[Any]) -> bool:
         return len(inputs) == len(expected) and all(
             wanted is None or tensor is wanted for tensor, wanted in zip(inputs, expected, strict=True)
         )
+    if kind == _Condition.APART:
+        return are_apart(condition, inputs)
     _, read, expected = condition
     value = _value(read, call)
     match kind:
@@ -281,4 +302,22 @@ def _are_alike(condition: Condition, call: Any, inputs: list[Any]) -> bool:
         return False
     if gives is not None:
         inputs[:] = [tensors[i] if i >= 0 else call.leaves[-1 - i] for i in gives]
+    return True
+
+
+def are_apart(condition: Condition, inputs: Sequence[Any]) -> bool:
+    """Whether a condition of the kind :func:`apart` is true of some inputs."""
+    _, (written, written_sizes, others, sizes), borders = condition
+    taken: list[tuple[int, int]] = []
+    for position, size in (*zip(written, written_sizes, strict=True), *zip(others, sizes, strict=True)):
+        start = inputs[position].data_ptr() if size else 0
+        if not start:
+            continue
+        end, before = start + size, bisect_right(borders, start)
+        if before % 2 or (before < len(borders) and borders[before] < end):
+            return False
+        if any(start < other_end and other_start < end for other_start, other_end in taken):
+            return False
+        if position in written:
+            taken.append((start, end))
     return True

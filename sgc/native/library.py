@@ -18,7 +18,8 @@ from sgc.native.compiler_errors import has_compiler
 from sgc.native.inductor_cache import compiled
 from sgc.native.processor import trusted_processor
 
-_HEADERS = ("Python.h", "cstdint", "cstring", "exception", "memory", "stdexcept", "string", "utility", "vector")
+_C = ("cstdint", "cstring")
+_HEADERS = ("Python.h", *_C, "algorithm", "exception", "memory", "stdexcept", "string", "utility", "vector")
 _SOURCES = ("objects.cpp", "reads.cpp", "conditions.cpp", "program.cpp", "step.cpp")
 _lock = threading.Lock()
 

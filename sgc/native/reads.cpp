@@ -10,6 +10,7 @@ PyObject* const CALL_SPEC = PyUnicode_InternFromString("spec");
 PyObject* const DTYPE = PyUnicode_InternFromString("dtype");
 PyObject* const SHAPE = PyUnicode_InternFromString("shape");
 PyObject* const IS_NESTED = PyUnicode_InternFromString("is_nested");
+PyObject* const DATA_PTR = PyUnicode_InternFromString("data_ptr");
 
 PyObject* of_torch(const char* name) {
     Ref module(PyImport_ImportModule("torch._C"));
@@ -170,6 +171,12 @@ class Asked {
             read.version = PyErr_Occurred() ? 0 : version;
         }
         return read.entry;
+    }
+
+    // Where the memory of a tensor begins, a new reference; null with an exception.
+    PyObject* address_of(PyObject* tensor) {
+        unseen_.begin();
+        return PyObject_CallMethodNoArgs(tensor, DATA_PTR);
     }
 
     // What is read, a new reference; null likewise.

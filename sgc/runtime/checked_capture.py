@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sgc.config import Options
+from sgc.emit.backends.registry import backend_of
 from sgc.errors import SideEffectWarning
 from sgc.graph.plan import Plan
 from sgc.guards.base import Call, Guard
 from sgc.guards.environment_guard import EnvironmentGuard
 from sgc.guards.handlers import HandlerGuard
+from sgc.guards.memory_guard import MemoryGuard
 from sgc.guards.modes import ModeGuard
 from sgc.guards.sizes_guard import SizesGuard
 from sgc.guards.structure import StructureGuard
@@ -70,16 +72,22 @@ def capture_checked(
 def guards_of(
     checked: CheckedCapture, call: Call, run: PrototypeRun, options: Options
 ) -> tuple[TensorGuard, tuple[Guard, ...]]:
-    """All guards in the order in which they are asked, and the one among them that finds the inputs."""
+    """All guards in the order in which they are asked, and the one among them that finds the inputs.
+
+    :raises sgc.errors.CaptureError: where inputs share memory in a way that the backend does not see.
+    """
     captured, surroundings, moving = checked.capture, checked.surroundings, checked.moving
     program = captured.program
     tensors = TensorGuard(program.inputs, captured.owners, call, moving.others(captured.owners), moving.sizes)
+    memory = MemoryGuard(program, tensors, call)
+    memory.refuse_shared(call, run.written.line_of, sees_views=backend_of(options.backend).sees_views)
     return tensors, (
         moving.guard_of_arguments(),
         StructureGuard([*run.modules, *surroundings.modules], captured.owners.values()),
         ModeGuard(run.modules, follows_validation=options.validate is None),
         tensors,
         *([SizesGuard(captured.sizes, moving.versions_of_sizes(captured.sizes))] if captured.sizes is not None else []),
+        memory,
         HandlerGuard(),
         surroundings,
         ValuesGuard(program.value_guards, program.inputs, tensors),

@@ -17,11 +17,13 @@ from sgc.emit.backends.protocol import Backend
 from sgc.emit.differentiate import Differentiated
 from sgc.emit.emitter import Emitted
 from sgc.emit.rewrites.optimize import Report
+from sgc.graph.aliasing import copies
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode
 from sgc.graph.program import Check, Input, InputKind
 from sgc.graph.sizes import is_sized_by_call
 from sgc.guards.base import Call, Guard
+from sgc.guards.memory_guard import MemoryGuard
 from sgc.guards.miss import Miss
 from sgc.guards.tensor_guard import TensorGuard
 from sgc.native import conditions
@@ -135,9 +137,10 @@ class Specialization:
 
     @property
     def reads_inputs_only(self) -> bool:
-        """Whether the values that the program reads in Python are of arguments and constants, which no step changes."""
+        """Whether the values that the program reads in Python are of arguments and constants that no step changes."""
+        program = self.capture.program
         fixed = {declared.name for declared in self.inputs if declared.kind in (InputKind.DATA, InputKind.CONSTANT)}
-        return all(fixed.issuperset(guard.inputs) for guard in self.capture.program.value_guards)
+        return all((fixed - program.written).issuperset(guard.inputs) for guard in program.value_guards)
 
     def written(self, tensors: list[Tensor]) -> list[Tensor]:
         """The buffers and running averages among the tensors of a call, which a step may write into."""
@@ -148,10 +151,14 @@ class Specialization:
         """Every named fx node in an eager run of the program, of its first particle; nothing is written."""
         module = self.capture.program.module
         output = next(node for node in module.graph.nodes if node.op == "output")
-        copies = [tensor.detach().clone() for tensor in tensors[: len(self.inputs)]]
         with torch.no_grad():
-            results = module(*copies)
+            results = module(*copies(tensors[: len(self.inputs)]))
         return {node.name: value for node, value in zip(output.args[0], results, strict=True)}
+
+    @cached_property
+    def shares_memory(self) -> bool:
+        """Whether it writes into memory that other inputs lie in, which not every backend sees."""
+        return any(isinstance(guard, MemoryGuard) and guard.finds_shared for guard in self.guards)
 
     # -- its guards
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sgc.emit.backends.protocol import Backend
-from sgc.errors import InvalidValueError
+from sgc.errors import CaptureError, InvalidValueError
 from sgc.guards.base import Call
+from sgc.runtime.number_checks import failed_number
 from sgc.runtime.specialization import Specialization
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import run_validated
@@ -85,8 +86,17 @@ def judge(trial: Trial, program: ProgramCall) -> None:
 
     :raises ValueError: Pyro's own.
     :raises InvalidValueError: where Pyro finds its numbers valid, but they are not those of the call.
+    :raises CaptureError: where Python computes a number that the compiled program cannot.
     """
     run_validated(program, trial.specialization.prototype.max_plate_nesting)
+    number = failed_number(trial.specialization, trial.inputs)
+    if number is not None:
+        raise CaptureError(
+            f"in this call the program computes in Python {number.what}, which a compiled program cannot follow",
+            source=number.source,
+            remedy="compute it outside of model and guide and pass what comes of it; or make a tensor of the number "
+            "first: torch.as_tensor(number)",
+        )
     drawn = [str(check) for check in trial.specialization.checks if check.random]
     if drawn and not trial.same_numbers and trial.valid is not None:
         raise InvalidValueError(

@@ -101,6 +101,7 @@ def declare(
                 random,
                 requirement.opaque,
                 requirement.assumed,
+                requirement.of_numbers,
             )
             for node, requirement, random in checks
         ),

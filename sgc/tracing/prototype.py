@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from pyro import poutine
+from pyro.ops.provenance import ProvenanceTensor, detach_provenance
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -108,6 +109,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
     except BaseException:
         restore_random_state(start)
         raise
+    _unwrap_parameters(store, before)
     roots = watch.roots(callables)
     _check_not_scripted([*callables, *roots])
     end = random_state()
@@ -236,6 +238,16 @@ def _run(
                 statements.locate(error)
                 return error
     return None
+
+
+def _unwrap_parameters(store: Store, known: set[int]) -> None:
+    """Put the tensors themselves into the store for new parameters that Pyro's tracking of samples has wrapped.
+
+    The first value of a parameter may come from what depends on a sample. Pyro trains the tensor within the wrapper.
+    """
+    for name, tensor in list(store.tensors().items()):
+        if id(tensor) not in known and isinstance(tensor, ProvenanceTensor):
+            store.put(name, detach_provenance(tensor))
 
 
 def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:

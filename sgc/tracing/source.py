@@ -220,6 +220,35 @@ def is_formatting() -> bool:
     )
 
 
+def is_message_of_error() -> bool:
+    """Whether the code that asks for a text is at a statement that makes the message of an error."""
+    frame = _program_frame()
+    while frame is not None and (is_of_sgc(frame) or frame.f_code.co_filename in _TEXT_MAKING):
+        frame = frame.f_back
+    return frame is not None and frame.f_lineno in _lines_of_messages(frame.f_code)
+
+
+_TEXT_MAKING = frozenset((torch._tensor.__file__, torch.overrides.__file__))
+"""torch's files by which a tensor is asked for a text."""
+
+
+@functools.cache
+def _lines_of_messages(code: CodeType) -> frozenset[int]:
+    """The lines of a function's statements that give a text a name by which assertions and errors alone use it."""
+    nodes = list(ast.walk(parsed(code)))
+    errors = [node.msg for node in nodes if isinstance(node, ast.Assert)]
+    errors += [node.exc for node in nodes if isinstance(node, ast.Raise)]
+    in_errors = {id(part) for error in errors if error is not None for part in ast.walk(error)}
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    lines: set[int] = set()
+    for node in nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            uses = [n for n in names if n.id == node.targets[0].id and not isinstance(n.ctx, ast.Store)]
+            if uses and all(id(use) in in_errors for use in uses):
+                lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return frozenset(lines)
+
+
 def _program_frame() -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_SGC, _TORCH_TRACING)):

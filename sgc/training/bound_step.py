@@ -12,6 +12,7 @@ from torch import Tensor
 from sgc.emit.backends.protocol import StepBackend
 from sgc.emit.inductor.compiled_step import BoundStep, BuiltStep
 from sgc.emit.inductor.cpp_entry import Taking
+from sgc.graph.aliasing import size_of
 from sgc.guards.base import LEAVES, Call
 from sgc.guards.identity import same
 from sgc.native import conditions
@@ -19,6 +20,7 @@ from sgc.native.conditions import Ask, Condition
 from sgc.native.library import is_available
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.validity import RandomState, Trial
+from sgc.training.hindrances import memory_shared
 from sgc.training.optimizers.update import Update
 
 
@@ -123,6 +125,7 @@ class Bound:
     """A compiled step with the tensors that it reads and writes, but for those that each call brings.
 
     :param own: the last of them: the optimizer's state, and ``halted``.
+    :param updated: the positions of those that the optimizer writes.
     :param take: takes a step at once, if it is known to be for these arguments.
     """
 
@@ -131,11 +134,14 @@ class Bound:
     update: Update
     built: BuiltStep
     own: list[Tensor]
+    updated: frozenset[int]
     take: Taking = never
     _kept: list[Tensor | None] = field(default_factory=list)
     _call: BoundStep | None = None
     _watch: Ask | None = None
     _unwatched: int = 0
+    _examined: list[Tensor | None] = field(default_factory=list)
+    _apart: Condition = conditions.NEVER
 
     def inputs_of(self, call: Call) -> list[Tensor] | None:
         """The inputs of a call that is known to be for this step, with the same tensors and optimizers; else None."""
@@ -152,7 +158,7 @@ class Bound:
         :param token: see :class:`sgc.runtime.turns.Token`.
         """
         of_call = self._kept[: len(self.specialization.inputs)]
-        groups = [*self.specialization.groups(), ((*own, conditions.same_tensors(of_call)), None)]
+        groups = [*self.specialization.groups(), ((*own, conditions.same_tensors(of_call), self._apart), None)]
         if not is_available():
             self._watch = conditions.watch(groups, native=False)
             return
@@ -164,11 +170,32 @@ class Bound:
         take = (native and native.taking(watched, Call, LEAVES, note_state, token)) or never
         self.take = take if self.specialization.tally is None else self.specialization.tally.counting(take)
 
-    def bind(self, tensors: list[Tensor]) -> None:
-        """Take the tensors of a call."""
+    def shared_memory(self, tensors: list[Tensor]) -> str | None:
+        """What :func:`memory_shared` says of a call's tensors; of those that have stayed it is not asked again."""
+        kept = self._kept_of(tensors)
+        if same(kept, self._examined) and conditions.are_apart(self._apart, tensors):
+            return None
+        why = memory_shared(self.specialization, tensors, self.own, self.updated)
+        if why is None:
+            names, used = [one.name for one in self.specialization.inputs], self.specialization.capture.program.used
+            sizes = {i: size_of(tensors[i]) for i in self.specialization.brought if names[i] in used}
+            others = {i: size for i, size in sizes.items() if i not in self.updated}
+            written = {i: size for i, size in sizes.items() if i in self.updated}
+            stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.updated]
+            stretches = [(t.data_ptr(), t.data_ptr() + size_of(t)) for t in stay if size_of(t)]
+            self._examined, self._apart = kept, conditions.apart(written, others, stretches)
+        return why
+
+    def _kept_of(self, tensors: list[Tensor]) -> list[Tensor | None]:
+        """The tensors of a call, without those that each call brings."""
         kept: list[Tensor | None] = list(tensors)
         for position in self.specialization.brought:
             kept[position] = None
+        return kept
+
+    def bind(self, tensors: list[Tensor]) -> None:
+        """Take the tensors of a call."""
+        kept = self._kept_of(tensors)
         if self._call is None or not same(kept, self._kept):
             self._kept, self._call = kept, self.built.bind([*kept, *self.own])
             self._watch, self.take = None, never

@@ -91,8 +91,10 @@ class CompiledSteps:
         update, built = traced
         for member in members:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
-        own = [*update.state, self._flag(differentiate_loss(specialization, tensors).device)]
-        bound = Bound(specialization, backend, update, built, own)
+        differentiated = differentiate_loss(specialization, tensors)
+        own = [*update.state, self._flag(differentiated.device)]
+        updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(update.state))}
+        bound = Bound(specialization, backend, update, built, own, frozenset(updated))
         others = [other for other in self.bound if other.specialization is not specialization]
         self.bound = [bound, *others][: specialization.options.cache_size]
         return bound

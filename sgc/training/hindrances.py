@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from sgc.graph.aliasing import overlap
+from sgc.graph.aliasing import shared
 from sgc.runtime.compiler import differentiate_loss
 from sgc.runtime.specialization import Specialization
 from sgc.training.optimizers.members import Member
@@ -29,19 +31,33 @@ def hindrance(specialization: Specialization, parameters: list[Tensor]) -> str |
 def unheld(specialization: Specialization, tensors: list[Tensor], members: list[Member]) -> str | None:
     """Why a gradient would be lost, or split, in a step that returns none."""
     held = {id(p) for member in members for group in member.optimizer.param_groups for p in group["params"]}
-    seen: list[tuple[str, Tensor]] = []
-    for position in differentiate_loss(specialization, tensors).gradient_of:
-        name, tensor = specialization.inputs[position].name, tensors[position]
-        if id(tensor) not in held:
+    trained = differentiate_loss(specialization, tensors).gradient_of
+    for position in trained:
+        if id(tensors[position]) not in held:
             return (
-                f"{name} receives a gradient and no optimizer has it; where that is not meant, register its module "
-                "with pyro.module, give it to the optimizer, detach() it, or freeze it with requires_grad_(False)"
+                f"{specialization.inputs[position].name} receives a gradient and no optimizer has it; where that is "
+                "not meant, register its module with pyro.module, give it to the optimizer, detach() it, or freeze it "
+                "with requires_grad_(False)"
             )
-        for other, known in seen:
-            if overlap(tensor, known):
-                return f"{name} and {other} share memory"
-        seen.append((name, tensor))
-    return None
+    return memory_shared(specialization, tensors, [], trained)
+
+
+def memory_shared(
+    specialization: Specialization, tensors: list[Tensor], own: list[Tensor], updated: Collection[int]
+) -> str | None:
+    """Which inputs of a step lie in memory that the optimizer writes by another one, in words; None if none do.
+
+    Eager Pyro reads all of them before the optimizer writes; a compiled step may write into one of its inputs while it
+    still reads others.
+
+    :param own: the inputs behind the tensors: what the optimizer keeps.
+    :param updated: the positions of those that it writes.
+    """
+    names = [declared.name for declared in specialization.inputs]
+    used = specialization.capture.program.used
+    counting = [t if i >= len(names) or names[i] in used else None for i, t in enumerate([*tensors, *own])]
+    names += ["an average"] * (len(tensors) - len(names)) + ["what the optimizer keeps"] * len(own)
+    return next((f"{names[i]} and {names[j]} share memory" for i, j in shared(counting, updated)), None)
 
 
 def reason_of(error: BaseException) -> str:

@@ -143,6 +143,10 @@ class Stepper:
             bound = self.compiled.bind(specialization, backend, members, tensors, parameters)
         if bound is None:
             return None
+        why = bound.shared_memory(tensors)
+        if why is not None:
+            self.compiled.say_outside(why)
+            return None
         if not bound.built.compiled:
             compile_step(specialization, bound.built)
             if bound.built.detour:
@@ -227,7 +231,12 @@ class Stepper:
         if trial is None or step.valid:
             return None
         trial.valid = step.valid
-        self.loss_module()._judge(trial)
+        try:
+            self.loss_module()._judge(trial)
+        except SgcError as error:
+            if not self.loss_module()._goes_on_after(error):
+                raise
+            return self.eagerly(trial.call)
         warn(
             "a value at the edge of what is valid is refused by compiled arithmetic and taken by Pyro's, by rounding: "
             "this step is taken in Python",

@@ -18,6 +18,7 @@ class Eager(Backend):
     """Nothing is rewritten, before the gradient or after it."""
 
     name = "eager"
+    sees_views = True
 
     def before_gradient(self, module: fx.GraphModule) -> fx.GraphModule:
         return module

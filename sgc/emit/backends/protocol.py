@@ -24,12 +24,15 @@ class Backend(ABC):
 
     A backend is a file with a subclass, and its entry in the list of :mod:`sgc.emit.backends.registry`. Its ``name`` is
     what users pass as ``backend``; if it ``needs_compiler``, a C++ compiler is there wherever it works, and the guards
-    of what it has built are asked in C++ too. If it ``takes_any_size``, a module may have formulas for sizes.
+    of what it has built are asked in C++ too. If it ``takes_any_size``, a module may have formulas for sizes. If it
+    ``sees_views``, what it has built sees what a program writes into one input in others that are views of the same
+    memory.
     """
 
     name: ClassVar[str]
     needs_compiler: ClassVar[bool] = False
     takes_any_size: ClassVar[bool] = True
+    sees_views: ClassVar[bool] = False
 
     def before_gradient(self, module: fx.GraphModule) -> fx.GraphModule:
         """The module of loss and surrogate as it is to be differentiated; the one that is given stays as it is.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sgc.graph.aliasing import copies
 from sgc.graph.effects import AUTOCAST
 from sgc.graph.program import Check
 from sgc.runtime.specialization import Specialization
@@ -22,7 +23,7 @@ def first_failed(specialization: Specialization, tensors: Sequence[Tensor]) -> C
     for _ in range(1 if options.vectorize_particles else options.num_particles):
         run = _UntilFailed(program.module, {check.node: check for check in specialization.checks if check.assumed})
         with torch.no_grad():
-            run.run(*(tensor.detach().clone() for tensor in tensors[: len(specialization.inputs)]))
+            run.run(*copies(tensors[: len(specialization.inputs)]))
         if run.failed is not None:
             return run.failed
     return None

@@ -28,6 +28,8 @@ _ELEMENTARY: dict[str, Callable[..., Tensor]] = {
     "radians": torch.deg2rad,
 }
 
+_NEVER_RAISING = frozenset(("fabs", "copysign", "degrees", "radians", "hypot"))
+
 _ROUNDING = frozenset(("floor", "ceil", "trunc"))
 """Functions that ask the number itself."""
 
@@ -49,8 +51,14 @@ def recorded_function(name: str) -> Callable[..., Any]:
         if compute is None or kwargs or not all(isinstance(part, (TracedNumber, *PLAIN_NUMBERS)) for part in args):
             return function(*(part.read() if isinstance(part, TracedNumber) else part for part in args), **kwargs)
         made = numbers[0].answers.result(function(*map(value_of, args)), compute, *args)
-        if type(made) in TRACED:
-            made.answers.require(made, args, f"what math.{name} is given")
+        if type(made) in TRACED and name == "log" and len(args) == 2:
+            # A quotient: what is wrong with a base does not show in it.
+            for part in args:
+                of_part = made.answers.result(math.log(value_of(part)), torch.log, part)
+                made.answers.require_as_in_c(of_part, (part,), "what math.log is given")
+            made.answers.require(of_part.tensor != 0, "the base of math.log")
+        elif type(made) in TRACED and name not in _NEVER_RAISING:
+            made.answers.require_as_in_c(made, args, f"what math.{name} is given")
         return made
 
     return call

@@ -153,7 +153,12 @@ class Answers:
         value = self._reads.computed(wide, "a number").value
         with tracer.concrete(), torch._C.DisableTorchFunction():
             number = value.item()
-        return self.number(number, wide) if kind is float or abs(number) < _LARGEST else self.read(wide, number)
+        if kind is int:
+            if abs(number) >= _LARGEST:
+                return self.read(wide, number)
+            with torch._C.DisableTorchFunction():
+                self.require((wide <= _LARGEST) & (wide >= -_LARGEST), "a whole number that is beyond 2**53")
+        return self.number(number, wide)
 
     def converted(self, number: TracedNumber, kind: type) -> Any:
         """What ``int`` or ``float`` make of a number."""
@@ -169,13 +174,14 @@ class Answers:
             return self._guarded(value, numbers)
         with torch._C.DisableTorchFunction():
             tensor = compute(*map(self.operand, numbers)).double()
-            return self.number(value, tensor)
+            made = self.number(value, tensor)
+            if isinstance(made, TracedInt):
+                self.require(tensor.abs() <= _LARGEST, "a whole number that is beyond 2**53")
+            return made
 
     def rounded(self, number: TracedNumber, function: Callable[..., Any], compute: Callable[..., Tensor]) -> Any:
         """A whole number that is near."""
         made = self.result(function(number.value), compute, number)
-        if isinstance(number, TracedFloat) and type(made) in TRACED:
-            self.require(made, (0,), "what Python makes a whole number of")
         return made
 
     def operand(self, number: Any) -> Tensor:
@@ -219,16 +225,20 @@ class Answers:
             self._reads.evaluate(asked, "a number")
         return int(number.value)
 
-    def require(self, number: TracedNumber, operands: tuple[Any, ...], what: str) -> None:
-        """Where Python raises an error of numbers that are finite, torch gives one that is not; so does numpy."""
+    def require(self, holds: Tensor, what: str) -> None:
+        """A condition for a number to be what Python gives, without an error and of the same kind."""
+        assert self._reads.check_number is not None
+        self._reads.check_number(holds, what)
+
+    def require_as_in_c(self, number: TracedNumber, operands: tuple[Any, ...], what: str) -> None:
+        """Python raises an error where C gives NaN of numbers, or an infinity of finite ones; numpy does not."""
         if type(number.value) is np.float64:
             return
         with torch._C.DisableTorchFunction():
-            holds = number.tensor.isfinite()
-            for operand in operands:
-                holds = holds | ~self.operand(operand).isfinite()
-        assert self._reads.check is not None
-        self._reads.check(holds, what)
+            is_nan, is_infinite = number.tensor.isnan(), number.tensor.isinf()
+            for operand in map(self.operand, operands):
+                is_nan, is_infinite = is_nan & ~operand.isnan(), is_infinite & operand.isfinite()
+            self.require(~(is_nan | is_infinite), what)
 
     def _is_recording(self) -> bool:
         if self.active and not tracer.is_capturing():
@@ -288,8 +298,7 @@ _ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 
-_RAISING = frozenset(("truediv", "floordiv", "mod", "pow"))
-"""Operators by which Python raises an error where torch gives an infinity or NaN."""
+_DIVISIONS = frozenset(("truediv", "floordiv", "mod"))
 
 
 def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected: bool) -> Callable[..., Any]:
@@ -302,8 +311,11 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected
         if not isinstance(other, (TracedNumber, *PLAIN_NUMBERS)):
             return python(*(part.read() if part is self else part for part in pair))
         made = self.answers.result(python(*map(value_of, pair)), compute, *pair)
-        if name in _RAISING and type(made) in TRACED:
-            self.answers.require(made, pair, "what Python divides by, or raises to a power")
+        if type(made) in TRACED and name in _DIVISIONS and type(made.value) is not np.float64:
+            with torch._C.DisableTorchFunction():
+                self.answers.require(self.answers.operand(pair[1]) != 0, "what Python divides by")
+        elif type(made) in TRACED and name == "pow":
+            self.answers.require_as_in_c(made, pair, "a power that is no real number")
         return made
 
     return operate

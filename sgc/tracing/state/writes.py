@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sgc.errors import SourceLine
 from sgc.graph.effects import written_positions
+from sgc.tracing.source import current_line
 from sgc.tracing.state.param_store import current_store
 
 _LIFT_FRESH = torch.ops.aten.lift_fresh.default  # its operand was made by Python just now
@@ -26,11 +28,17 @@ class Written:
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
+        self._lines: dict[int, SourceLine | None] = {}
 
     def keep(self, storage: torch.UntypedStorage) -> None:
-        """Copy a storage, unless there is a copy."""
+        """Copy a storage, unless there is a copy, since the user's present line is about to write into it."""
         if storage._cdata not in self._kept:
             self._kept[storage._cdata] = storage, _bytes(storage).clone()
+            self._lines[storage._cdata] = current_line()
+
+    def line_of(self, tensor: Tensor) -> SourceLine | None:
+        """The line that first writes into the memory of a tensor, if one does."""
+        return self._lines.get(tensor.untyped_storage()._cdata)
 
     def before(self, tensor: Tensor) -> Tensor:
         """The tensor as it was before: a view of the copy, or the tensor if it was not written into."""

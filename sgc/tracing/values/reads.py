@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, P
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sgc.errors import DataDependenceError, SourceLine
+from sgc.graph.aliasing import copies
 from sgc.graph.effects import ancestors, dependencies, is_random
 from sgc.graph.meta_keys import SITE
 from sgc.tracing import tracer
@@ -74,8 +75,9 @@ class Reads:
     ``before`` gives a tensor as it was before the capture, which may write into it (an increment of a count, say).
     ``names`` holds the tensors that stand for a text in the name of a site (see
     :mod:`sgc.tracing.python.sequential_plates`). ``check`` takes the conditions under which the program or a library
-    does not raise, with what they are of. ``speculation`` answers what is read of samples, where that is to be assumed.
-    ``as_number`` makes a number of a tensor with one element, of which everything that is computed is recorded.
+    does not raise, with what they are of; ``check_number`` those under which Python's numbers are what is recorded of
+    them. ``speculation`` answers what is read of samples, where that is to be assumed. ``as_number`` makes a
+    number of a tensor with one element, of which everything that is computed is recorded.
     """
 
     concrete_inputs: Mapping[str, Tensor]
@@ -83,6 +85,7 @@ class Reads:
     guards: list[ReadGuard] = field(default_factory=list)
     names: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
     check: Callable[[Tensor, str], None] | None = None
+    check_number: Callable[[Tensor, str], None] | None = None
     speculation: Speculation | None = None
     as_number: Callable[[Tensor, type], Any] | None = None
     is_refusing: bool = False
@@ -173,7 +176,7 @@ class Reads:
         module, sources = slice_of(graph, node, needed)
         origins = [self.concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
-            value = module(*(self.before(origin).detach().clone() for origin in origins))
+            value = module(*copies([self.before(origin) for origin in origins]))
         return ReadGuard(module, sources, value, current_line())
 
     def unknown(self, name: str, arguments: Any) -> DataDependenceError:

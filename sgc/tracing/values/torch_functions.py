@@ -16,7 +16,7 @@ from sgc.tracing.python.nested_lists import stacked
 from sgc.tracing.python.packed_sequences import OF_PACKED, on_packed
 from sgc.tracing.python.refusals import refuse_traced
 from sgc.tracing.python.texts import is_shown, shown
-from sgc.tracing.source import is_assertion, is_formatting, library_refusal
+from sgc.tracing.source import is_assertion, is_formatting, is_message_of_error, library_refusal
 from sgc.tracing.values.error_conditions import CHECKING, condition_of
 from sgc.tracing.values.indices import get_item, set_item
 from sgc.tracing.values.reads import READS, UNKNOWN, Reads
@@ -196,6 +196,8 @@ RULES = (
     ),
     # A text for people's eyes reads nothing; any other is a read, below.
     Rule(("__repr__",), lambda reads, call: shown(call.args[0]), lambda reads, call: is_shown()),
+    # So does one that is the message of an error alone: Pyro runs where an error is raised, and makes it again.
+    Rule(_TEXTS, lambda reads, call: shown(call.args[0]), lambda reads, call: is_message_of_error()),
     # Python copies a tensor through its memory, which a traced one lacks.
     Rule((Tensor.__deepcopy__,), _with_given(deep_copy)),
     # Where one branch only raises, the other is taken and the condition is checked at each call.

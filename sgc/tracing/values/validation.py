@@ -33,7 +33,8 @@ from sgc.tracing.values.speculation import ConcreteRun, Speculation
 class Requirement:
     """A condition of validity: all elements of the node's value are true.
 
-    ``assumed`` says that it is one under which the program takes the branches that were captured.
+    ``assumed`` says that it is one under which the program takes the branches that were captured, ``of_numbers`` one
+    under which Python's numbers are those that are computed.
     """
 
     node: fx.Node
@@ -42,6 +43,7 @@ class Requirement:
     site: str | None = None
     opaque: bool = False
     assumed: bool = False
+    of_numbers: bool = False
 
 
 @dataclass
@@ -95,6 +97,10 @@ class Requirements:
         """Record a condition for which the program or a library would raise an error."""
         self._require(holds, what, opaque=False)
 
+    def number(self, holds: Tensor, what: str) -> None:
+        """Record a condition under which a number of Python's is the one that is computed."""
+        self._require(holds, what, opaque=False).of_numbers = True
+
     def assume(self, holds: Tensor, what: str, error: DataDependenceError) -> None:
         """Record the condition under which a branch on samples goes as it did in the capture."""
         made = Requirement(tracer.node_of(holds), what, error.source, error.site, assumed=True)
@@ -115,7 +121,7 @@ def checks_as_nodes(reads: Reads, default: bool | None, *, speculate: bool) -> I
     :param speculate: whether a branch on samples is assumed to go as it does now.
     """
     requirements = Requirements(reads)
-    reads.check = requirements.condition
+    reads.check, reads.check_number = requirements.condition, requirements.number
     if speculate:
         reads.speculation = Speculation(ConcreteRun(reads.concrete, reads.before), requirements.assume)
 
