@@ -162,9 +162,13 @@ class Specialization:
 
     # -- its guards
 
-    def groups(self) -> list[Group]:
-        """The guards, each as its conditions and whom to ask where these are not true."""
-        return [(tuple(guard.conditions()), guard.check) for guard in self.guards]
+    def groups(self, *, memory: bool = True) -> list[Group]:
+        """The guards, each as its conditions and whom to ask where these are not true.
+
+        :param memory: also the one of shared memory.
+        """
+        guards = [guard for guard in self.guards if memory or not isinstance(guard, MemoryGuard)]
+        return [(tuple(guard.conditions()), guard.check) for guard in guards]
 
     def watch_natively(self) -> None:
         """Ask the guards in C++ from now on."""

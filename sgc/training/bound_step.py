@@ -125,7 +125,7 @@ class Bound:
     """A compiled step with the tensors that it reads and writes, but for those that each call brings.
 
     :param own: the last of them: the optimizer's state, and ``halted``.
-    :param updated: the positions of those that the optimizer writes.
+    :param written: the positions of those that the program or the optimizer writes.
     :param take: takes a step at once, if it is known to be for these arguments.
     """
 
@@ -134,7 +134,7 @@ class Bound:
     update: Update
     built: BuiltStep
     own: list[Tensor]
-    updated: frozenset[int]
+    written: frozenset[int]
     take: Taking = never
     _kept: list[Tensor | None] = field(default_factory=list)
     _call: BoundStep | None = None
@@ -158,7 +158,10 @@ class Bound:
         :param token: see :class:`sgc.runtime.turns.Token`.
         """
         of_call = self._kept[: len(self.specialization.inputs)]
-        groups = [*self.specialization.groups(), ((*own, conditions.same_tensors(of_call), self._apart), None)]
+        groups = [
+            *self.specialization.groups(memory=False),
+            ((*own, conditions.same_tensors(of_call), self._apart), None),
+        ]
         if not is_available():
             self._watch = conditions.watch(groups, native=False)
             return
@@ -175,13 +178,13 @@ class Bound:
         kept = self._kept_of(tensors)
         if same(kept, self._examined) and conditions.are_apart(self._apart, tensors):
             return None
-        why = memory_shared(self.specialization, tensors, self.own, self.updated)
+        why = memory_shared(self.specialization, tensors, self.own, self.written)
         if why is None:
             names, used = [one.name for one in self.specialization.inputs], self.specialization.capture.program.used
             sizes = {i: size_of(tensors[i]) for i in self.specialization.brought if names[i] in used}
-            others = {i: size for i, size in sizes.items() if i not in self.updated}
-            written = {i: size for i, size in sizes.items() if i in self.updated}
-            stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.updated]
+            others = {i: size for i, size in sizes.items() if i not in self.written}
+            written = {i: size for i, size in sizes.items() if i in self.written}
+            stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.written]
             stretches = [(t.data_ptr(), t.data_ptr() + size_of(t)) for t in stay if size_of(t)]
             self._examined, self._apart = kept, conditions.apart(written, others, stretches)
         return why

@@ -93,8 +93,13 @@ class CompiledSteps:
             member.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers look for it, and warn
         differentiated = differentiate_loss(specialization, tensors)
         own = [*update.state, self._flag(differentiated.device)]
-        updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(update.state))}
-        bound = Bound(specialization, backend, update, built, own, frozenset(updated))
+        names = specialization.capture.program.written
+        by_program = {i for i, declared in enumerate(specialization.inputs) if declared.name in names}
+        behind = range(
+            len(specialization.inputs), len(tensors) + len(update.state)
+        )  # averages and the optimizer's state
+        written = frozenset(by_program.union(differentiated.gradient_of, behind))
+        bound = Bound(specialization, backend, update, built, own, written)
         others = [other for other in self.bound if other.specialization is not specialization]
         self.bound = [bound, *others][: specialization.options.cache_size]
         return bound

@@ -43,21 +43,21 @@ def unheld(specialization: Specialization, tensors: list[Tensor], members: list[
 
 
 def memory_shared(
-    specialization: Specialization, tensors: list[Tensor], own: list[Tensor], updated: Collection[int]
+    specialization: Specialization, tensors: list[Tensor], own: list[Tensor], written: Collection[int]
 ) -> str | None:
-    """Which inputs of a step lie in memory that the optimizer writes by another one, in words; None if none do.
+    """Which inputs of a step lie in memory that is written by another one, in words; None if none do.
 
     Eager Pyro reads all of them before the optimizer writes; a compiled step may write into one of its inputs while it
     still reads others.
 
     :param own: the inputs behind the tensors: what the optimizer keeps.
-    :param updated: the positions of those that it writes.
+    :param written: the positions of those that are written.
     """
     names = [declared.name for declared in specialization.inputs]
     used = specialization.capture.program.used
     counting = [t if i >= len(names) or names[i] in used else None for i, t in enumerate([*tensors, *own])]
     names += ["an average"] * (len(tensors) - len(names)) + ["what the optimizer keeps"] * len(own)
-    return next((f"{names[i]} and {names[j]} share memory" for i, j in shared(counting, updated)), None)
+    return next((f"{names[i]} and {names[j]} share memory" for i, j in shared(counting, written)), None)
 
 
 def reason_of(error: BaseException) -> str:
