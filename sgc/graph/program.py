@@ -239,8 +239,10 @@ class Program:
 
     @cached_property
     def used(self) -> frozenset[str]:
-        """The names of the inputs that something is computed of, or written into."""
-        return frozenset(declared.name for declared in self.inputs if self.node(declared.node).users)
+        """The names of the inputs that something is computed of, or written into, or that Python reads."""
+        read = {name for guard in self.value_guards for name in guard.inputs}
+        computed = {declared.name for declared in self.inputs if self.node(declared.node).users}
+        return frozenset(read | computed)
 
     def site(self, name: str) -> Site:
         """The site of that name."""
