@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from pyro import poutine
-from pyro.ops.provenance import ProvenanceTensor, detach_provenance
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -33,6 +32,7 @@ from sgc.tracing.state.owners import ModuleWatch, is_scripted
 from sgc.tracing.state.param_store import PYROS, Store, current_store
 from sgc.tracing.state.random_state import random_state, restore_random_state, same_random_state
 from sgc.tracing.state.run_differences import difference
+from sgc.tracing.state.tracked_parameters import TrackedParameters
 from sgc.tracing.state.transcript import Transcript
 from sgc.tracing.state.writes import Written, undone_writes
 from sgc.tracing.threads import here, ignored
@@ -104,12 +104,13 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
             Transcript() as transcript,
             reads.noted(profiled=True),
             SiteRequests() as requests,
+            TrackedParameters(store) as tracked,
         ):
             failure = _run(elbo, program, transcript, requests)
+        tracked.unwrap()
     except BaseException:
         restore_random_state(start)
         raise
-    _unwrap_parameters(store, before)
     roots = watch.roots(callables)
     _check_not_scripted([*callables, *roots])
     end = random_state()
@@ -238,16 +239,6 @@ def _run(
                 statements.locate(error)
                 return error
     return None
-
-
-def _unwrap_parameters(store: Store, known: set[int]) -> None:
-    """Put the tensors themselves into the store for new parameters that Pyro's tracking of samples has wrapped.
-
-    The first value of a parameter may come from what depends on a sample. Pyro trains the tensor within the wrapper.
-    """
-    for name, tensor in list(store.tensors().items()):
-        if id(tensor) not in known and isinstance(tensor, ProvenanceTensor):
-            store.put(name, detach_provenance(tensor))
 
 
 def _parameter_ids(modules: list[nn.Module]) -> Iterator[int]:
