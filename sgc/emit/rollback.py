@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.emit.differentiate import trace
-from sgc.graph.effects import storages, written_storages
+from sgc.graph.effects import written_placeholders
 
 
 class Writes:
@@ -23,10 +23,14 @@ class Writes:
         self._versions = [tensor._version for tensor in inputs]
         self._before = [tensor.clone() for tensor in inputs]
 
-    def undo_where(self, condition: Tensor) -> None:
-        """Put back what was there before, if a 0-d condition holds."""
+    def undo_where(self, condition: Tensor, *, hidden_alone: bool = False) -> None:
+        """Put back what was there before, if a 0-d condition holds.
+
+        :param hidden_alone: only into the ``hidden`` ones: the version of a view of one is new, too, and it need not be
+            one that can be written.
+        """
         for i, (tensor, old) in enumerate(zip(self._inputs, self._before, strict=True)):
-            if tensor._version != self._versions[i] or i in self._hidden:
+            if i in self._hidden or (not hidden_alone and tensor._version != self._versions[i]):
                 tensor.copy_(torch.where(condition, old, tensor))
 
 
@@ -40,7 +44,7 @@ def rolled_back_if_invalid(module: fx.GraphModule, tensors: list[Tensor]) -> fx.
         done = Writes(inputs, written)
         results: list[Tensor] = module(*inputs)
         with torch.no_grad():
-            done.undo_where(~results[-1])
+            done.undo_where(~results[-1], hidden_alone=True)
         return results
 
     return trace(step, tensors)
@@ -48,6 +52,6 @@ def rolled_back_if_invalid(module: fx.GraphModule, tensors: list[Tensor]) -> fx.
 
 def written_inputs(module: fx.GraphModule) -> set[int]:
     """The positions of the inputs that a module writes into; batch norm's statistics show no new version."""
-    written = written_storages(module.graph.nodes)
+    written = written_placeholders(module.graph)
     placeholders = module.graph.find_nodes(op="placeholder")
-    return {position for position, node in enumerate(placeholders) if storages(node) & written}
+    return {position for position, node in enumerate(placeholders) if node in written}

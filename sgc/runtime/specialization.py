@@ -143,9 +143,10 @@ class Specialization:
         return all((fixed - program.written).issuperset(guard.inputs) for guard in program.value_guards)
 
     def written(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The buffers and running averages among the tensors of a call, which a step may write into."""
-        kinds = [declared.kind for declared in self.inputs]
-        return [t for t, kind in zip(tensors, kinds, strict=False) if kind is InputKind.BUFFER] + tensors[len(kinds) :]
+        """The tensors of a call that a step may write into: buffers, running averages, what the program writes into."""
+        names = self.capture.program.written
+        may_be = [declared.kind is InputKind.BUFFER or declared.name in names for declared in self.inputs]
+        return [t for t, written in zip(tensors, may_be, strict=False) if written] + tensors[len(may_be) :]
 
     def values(self, tensors: list[Tensor]) -> dict[str, Tensor]:
         """Every named fx node in an eager run of the program, of its first particle; nothing is written."""
