@@ -141,7 +141,7 @@ class Bound:
     _watch: Ask | None = None
     _unwatched: int = 0
     _examined: list[Tensor | None] = field(default_factory=list)
-    _apart: Condition = conditions.NEVER
+    _apart: Condition | None = None
 
     def inputs_of(self, call: Call) -> list[Tensor] | None:
         """The inputs of a call that is known to be for this step, with the same tensors and optimizers; else None."""
@@ -158,6 +158,7 @@ class Bound:
         :param token: see :class:`sgc.runtime.turns.Token`.
         """
         of_call = self._kept[: len(self.specialization.inputs)]
+        assert self._apart is not None
         groups = [
             *self.specialization.groups(memory=False),
             ((*own, conditions.same_tensors(of_call), self._apart), None),
@@ -176,18 +177,27 @@ class Bound:
     def shared_memory(self, tensors: list[Tensor]) -> str | None:
         """What :func:`memory_shared` says of a call's tensors; of those that have stayed it is not asked again."""
         kept = self._kept_of(tensors)
-        if same(kept, self._examined) and conditions.are_apart(self._apart, tensors):
+        if self._apart is not None and same(kept, self._examined) and conditions.are_apart(self._apart, tensors):
             return None
         why = memory_shared(self.specialization, tensors, self.own, self.written)
         if why is None:
-            names, used = [one.name for one in self.specialization.inputs], self.specialization.capture.program.used
-            sizes = {i: size_of(tensors[i]) for i in self.specialization.brought if names[i] in used}
-            others = {i: size for i, size in sizes.items() if i not in self.written}
-            written = {i: size for i, size in sizes.items() if i in self.written}
-            stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.written]
-            stretches = [(t.data_ptr(), t.data_ptr() + size_of(t)) for t in stay if size_of(t)]
-            self._examined, self._apart = kept, conditions.apart(written, others, stretches)
+            self._examined, self._apart = kept, self._lie_apart(tensors, kept)
         return why
+
+    def _lie_apart(self, tensors: list[Tensor], kept: Sequence[Tensor | None]) -> Condition:
+        """That what a call brings shares no memory that is written, nor what it brings and is written with anything."""
+        inputs, brought = self.specialization.inputs, set(self.specialization.brought)
+        used = self.specialization.capture.program.used
+        written = {i: size_of(tensors[i]) for i in sorted(brought & self.written)}
+        others = {
+            i: size_of(tensors[i])
+            for i, declared in enumerate(inputs)
+            if declared.name in used and i not in self.written and (written or i in brought)
+        }
+        stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.written]
+        return conditions.apart(
+            written, others, [(t.data_ptr(), t.data_ptr() + size_of(t)) for t in stay if size_of(t)]
+        )
 
     def _kept_of(self, tensors: list[Tensor]) -> list[Tensor | None]:
         """The tensors of a call, without those that each call brings."""

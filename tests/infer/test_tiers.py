@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pyro.infer
 import pyro.optim
 import pytest
@@ -169,3 +170,23 @@ def test_the_change_does_not_show_in_the_losses(monkeypatch: pytest.MonkeyPatch)
     pyro.clear_param_store()
     monkeypatch.setattr(compiled, "PATIENCE", 4)
     assert train(sgc.infer.TraceGraph_ELBO(), 8) == pytest.approx(eager, rel=1e-5)
+
+
+def test_a_program_that_writes_into_memory_of_other_inputs_stays_on_the_eager_backend(backends: list[str]) -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        x.add_(1.0)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + y.sum(), 1.0), obs=x.sum())
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.1)), 1.0))
+
+    def losses(elbo: Any) -> list[float]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(1)
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), elbo)
+        return [svi.step(x, x[1:]) for x in (torch.arange(3.0) for _ in range(6))]
+
+    expected = losses(pyro.infer.TraceGraph_ELBO())
+    assert losses(sgc.infer.TraceGraph_ELBO()) == pytest.approx(expected)
+    assert backends == ["eager"]

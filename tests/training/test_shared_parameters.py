@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import sgc
 import sgc.infer
-from sgc.errors import StandInWarning
+from sgc.errors import CaptureError, StandInWarning
 
 STEPS = 7
 
@@ -103,6 +103,42 @@ def test_parameters_in_memory_that_others_read(make: Callable[[], Program], one_
     assert any("share memory" in text for text in said) is (one_memory and backend == "inductor")
     if backend == "inductor":
         assert svi._stepper.compiled.built == (make in (data_in_a_parameter_at_times, pieces_of_one_memory))
+
+
+@pytest.mark.cpu
+def test_an_argument_that_is_written_where_a_buffer_lies(uncompiled: None) -> None:
+    """It is so from a step on that is known to be like the one before."""
+    data = torch.arange(6.0) * 0.1
+
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("part", data[2:5])
+
+        def model(self, x: Tensor) -> None:
+            x.add_(0.1)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z * self.part.sum(), 1.0), obs=x.sum())
+
+        def guide(self, x: Tensor) -> None:
+            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.1)), 1.0))
+
+    def losses(elbo: Any, steps: int) -> list[float]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        data.copy_(torch.arange(6.0) * 0.1)
+        net = Reading()
+        svi_of = sgc.SVI if isinstance(elbo, sgc.infer.TraceGraph_ELBO) else pyro.infer.SVI
+        svi = svi_of(net.model, net.guide, pyro.optim.Adam({"lr": 0.1}), elbo)
+        return [svi.step(torch.full((2,), 0.2) if step < 5 else data[1:3]) for step in range(steps)]
+
+    expected = losses(pyro.infer.TraceGraph_ELBO(), 7)
+    assert losses(sgc.infer.TraceGraph_ELBO(backend="eager"), 7) == pytest.approx(expected, rel=1e-5)
+    assert losses(sgc.infer.TraceGraph_ELBO(backend="inductor"), 5) == pytest.approx(expected[:5], rel=1e-5)
+    with pytest.raises(CaptureError, match=r"the program writes into args\[0\]"):
+        losses(sgc.infer.TraceGraph_ELBO(backend="inductor"), 6)
+    assert pyro.param("m").isfinite()
+    assert data.tolist() == pytest.approx([0.1 * i for i in range(6)])
 
 
 def test_a_run_looks_at_the_argument_that_the_program_counts_in_and_branches_on(uncompiled: None) -> None:
