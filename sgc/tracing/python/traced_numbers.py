@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sgc.tracing import tracer
+from sgc.tracing.python.number_arithmetic import ARITHMETIC
 from sgc.tracing.values.reads import Reads
 
 _LARGEST = 2**53
@@ -32,6 +33,8 @@ class TracedNumber(tracer.Traced):
     value: Any
     tensor: Tensor
     answers: Answers
+    may_be_rounded = False
+    """Whether it is a whole number that another call may make too large for ``tensor``."""
 
     __array_ufunc__ = None
     """numpy is not to compute with it: it would in C."""
@@ -47,6 +50,8 @@ class TracedNumber(tracer.Traced):
 
     def read(self) -> Any:
         """The number, as one on which the structure of the program relies."""
+        if self.answers.is_recording():
+            self.answers.require_exact(self)
         return self.answers.read(self.tensor, self.value)
 
     def __copy__(self) -> TracedNumber:
@@ -141,7 +146,7 @@ class Answers:
 
     def is_number(self, tensor: Tensor) -> bool:
         """Whether a tensor is a traced one of one real number."""
-        return tracer.is_traced(tensor) and self._is_recording() and tensor.numel() == 1 and not tensor.is_complex()
+        return tracer.is_traced(tensor) and self.is_recording() and tensor.numel() == 1 and not tensor.is_complex()
 
     def number_of(self, tensor: Tensor, kind: type) -> Any:
         """A number that a tensor with one element holds; whole numbers are cut off, as by ``int``.
@@ -153,12 +158,11 @@ class Answers:
         value = self._reads.computed(wide, "a number").value
         with tracer.concrete(), torch._C.DisableTorchFunction():
             number = value.item()
-        if kind is int:
-            if abs(number) >= _LARGEST:
-                return self.read(wide, number)
-            with torch._C.DisableTorchFunction():
-                self.require((wide <= _LARGEST) & (wide >= -_LARGEST), "a whole number that is beyond 2**53")
-        return self.number(number, wide)
+        if kind is int and abs(number) >= _LARGEST:
+            return self.read(wide, number)
+        made = self.number(number, wide)
+        made.may_be_rounded = kind is int
+        return made
 
     def converted(self, number: TracedNumber, kind: type) -> Any:
         """What ``int`` or ``float`` make of a number."""
@@ -168,20 +172,25 @@ class Answers:
 
     def result(self, value: Any, compute: Callable[..., Tensor], *numbers: Any) -> Any:
         """What a function of numbers gives, of which ``value`` is Python's own answer."""
-        if not self._is_recording():
+        if not self.is_recording():
             return value
         if type(value) not in _KINDS or (isinstance(value, int) and abs(value) > _LARGEST):
             return self._guarded(value, numbers)
         with torch._C.DisableTorchFunction():
             tensor = compute(*map(self.operand, numbers)).double()
             made = self.number(value, tensor)
-            if isinstance(made, TracedInt):
-                self.require(tensor.abs() <= _LARGEST, "a whole number that is beyond 2**53")
-            return made
+        if isinstance(made, TracedInt):
+            for number in numbers:
+                self.require_exact(number)
+            made.may_be_rounded = True
+        return made
 
     def rounded(self, number: TracedNumber, function: Callable[..., Any], compute: Callable[..., Tensor]) -> Any:
         """A whole number that is near."""
         made = self.result(function(number.value), compute, number)
+        if isinstance(number, TracedFloat) and type(made) in TRACED:
+            with torch._C.DisableTorchFunction():
+                self.require(number.tensor.isfinite(), "what Python makes a whole number of")
         return made
 
     def operand(self, number: Any) -> Tensor:
@@ -208,6 +217,9 @@ class Answers:
     def ask(self, name: str, one: TracedNumber, other: Any) -> Any:
         """The answer to a comparison, guarded."""
         answer = getattr(operator, name)(one.value, value_of(other))
+        if self.is_recording():
+            self.require_exact(one)
+            self.require_exact(other)
         if type(other) is int and abs(other) > _LARGEST:
             one.read()
         elif self._is_new(name, one.tensor, other.tensor if isinstance(other, TracedNumber) else other):
@@ -230,6 +242,13 @@ class Answers:
         assert self._reads.check_number is not None
         self._reads.check_number(holds, what)
 
+    def require_exact(self, number: Any) -> None:
+        """A whole number must be exact where Python goes on with it as one; as a float both are rounded alike."""
+        if isinstance(number, TracedInt) and number.may_be_rounded:
+            number.may_be_rounded = False
+            with torch._C.DisableTorchFunction():
+                self.require(number.tensor.abs() <= _LARGEST, "a whole number that is beyond 2**53")
+
     def require_as_in_c(self, number: TracedNumber, operands: tuple[Any, ...], what: str) -> None:
         """Python raises an error where C gives NaN of numbers, or an infinity of finite ones; numpy does not."""
         if type(number.value) is np.float64:
@@ -240,14 +259,15 @@ class Answers:
                 is_nan, is_infinite = is_nan & ~operand.isnan(), is_infinite & operand.isfinite()
             self.require(~(is_nan | is_infinite), what)
 
-    def _is_recording(self) -> bool:
+    def is_recording(self) -> bool:
+        """Whether what is computed now is recorded."""
         if self.active and not tracer.is_capturing():
             self.missed = True
         return self.active and tracer.is_capturing()
 
     def _is_new(self, *question: Any) -> bool:
         """Whether something is asked for the first time in the capture."""
-        if not self._is_recording():
+        if not self.is_recording():
             return False
         key = tuple(id(part) if isinstance(part, Tensor) else (type(part), part) for part in question)
         self._kept += question
@@ -267,34 +287,6 @@ def value_of(number: Any) -> Any:
 PLAIN_NUMBERS = (bool, int, float)
 
 
-def _divide(one: Tensor, other: Tensor) -> Tensor:
-    return one.double() / other.double()
-
-
-def _power(one: Tensor, other: Tensor) -> Tensor:
-    return one.double() ** other.double()
-
-
-def _modulo(one: Tensor, other: Tensor) -> Tensor:
-    """As Python does; Inductor's floor division and remainder round a quotient first, and differ where it is whole."""
-    rest = torch.fmod(one, other)
-    rest = torch.where(rest == 0, torch.copysign(torch.zeros_like(rest), other), rest)
-    return torch.where(rest * torch.sign(other) < 0, rest + other, rest)
-
-
-def _floor_divide(one: Tensor, other: Tensor) -> Tensor:
-    return torch.round((one - _modulo(one, other)) / other)
-
-
-_ARITHMETIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "truediv": _divide,
-    "floordiv": _floor_divide,
-    "mod": _modulo,
-    "pow": _power,
-}
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 
@@ -342,7 +334,7 @@ def _comparison(name: str) -> Callable[..., Any]:
     return compare
 
 
-for _name, _compute in _ARITHMETIC.items():
+for _name, _compute in ARITHMETIC.items():
     setattr(TracedNumber, f"__{_name}__", _binary(_name, _compute, reflected=False))
     setattr(TracedNumber, f"__r{_name}__", _binary(_name, _compute, reflected=True))
 for _name in ("lshift", "rshift", "and", "or", "xor", "divmod"):
