@@ -19,7 +19,7 @@ from torch import fx
 
 from sgc.errors import SourceLine
 from sgc.graph.effects import written_arguments, written_placeholders
-from sgc.graph.sizes import shape_of
+from sgc.graph.sizes import is_sized_by_call, shape_of
 
 
 class InputKind(Enum):
@@ -243,6 +243,11 @@ class Program:
         read = {name for guard in self.value_guards for name in guard.inputs}
         computed = {declared.name for declared in self.inputs if self.node(declared.node).users}
         return frozenset(read | computed)
+
+    def is_resized(self, name: str) -> bool:
+        """Whether the size of an input differs from call to call."""
+        node = next(declared.node for declared in self.inputs if declared.name == name)
+        return is_sized_by_call(self.node(node).meta["val"])
 
     def site(self, name: str) -> Site:
         """The site of that name."""

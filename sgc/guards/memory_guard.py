@@ -34,7 +34,10 @@ class MemoryGuard(Guard):
         self._others = [i for i, name in enumerate(self._names) if name in program.used and name not in program.written]
         self._tensors = tensors
         now = self._inputs(call)
-        self._sizes = [0 if tensor is None else size_of(tensor) for tensor in now]
+        self._sizes = [
+            0 if tensor is None else None if program.is_resized(name) else size_of(tensor)
+            for name, tensor in zip(self._names, now, strict=True)
+        ]
         self._shared = shared(now, self._written)
 
     @property
@@ -65,7 +68,7 @@ class MemoryGuard(Guard):
         if self._shared:
             return [conditions.NEVER]
         written = {i: self._sizes[i] for i in self._written}
-        return [conditions.apart(written, {i: self._sizes[i] for i in self._others})] if written else []
+        return [conditions.apart(written, {i: self._sizes[i] for i in self._others}, size_of)] if written else []
 
     def miss(self, call: Call) -> Miss | None:
         now = shared(self._inputs(call), self._written)

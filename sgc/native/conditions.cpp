@@ -9,19 +9,19 @@ namespace {
 
 enum Test { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME, APART };
 
-// An input, and how many bytes of memory it takes up.
+// An input, and how many bytes of memory it takes up; less than none where that differs from call to call.
 struct Sized {
     int64_t position;
-    uint64_t size;
+    int64_t size;
 };
 
 // Which inputs are to share no memory: those that are written, with any; and the borders of what is taken besides, the
 // begin of a stretch, its end, and so on.
 struct Apart {
-    Apart(PyObject* inputs, PyObject* taken) {
+    Apart(PyObject* inputs, PyObject* taken, PyObject* measure) : measure(measure) {
         for (Py_ssize_t i = 0; i < 4; i += 2)
             for (Py_ssize_t j = 0; j < length(part(inputs, i)); ++j)
-                (i ? others : written).push_back({integer(part(inputs, i), j), address(part(inputs, i + 1), j)});
+                (i ? others : written).push_back({integer(part(inputs, i), j), integer(part(inputs, i + 1), j)});
         for (Py_ssize_t i = 0; i < length(taken); ++i) borders.push_back(address(taken, i));
     }
 
@@ -29,6 +29,7 @@ struct Apart {
 
     std::vector<Sized> written, others;
     std::vector<uint64_t> borders;
+    PyObject* measure;  // gives how many bytes an input takes up
 };
 
 struct Condition {
@@ -37,7 +38,7 @@ struct Condition {
             for (Py_ssize_t i = 0; i < length(part(condition, 1)); ++i) reads.emplace_back(part(part(condition, 1), i));
             gives = part(condition, 3);
         } else if (test == APART) {
-            apart = std::make_unique<Apart>(part(condition, 1), part(condition, 2));
+            apart = std::make_unique<Apart>(part(condition, 1), part(condition, 2), part(condition, 3));
         } else if (test != SAME) {
             reads.emplace_back(part(condition, 1));
         }
@@ -162,11 +163,18 @@ bool are_apart(const Apart& apart, Asked& asked) {
     std::vector<std::pair<uint64_t, uint64_t>> taken;
     const auto is_free = [&](const Sized& input, bool written) {
         if (!input.size || input.position >= PyList_GET_SIZE(tensors)) return !input.size;
-        Ref number(asked.address_of(PyList_GET_ITEM(tensors, input.position)));
+        PyObject* tensor = PyList_GET_ITEM(tensors, input.position);
+        int64_t size = input.size;
+        if (size < 0) {
+            Ref measured(PyObject_CallOneArg(apart.measure, tensor));
+            size = measured ? PyLong_AsLongLong(measured.get()) : 0;
+            if (!size) return !PyErr_Occurred();
+        }
+        Ref number(asked.address_of(tensor));
         const uint64_t start = number ? PyLong_AsUnsignedLongLong(number.get()) : 0;
         if (PyErr_Occurred()) return false;
         if (!start) return true;
-        const uint64_t end = start + input.size;
+        const uint64_t end = start + static_cast<uint64_t>(size);
         const auto next = std::upper_bound(apart.borders.begin(), apart.borders.end(), start);
         if ((next - apart.borders.begin()) % 2 || (next != apart.borders.end() && *next < end)) return false;
         for (const auto& other : taken)

@@ -149,12 +149,18 @@ def same_tensors(expected: Sequence[Any]) -> Condition:
     return _Condition.SAME, tuple(expected)
 
 
-def apart(written: Mapping[int, int], others: Mapping[int, int], kept: Iterable[tuple[int, int]] = ()) -> Condition:
+def apart(
+    written: Mapping[int, int | None],
+    others: Mapping[int, int | None],
+    measure: Callable[[Any], int],
+    kept: Iterable[tuple[int, int]] = (),
+) -> Condition:
     """The memory of the call's inputs at some positions is not that of others.
 
     :param written: positions of inputs that share none with each other, with the others, and with what is kept; and how
-        many bytes of memory each takes up, gaps included.
+        many bytes of memory each takes up, gaps included; None where that differs from call to call.
     :param others: likewise of inputs that may share memory among each other.
+    :param measure: gives how many bytes an input takes up.
     :param kept: the first address of stretches of memory, and the one behind the last.
     """
     borders: list[int] = []
@@ -163,8 +169,9 @@ def apart(written: Mapping[int, int], others: Mapping[int, int], kept: Iterable[
             borders[-1] = max(borders[-1], end)
         else:
             borders += (start, end)
-    inputs = tuple(written), tuple(written.values()), tuple(others), tuple(others.values())
-    return _Condition.APART, inputs, tuple(borders)
+    sizes = (tuple(-1 if size is None else size for size in part.values()) for part in (written, others))
+    inputs = tuple(written), next(sizes), tuple(others), next(sizes)
+    return _Condition.APART, inputs, tuple(borders), measure
 
 
 NEVER = is_same(fixed(None), True)
@@ -307,10 +314,12 @@ def _are_alike(condition: Condition, call: Any, inputs: list[Any]) -> bool:
 
 def are_apart(condition: Condition, inputs: Sequence[Any]) -> bool:
     """Whether a condition of the kind :func:`apart` is true of some inputs."""
-    _, (written, written_sizes, others, sizes), borders = condition
+    _, (written, written_sizes, others, sizes), borders, measure = condition
     taken: list[tuple[int, int]] = []
     for position, size in (*zip(written, written_sizes, strict=True), *zip(others, sizes, strict=True)):
-        start = inputs[position].data_ptr() if size else 0
+        tensor = inputs[position]
+        size = measure(tensor) if size < 0 else size
+        start = tensor.data_ptr() if size else 0
         if not start:
             continue
         end, before = start + size, bisect_right(borders, start)

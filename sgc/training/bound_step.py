@@ -186,18 +186,18 @@ class Bound:
 
     def _lie_apart(self, tensors: list[Tensor], kept: Sequence[Tensor | None]) -> Condition:
         """That what a call brings shares no memory that is written, nor what it brings and is written with anything."""
-        inputs, brought = self.specialization.inputs, set(self.specialization.brought)
-        used = self.specialization.capture.program.used
-        written = {i: size_of(tensors[i]) for i in sorted(brought & self.written)}
+        program, brought = self.specialization.capture.program, set(self.specialization.brought)
+        names = [declared.name for declared in program.inputs]
+        sizes = [None if program.is_resized(name) else size_of(tensors[i]) for i, name in enumerate(names)]
+        written = {i: sizes[i] for i in sorted(brought & self.written)}
         others = {
-            i: size_of(tensors[i])
-            for i, declared in enumerate(inputs)
-            if declared.name in used and i not in self.written and (written or i in brought)
+            i: sizes[i]
+            for i, name in enumerate(names)
+            if name in program.used and i not in self.written and (written or i in brought)
         }
         stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.written]
-        return conditions.apart(
-            written, others, [(t.data_ptr(), t.data_ptr() + size_of(t)) for t in stay if size_of(t)]
-        )
+        stretches = [(t.data_ptr(), t.data_ptr() + size_of(t)) for t in stay if size_of(t)]
+        return conditions.apart(written, others, size_of, stretches)
 
     def _kept_of(self, tensors: list[Tensor]) -> list[Tensor | None]:
         """The tensors of a call, without those that each call brings."""

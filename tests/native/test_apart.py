@@ -18,14 +18,14 @@ ASK = [pytest.param(True, marks=pytest.mark.inductor), False]
 
 
 def asked(
-    native: bool, tensors: tuple[Tensor, ...], written: list[int], kept: list[Tensor]
+    native: bool, tensors: tuple[Tensor, ...], written: list[int], kept: list[Tensor], any_size: bool = False
 ) -> Callable[..., list[Any] | None]:
     """What asks whether tensors like these lie apart."""
-    sizes = {i: size_of(tensor) for i, tensor in enumerate(tensors)}
+    sizes = {i: None if any_size else size_of(tensor) for i, tensor in enumerate(tensors)}
     stretches = [(tensor.data_ptr(), tensor.data_ptr() + size_of(tensor)) for tensor in kept]
     found = conditions.alike([conditions.leaf(i) for i in sizes], lambda *_: True, [-1 - i for i in sizes])
     apart = conditions.apart(
-        {i: sizes[i] for i in written}, {i: size for i, size in sizes.items() if i not in written}, stretches
+        {i: sizes[i] for i in written}, {i: size for i, size in sizes.items() if i not in written}, size_of, stretches
     )
     ask = conditions.watch([((found, apart), None)], native=native)
     return lambda *given: ask(Call(given, {}))
@@ -76,3 +76,12 @@ def test_a_default_device_is_not_asked(native: bool) -> None:
     with torch.device("cpu"):
         assert ask(MEMORY[:4], MEMORY[4:8]) is not None
         assert ask(MEMORY[:4], MEMORY[3:7]) is None
+
+
+@pytest.mark.parametrize("native", ASK)
+def test_sizes_that_differ_from_call_to_call(native: bool) -> None:
+    ask = asked(native, (torch.ones(4), torch.ones(4)), [0], [MEMORY[16:]], any_size=True)
+    assert ask(MEMORY[:4], MEMORY[4:12]) is not None
+    assert ask(MEMORY[:5], MEMORY[4:12]) is None
+    assert ask(MEMORY[:4], MEMORY[4:17]) is None
+    assert ask(MEMORY[:4], MEMORY[2:2]) is not None
