@@ -223,6 +223,24 @@ def test_a_branch_on_a_view_of_what_is_written() -> None:
     assert len(module.specializations) == 2
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_of_any_size(backend: str) -> None:
+    module = sgc.compile(writing, guide, backend=backend)
+    for size in (4, 5, 6, 7, 9):
+        for first in (3, 2, 3):
+
+            def arguments(size: int = size, first: int = first) -> tuple[Tensor, Tensor]:
+                x = torch.arange(2.0 * size)
+                return x[:size], x[size + first - 3 :]
+
+            expected = pyro.infer.TraceGraph_ELBO().loss(writing, guide, *arguments())
+            if first == 3 or backend == "eager":
+                assert float(module(*arguments())) == pytest.approx(expected, rel=1e-5)
+            else:
+                with pytest.raises(CaptureError, match="lies in the same memory"):
+                    module(*arguments())
+
+
 def test_two_arrays_of_one_memory_are_refused_on_every_backend() -> None:
     array = np.zeros(6, dtype=np.float32)
     module = sgc.compile(writing, guide, backend="eager")

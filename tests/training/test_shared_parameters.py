@@ -106,6 +106,24 @@ def test_parameters_in_memory_that_others_read(make: Callable[[], Program], one_
 
 
 @pytest.mark.cpu
+def test_minibatches_of_any_size_of_which_some_lie_in_a_parameter(uncompiled: None) -> None:
+    def losses(elbo: Any) -> list[float]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        net = Net(torch.ones(8), torch.zeros(3))
+        svi_of = sgc.SVI if isinstance(elbo, sgc.infer.TraceGraph_ELBO) else pyro.infer.SVI
+        svi = svi_of(net.model, net.guide, pyro.optim.Adam({"lr": 0.1}), elbo)
+        found = []
+        for step, size in enumerate((3, 4, 5, 6, 5, 7, 5, 4, 6)):
+            found.append(svi.step(net.weight.detach()[:size] if step % 4 == 3 else torch.full((size,), 0.7)))
+        return found
+
+    expected = losses(pyro.infer.TraceGraph_ELBO())
+    with pytest.warns(StandInWarning, match="share memory"):
+        assert losses(sgc.infer.TraceGraph_ELBO(backend="inductor")) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.cpu
 def test_an_argument_that_is_written_where_a_buffer_lies(uncompiled: None) -> None:
     """It is so from a step on that is known to be like the one before."""
     data = torch.arange(6.0) * 0.1
