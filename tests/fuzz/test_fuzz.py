@@ -32,6 +32,13 @@ def test_eager_backend(seed: int) -> None:
     assert verdict.outcome in FINE, f"{verdict}\n{generate(seed).source()}"
 
 
+@pytest.mark.parametrize("seed", range(300, 308))
+def test_plates_that_grow(seed: int) -> None:
+    program = generate(seed, grown=True)
+    verdict = compare(program, "eager")
+    assert verdict.outcome in FINE, f"{verdict}\n{program.source()}"
+
+
 @pytest.mark.parametrize("seed", range(100, 112))
 def test_rewritten_graphs(seed: int) -> None:
     """What Inductor is given to compile, operator by operator."""
