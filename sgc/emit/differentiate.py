@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from sgc.emit.fx.lazy_modules import trace_fake
+from sgc.emit.fx.recorded_operators import record
 from sgc.emit.fx.rewriting import attribute, mark_literal, results_of, value_of
 from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.graph.effects import drop_dead, storages, written_storages
@@ -107,7 +107,7 @@ def trace(step: Callable[..., Any], tensors: list[Tensor]) -> fx.GraphModule:
     examples = [tensor.detach() for tensor in tensors]
     # Autograd runs an accelerator's backward in a thread of that device, fake tensors' too; a trace stays in its own.
     with torch.autograd.set_multithreading_enabled(False):
-        traced = trace_fake(step, examples)
+        traced = record(step, examples)
     _tidy(traced)
     return traced
 

@@ -67,7 +67,7 @@ def emit_particle_loop(
 
     def finish(*inputs: Tensor) -> list[Tensor]:
         _, aborted, sums, before = parts(inputs)
-        halted, done = inputs[own], Writes(inputs[:own], set())
+        halted, done = inputs[own], Writes(inputs[:own])
         valid = [sums.pop()] if differentiated.validates else []
         with torch.no_grad():
             means = [total / times for total in sums]

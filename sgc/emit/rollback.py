@@ -1,4 +1,4 @@
-"""Takes back, within a traced call, what it has written into its inputs: where it was not valid, say."""
+"""Takes back what a module has written into its inputs, where a call was not valid, or a step is to change nothing."""
 
 from __future__ import annotations
 
@@ -7,47 +7,44 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from sgc.emit.differentiate import trace
+from sgc.emit.fx.rewriting import copy_of, insert, results_of
 from sgc.graph.effects import written_placeholders
 
 
 class Writes:
-    """What is written into some inputs from now on.
+    """What a traced function writes into some inputs from now on."""
 
-    :param hidden: the positions of those that are written into whatever their version says.
-    """
-
-    def __init__(self, inputs: Sequence[Tensor], hidden: set[int]) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         self._inputs = inputs
-        self._hidden = hidden
         self._versions = [tensor._version for tensor in inputs]
         self._before = [tensor.clone() for tensor in inputs]
 
-    def undo_where(self, condition: Tensor, *, hidden_alone: bool = False) -> None:
-        """Put back what was there before, if a 0-d condition holds.
-
-        :param hidden_alone: only into the ``hidden`` ones: the version of a view of one is new, too, and it need not be
-            one that can be written.
-        """
-        for i, (tensor, old) in enumerate(zip(self._inputs, self._before, strict=True)):
-            if i in self._hidden or (not hidden_alone and tensor._version != self._versions[i]):
+    def undo_where(self, condition: Tensor) -> None:
+        """Put back what was there before, if a 0-d condition holds."""
+        for tensor, version, old in zip(self._inputs, self._versions, self._before, strict=True):
+            if tensor._version != version:
                 tensor.copy_(torch.where(condition, old, tensor))
 
 
-def rolled_back_if_invalid(module: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
+def rolled_back_if_invalid(module: fx.GraphModule) -> fx.GraphModule:
     """A module whose last result says whether the call was valid, and that writes nothing if it was not."""
-    written = written_inputs(module)
-    if not written:
+    if not written_inputs(module):
         return module
+    rolled_back = copy_of(module)
+    before, output = copies_of_written(rolled_back), rolled_back.graph.output_node()
+    invalid = insert(output, torch.ops.aten.bitwise_not.default, results_of(rolled_back)[-1])
+    for tensor, old in before.items():
+        chosen = insert(output, torch.ops.aten.where.self, invalid, old, tensor)
+        insert(output, torch.ops.aten.copy_.default, tensor, chosen)
+    return rolled_back
 
-    def step(*inputs: Tensor) -> list[Tensor]:
-        done = Writes(inputs, written)
-        results: list[Tensor] = module(*inputs)
-        with torch.no_grad():
-            done.undo_where(~results[-1], hidden_alone=True)
-        return results
 
-    return trace(step, tensors)
+def copies_of_written(module: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Copy the inputs that a module writes into, before anything else; the copies by the inputs."""
+    placeholders = module.graph.find_nodes(op="placeholder")
+    first = next(node for node in module.graph.nodes if node.op != "placeholder")
+    written = [placeholders[position] for position in sorted(written_inputs(module))]
+    return {tensor: insert(first, torch.ops.aten.clone.default, tensor) for tensor in written}
 
 
 def written_inputs(module: fx.GraphModule) -> set[int]:

@@ -10,18 +10,16 @@ from torch import Tensor, fx
 
 from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.fx.lazy_modules import graph_module
-from sgc.emit.fx.rewriting import attribute, results_of, value_of
+from sgc.emit.fx.rewriting import attribute, copy_of, results_of, value_of
 from sgc.emit.rewrites.functionalise import functionalise
-from sgc.emit.rollback import Writes, written_inputs
+from sgc.emit.rollback import Writes, copies_of_written
 from sgc.graph.meta_keys import IS_GRADIENT
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
 """``update(parameters, gradients, state)`` writes into the parameters and into the optimizer's state."""
 
 
-def emit_step(
-    differentiated: Differentiated, tensors: Sequence[Tensor], state: Sequence[Tensor], update: Update
-) -> fx.GraphModule:
+def emit_step(differentiated: Differentiated, state: Sequence[Tensor], update: Update) -> fx.GraphModule:
     """The module ``(*tensors, *state, halted) -> [loss, valid]`` of one step.
 
     A step whose loss is NaN or that is not valid writes nothing but ``halted``, a 0-d bool tensor, and after it no step
@@ -29,46 +27,32 @@ def emit_step(
     loss. The loss of a step that is not valid is given as NaN: the first NaN among losses is where a run halted.
 
     :param differentiated: computes ``[loss, *gradients]`` of ``tensors``, and ``valid`` if it ``validates``.
-    :param tensors: examples of its inputs.
     :param state: examples of what the update reads and writes besides the parameters.
     :param update: the optimizer.
     """
     flag = new_flag(differentiated.device)
-    count, hidden = len(tensors), written_inputs(differentiated.module)
-    if not hidden:
-        return _appended(differentiated, state, flag, update)
-    results: list[Tensor] = []
+    program = copy_of(differentiated.module)
+    before = copies_of_written(program)
+    results, inputs = results_of(program), program.graph.find_nodes(op="placeholder")
+    given = [*results, *before.values(), *inputs]
+    rewritten = [inputs.index(tensor) for tensor in before]
 
-    def step(*inputs: Tensor) -> list[Tensor]:
-        done = Writes(inputs[:-1], hidden)
-        results[:] = differentiated.module(*inputs[:count])
-        own = _finish(differentiated, results, inputs, list(inputs[count:-1]), inputs[-1], update, done)
-        return [*own, *results]
+    def rest(*tensors: Tensor) -> list[Tensor]:
+        computed, others = list(tensors[: len(results)]), tensors[len(results) :]
+        old, held = others[: len(before)], others[len(before) : -1]
+        own, halted = list(held[len(inputs) :]), others[-1]
+        done = Writes(held)
+        returned, halt = updated(differentiated, computed, held, own, halted, update)
+        with torch.no_grad():
+            done.undo_where(halt)
+            for position, tensor in zip(rewritten, old, strict=True):
+                held[position].copy_(torch.where(halt, tensor, held[position]))
+            halted.copy_(halt)
+        return returned
 
-    traced = trace(step, [*tensors, *state, flag])
-    returned = results_of(traced)
-    own = len(returned) - len(results)
-    _mark(returned[own:][1 : 1 + len(differentiated.gradient_of)])
-    traced.graph.output_node().args = (returned[:own],)
-    traced.recompile()
-    return traced
-
-
-def _finish(
-    differentiated: Differentiated,
-    results: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    state: list[Tensor],
-    halted: Tensor,
-    update: Update,
-    done: Writes,
-) -> list[Tensor]:
-    """What a step does after loss and gradients are there."""
-    given, halt = updated(differentiated, results, inputs, state, halted, update)
-    with torch.no_grad():
-        done.undo_where(halt)
-        halted.copy_(halt)
-    return given
+    behind = trace(rest, [*(value_of(node) for node in given), *state, flag])
+    functionalise(behind)
+    return _appended(program, behind, given, differentiated.gradient_of)
 
 
 def updated(
@@ -94,43 +78,30 @@ def updated(
     return [loss, *valid], halt
 
 
-def _appended(differentiated: Differentiated, state: Sequence[Tensor], flag: Tensor, update: Update) -> fx.GraphModule:
-    """The step of a module that writes into no input: a copy of its graph, and behind it the rest, traced by itself."""
-    before, given = differentiated.module.graph, results_of(differentiated.module)
-    inputs = before.find_nodes(op="placeholder")
+def _appended(
+    program: fx.GraphModule, behind: fx.GraphModule, given: Sequence[fx.Node], gradient_of: Sequence[int]
+) -> fx.GraphModule:
+    """A copy of the program's graph, and behind it that of what follows.
 
-    def rest(*tensors: Tensor) -> list[Tensor]:
-        results, others = tensors[: len(given)], tensors[len(given) :]
-        held, own = others[: len(inputs)], list(others[len(inputs) : -1])
-        done = Writes(others[:-1], set())
-        return _finish(differentiated, results, held, own, others[-1], update, done)
-
-    examples = [value_of(node) for node in (*given, *inputs)]
-    behind = trace(rest, [*examples, *state, flag])
-    functionalise(behind)
+    :param given: the nodes of the program that are the first inputs of what follows.
+    """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in inputs:
-        copies[node] = graph.node_copy(node)
     new = behind.graph.find_nodes(op="placeholder")
-    for node in new[len(examples) :]:
+    for node in [*program.graph.find_nodes(op="placeholder"), *new[len(given) :]]:
         copies[node] = graph.node_copy(node)
-    graph.graph_copy(before, copies)
-    copies.update(zip(new, (copies[node] for node in (*given, *inputs)), strict=False))
-    attributes: dict[str, Any] = {str(node.target): attribute(node) for node in before.find_nodes(op="get_attr")}
+    graph.graph_copy(program.graph, copies)
+    copies.update(zip(new, (copies[node] for node in given), strict=False))
+    attributes: dict[str, Any] = {str(node.target): attribute(node) for node in program.graph.find_nodes(op="get_attr")}
     for node in behind.graph.find_nodes(op="get_attr"):
         name = f"update_{node.target}"
         attributes[name] = attribute(node)
         copies[node] = graph.get_attr(name)
         copies[node].meta.update(node.meta)
     graph.output(graph.graph_copy(behind.graph, copies))
-    _mark([copies[node] for node in given[1 : 1 + len(differentiated.gradient_of)]])
+    for node in given[1 : 1 + len(gradient_of)]:
+        IS_GRADIENT.put(copies[node], True)
     return graph_module(attributes, graph)
-
-
-def _mark(gradients: Sequence[fx.Node]) -> None:
-    for node in gradients:
-        IS_GRADIENT.put(node, True)
 
 
 def new_flag(device: torch.device) -> Tensor:

@@ -110,7 +110,7 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
             differentiated = without_gradient(module, specialization.examples(tensors))
         module = differentiated.module
         if differentiated.validates:
-            module = rolled_back_if_invalid(module, specialization.examples(tensors))
+            module = rolled_back_if_invalid(module)
         examples = [tensor.detach() for tensor in tensors]
         optimized = backend.after_gradient(module, examples, options.rng)
         run = backend.build(optimized, examples, options.rng)
@@ -135,7 +135,7 @@ def build_step(
             loop = emit_particle_loop(differentiated, tensors, state, update, specialization.repeats)
             built = backend.build_particle_loop(loop, examples, rng)
         else:
-            module = emit_step(differentiated, specialization.examples(tensors), state, update)
+            module = emit_step(differentiated, state, update)
             updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
             with _any_size(specialization):
                 built = backend.build_step(module, examples, rng, updated)

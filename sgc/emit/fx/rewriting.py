@@ -130,11 +130,17 @@ def same_kind(one: Tensor, other: Tensor) -> bool:
 
 def call(before: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
     """A new node in front of ``before``, with its fake value, on behalf of ``before``."""
+    node = insert(before, target, *args, **kwargs)
+    inherit(node, before)
+    return node
+
+
+def insert(before: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node in front of ``before``, with its fake value."""
     graph = before.graph
     with graph.inserting_before(before):
         name = target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else None
         node = graph.create_node("call_function", target, args, kwargs, name=name)
-    inherit(node, before)
     plain_args, plain_kwargs = tree_map_only(fx.Node, lambda argument: argument.meta["val"], (args, kwargs))
     mode = _fake_mode(graph)
     assert mode is not None

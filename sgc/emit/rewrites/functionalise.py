@@ -1,7 +1,8 @@
 """Makes a graph functional, except for copies into inputs at its end.
 
-The graph is traced once more, under torch's own functionalisation. An in-place draw becomes a functional one at the
-same place, so that the random numbers stay what they were.
+The nodes that touch memory which is written are traced once more, under torch's own functionalisation; the others stay
+as they are. An in-place draw becomes a functional one at the same place, so that the random numbers stay what they
+were.
 
 ``torch.func.functionalize`` is the public way to it, but it runs some operators through decompositions of its own that
 round otherwise (``binary_cross_entropy_with_logits``, an observed Bernoulli). The mode used here, which AOTAutograd
@@ -10,6 +11,8 @@ uses too, changes nothing but the writes.
 
 from __future__ import annotations
 
+import operator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,12 +21,25 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx.traceback import preserve_node_meta
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sgc.emit.fx.lazy_modules import trace_fake
 from sgc.emit.fx.purity import is_view
-from sgc.emit.fx.rewriting import attribute, call, is_functional, replace, same_kind, value_of, writes
+from sgc.emit.fx.rewriting import (
+    attribute,
+    call,
+    depends_on_data,
+    insert,
+    is_functional,
+    replace,
+    results_of,
+    same_kind,
+    tensor_of,
+    value_of,
+    writes,
+)
 from sgc.emit.rewrites.memory_order import draw_in_rows
+from sgc.graph.effects import storages, written_storages
 from sgc.graph.meta_keys import ORIGIN, inherit
 
 _LEGIT = torch.ops.aten._native_batch_norm_legit.default
@@ -35,37 +51,24 @@ def functionalise(module: fx.GraphModule) -> bool:
     changed = _replace_unread_writes(module.graph)
     if is_functional(module.graph):
         return changed
-    before = module.graph
-    _declare_hidden_writes(before)
-    draw_in_rows(before)
-    placeholders = [node for node in before.nodes if node.op == "placeholder"]
-    # Functionalisation handles inputs only, so tensors of the module are passed as inputs while tracing.
-    owned: dict[str, fx.Node] = {}
-    for node in before.nodes:
-        if node.op == "get_attr":
-            owned.setdefault(str(node.target), node)
-
-    def run(*inputs: Tensor) -> Any:
-        with FunctionalTensorMode():
-            wrapped = [FunctionalTensor.to_functional(tensor) for tensor in inputs]
-            attributes: dict[str, Tensor] = dict(zip(owned, wrapped[len(placeholders) :], strict=True))
-            replay = _Replay(module, attributes)
-            results = [*replay.run(*wrapped[: len(placeholders)]), *replay.checked]
-            results = tree_map_only(FunctionalTensor, FunctionalTensor.from_functional, results)
-            finals = [FunctionalTensor.from_functional(tensor) for tensor in wrapped]
-        for tensor, final in zip(inputs, finals, strict=True):
-            if final is not tensor:
-                tensor.copy_(final)
-        return results
-
-    origins = _remember_origins(before)
-    examples = [node.meta["val"] for node in placeholders]
-    mode = detect_fake_mode([node.meta["val"] for node in before.nodes if "val" in node.meta])
-    for node in owned.values():
-        examples.append(mode.from_tensor(attribute(node), static_shapes=True) if mode is not None else attribute(node))
-    with preserve_node_meta(), torch.no_grad():
-        traced = trace_fake(run, examples)
-    module.graph = _adopt(traced.graph, before, list(owned), origins)
+    graph = module.graph
+    _declare_hidden_writes(graph)
+    draw_in_rows(graph)
+    part = _part_that_is_written(graph)
+    origins = _remember_origins(graph)
+    traced, changed_inputs = _trace(module, part)
+    copies = _insert(traced.graph, part, origins)
+    results = [copies[result] for result in results_of(traced)]
+    read, finals = results[: len(part.read)], results[len(part.read) :]
+    _hand_over(dict(zip(part.read, read, strict=True)), part)
+    for node in reversed(part.nodes):
+        if node.op == "call_function" and copies.get(node) is not node:
+            graph.erase_node(node)
+    for node in graph.nodes:
+        node.meta.get("custom", {}).pop(ORIGIN, None)
+    for node, final in zip(changed_inputs, finals, strict=True):
+        insert(graph.output_node(), torch.ops.aten.copy_.default, node, final)
+    module.recompile()
     return True
 
 
@@ -123,26 +126,149 @@ def _is_fresh(node: fx.Node) -> bool:
     return torch.Tag.pointwise in target.tags or target in _PRODUCTS
 
 
-class _Replay(fx.Interpreter):
-    """Runs a graph, reading the module's tensors from a dict.
+@dataclass(frozen=True)
+class _Part:
+    """Some nodes of a graph, in its order: those that hold or use memory that is written.
 
-    What raises for a factor that could not be computed is left out, for functionalisation would order it by tokens:
-    ``checked`` are the arguments of the graph's checks of factors, in their order.
+    :param given: the nodes that they use, inputs and attributes among them; of several that read one attribute, one.
+    :param read: those whose values the rest of the graph uses.
     """
 
-    def __init__(self, module: fx.GraphModule, attributes: dict[str, Tensor]) -> None:
-        super().__init__(module)
-        self._attributes = attributes
-        self.checked: list[Tensor] = []
+    nodes: list[fx.Node]
+    given: list[fx.Node]
+    read: list[fx.Node]
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is not _CHECK:
-            return super().call_function(target, args, kwargs)
-        self.checked.append(args[0])
-        return None
+
+def _part_that_is_written(graph: fx.Graph) -> _Part:
+    touched = _touched(graph)
+    nodes = [node for node in graph.nodes if node in touched]
+    own = {str(node.target): node for node in reversed(nodes) if node.op == "get_attr"}
+    sources = [node for node in nodes if node.op == "placeholder"]
+    others = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in touched)
+    read = [node for node in nodes if not touched.issuperset(node.users)]
+    return _Part(nodes, [*sources, *own.values(), *others], read)
+
+
+def _touched(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that hold or use memory that is written; all, where the values do not say what they share."""
+    known = {node: storages(node) for node in graph.nodes}
+    dense = all(
+        value.layout is torch.strided
+        for node in graph.nodes
+        for value in tree_leaves(node.meta.get("val"))
+        if isinstance(value, Tensor)
+    )
+    outside = [node for node in graph.nodes if node.op == "output" or node.target is _CHECK]
+    if not dense or depends_on_data(graph):
+        return set(graph.nodes).difference(outside)
+    written = written_storages(graph.nodes)
+    touched: set[fx.Node] = set()
+    for node in graph.nodes:
+        used = node.all_input_nodes
+        part_of_touched = node.target is operator.getitem and used[0] in touched
+        if part_of_touched or writes(node) or any(known[each] & written for each in (node, *used)):
+            touched.add(node)
+    touched.difference_update(outside)
+    for node in reversed(graph.nodes):  # a list of tensors is given as what makes it
+        if node not in touched and tensor_of(node) is None and not touched.isdisjoint(node.users):
+            touched.add(node)
+    return touched
+
+
+def _trace(module: fx.GraphModule, part: _Part) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """The part without writes, as a graph of what is given to it; and which inputs and attributes it changes.
+
+    It returns what is read of it, and then the last values of those inputs and attributes.
+    """
+    changed: list[fx.Node] = []
+
+    def run(*inputs: Tensor) -> list[Any]:
+        with FunctionalTensorMode():
+            wrapped = [FunctionalTensor.to_functional(tensor) for tensor in inputs]
+            replay = _Replay(module, part, dict(zip(part.given, wrapped, strict=True)))
+            results: list[Any] = tree_map_only(FunctionalTensor, FunctionalTensor.from_functional, replay.results())
+            finals = [FunctionalTensor.from_functional(tensor) for tensor in wrapped]
+        moved = [final is not tensor for tensor, final in zip(inputs, finals, strict=True)]
+        changed[:] = [node for node, is_changed in zip(part.given, moved, strict=True) if is_changed]
+        return results + [final for final, is_changed in zip(finals, moved, strict=True) if is_changed]
+
+    mode = detect_fake_mode([node.meta["val"] for node in part.nodes if "val" in node.meta])
+    examples = [
+        mode.from_tensor(attribute(node), static_shapes=True) if node.op == "get_attr" and mode else value_of(node)
+        for node in part.given
+    ]
+    with preserve_node_meta(), torch.no_grad():
+        return trace_fake(run, examples), changed
+
+
+class _Replay(fx.Interpreter):
+    """Runs a part of a graph on what is given to it."""
+
+    def __init__(self, module: fx.GraphModule, part: _Part, given: dict[fx.Node, Tensor]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._part = part
+        self._touched = set(part.nodes)
+        self._given = given
+        self._attributes = {str(node.target): value for node, value in given.items() if node.op == "get_attr"}
+
+    def results(self) -> list[Any]:
+        """The values that are read of it, after its last node."""
+        self.run(enable_io_processing=False)
+        return [self.env[node] for node in self._part.read]
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self._given:
+            return self._given[n]
+        return super().run_node(n) if n in self._touched else None
 
     def fetch_attr(self, target: str) -> Tensor:
         return self._attributes[target]
+
+
+def _insert(traced: fx.Graph, part: _Part, origins: dict[str, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Put the nodes of the traced graph into the graph of the part, each in front of the node it was traced from.
+
+    A node that has become one of the same operator is that one from now on.
+
+    :return: the nodes by those of the traced graph, and the nodes that have stayed by themselves.
+    """
+    graph = part.nodes[0].graph
+    copies = dict(zip(traced.find_nodes(op="placeholder"), part.given, strict=True))
+    last = {origin: node for node in traced.nodes if node.op == "call_function" and (origin := _origin(node))}
+    for node in traced.nodes:
+        if node.op != "call_function":
+            continue
+        origin = origins.get(_origin(node))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        stands_for = origin is not None and last[origin.name] is node
+        if origin is not None and stands_for and origin.target is node.target:
+            origin.args, origin.kwargs = args, kwargs
+            copies[node] = copies[origin] = origin
+        else:
+            with graph.inserting_before(origin or graph.output_node()):
+                name = origin.name.rstrip("_") if origin is not None and stands_for else node.name
+                copies[node] = graph.create_node("call_function", node.target, args, kwargs, name=name)
+            if origin is not None:
+                inherit(copies[node], origin)
+        if "val" in node.meta:
+            copies[node].meta["val"] = node.meta["val"]
+    return copies
+
+
+def _hand_over(values: dict[fx.Node, fx.Node], part: _Part) -> None:
+    """Let the rest of the graph use these values of the part.
+
+    What raises for a factor that could not be computed has stayed out of it, for functionalisation would order it by
+    tokens; it comes directly after the factor.
+    """
+    inside = set(part.nodes)
+    for node, value in values.items():
+        if value is node:
+            continue
+        for user in [user for user in node.users if user not in inside]:
+            user.replace_input_with(node, value)
+            if user.target is _CHECK:
+                value.append(user)
 
 
 def _declare_hidden_writes(graph: fx.Graph) -> None:
@@ -159,57 +285,6 @@ def _remember_origins(graph: fx.Graph) -> dict[str, fx.Node]:
     return {node.name: node for node in graph.nodes}
 
 
-def _adopt(traced: fx.Graph, before: fx.Graph, owned: list[str], origins: dict[str, fx.Node]) -> fx.Graph:
-    """The traced graph, with the module's tensors as ``get_attr`` again, and names and notes as they were.
-
-    :param owned: the attributes that the last inputs of the traced graph stand for.
-    """
-    graph = fx.Graph()
-    copies = _inputs_of(graph, traced, before, owned)
-    names = _names(traced)
-    for node in traced.nodes:
-        if node.op == "output":
-            checks = [other for other in before.nodes if other.target is _CHECK]
-            graph.output(_restore_checks(graph, list(fx.map_arg(node.args[0], copies.__getitem__)), checks))
-            continue
-        if node not in copies:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-            copies[node] = graph.create_node(node.op, node.target, args, kwargs, name=names.get(node, node.name))
-        if "val" in node.meta:
-            copies[node].meta["val"] = node.meta["val"]
-        if (origin := _origin(node)) in origins:
-            inherit(copies[node], origins[origin])
-    for node in [*before.nodes, *graph.nodes]:
-        node.meta.get("custom", {}).pop(ORIGIN, None)
-    return graph
-
-
-def _inputs_of(graph: fx.Graph, traced: fx.Graph, before: fx.Graph, owned: list[str]) -> dict[fx.Node, fx.Node]:
-    """The original inputs and attributes, by the inputs of the traced graph that stand for them."""
-    inputs = []
-    for original in before.find_nodes(op="placeholder"):
-        node = graph.create_node("placeholder", original.target, original.args, name=original.name)
-        node.meta.update(original.meta)
-        inputs.append(node)
-    inputs += [graph.get_attr(name) for name in owned]
-    return dict(zip(traced.find_nodes(op="placeholder"), inputs, strict=True))
-
-
 def _origin(node: fx.Node) -> str:
     """The name of the node that this one was traced from; empty if there is none."""
     return str(node.meta.get("custom", {}).get(ORIGIN, ""))
-
-
-def _names(traced: fx.Graph) -> dict[fx.Node, str]:
-    """Names: the last node traced from an original takes its name, without the ``_`` of in-place operators."""
-    last = {origin: node for node in traced.nodes if node.op == "call_function" and (origin := _origin(node))}
-    return {node: origin.rstrip("_") for origin, node in last.items()}
-
-
-def _restore_checks(graph: fx.Graph, results: list[Any], checks: list[fx.Node]) -> list[Any]:
-    """Put the checks of factors back, directly after the factors, and return the results without these."""
-    others = results[: len(results) - len(checks)]
-    for check, info in reversed(list(zip(checks, results[len(others) :], strict=True))):
-        with graph.inserting_after(info):
-            graph.call_function(_CHECK, (info, *check.args[1:]), check.kwargs).meta.update(check.meta)
-    return others

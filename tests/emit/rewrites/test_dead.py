@@ -38,7 +38,7 @@ def test_draws_stay_where_the_random_numbers_must() -> None:
         "copy = copy(x0, add)",
         "rand_1 = rand([2])",
         "add_1 = add.Tensor(rand_1, mul)",
-        "copy_ = copy_(x0, copy)",
+        "copy__1 = copy_(x0, copy)",
         "return [add_1]",
     ]
 

@@ -105,10 +105,10 @@ def test_names_notes_checks_and_literals_stay() -> None:
             ABOUT.put(node, f"about {node.name}")
     assert apply("functionalise", module)
     assert lines(module) == [
-        "_tensor_constant0 = 2.0",
         "sum_1 = sum(x0)",
         "gt = gt.Scalar(sum_1, 0)",
         "_assert_async = _assert_async.msg(gt, positive)",
+        "_tensor_constant0 = 2.0",
         "mul = mul.Tensor(x0, _tensor_constant0)",
         "sum_2 = sum(mul)",
         "relu = relu(mul)",
