@@ -58,7 +58,7 @@ def add_literal(before: fx.Node, tensor: Tensor) -> fx.Node:
     module.register_buffer(f"folded_{number}", tensor, persistent=False)
     with graph.inserting_before(before):
         node = graph.get_attr(f"folded_{number}")
-    mode = _fake_mode(graph)
+    mode = fake_mode_of(graph)
     node.meta["val"] = mode.from_tensor(tensor, static_shapes=True) if mode is not None else tensor
     inherit(node, before)
     return node
@@ -142,7 +142,7 @@ def insert(before: fx.Node, target: Callable[..., Any], *args: Any, **kwargs: An
         name = target.overloadpacket.__name__ if isinstance(target, torch._ops.OpOverload) else None
         node = graph.create_node("call_function", target, args, kwargs, name=name)
     plain_args, plain_kwargs = tree_map_only(fx.Node, lambda argument: argument.meta["val"], (args, kwargs))
-    mode = _fake_mode(graph)
+    mode = fake_mode_of(graph)
     assert mode is not None
     with mode, torch.no_grad():
         node.meta["val"] = target(*plain_args, **plain_kwargs)
@@ -155,7 +155,7 @@ def replace(node: fx.Node, by: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def _fake_mode(graph: fx.Graph) -> Any:
+def fake_mode_of(graph: fx.Graph) -> Any:
     """The mode that the values of the graph belong to; all belong to one."""
     modes = (detect_fake_mode([node.meta["val"]]) for node in graph.nodes if "val" in node.meta)
     return next((mode for mode in modes if mode is not None), None)

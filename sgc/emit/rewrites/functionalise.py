@@ -1,8 +1,8 @@
 """Makes a graph functional, except for copies into inputs at its end.
 
-The nodes that touch memory which is written are traced once more, under torch's own functionalisation; the others stay
-as they are. An in-place draw becomes a functional one at the same place, so that the random numbers stay what they
-were.
+Where what is written has views, the nodes that touch it are traced once more, under torch's own functionalisation; the
+others stay as they are. An in-place draw becomes a functional one at the same place, so that the random numbers stay
+what they were.
 
 ``torch.func.functionalize`` is the public way to it, but it runs some operators through decompositions of its own that
 round otherwise (``binary_cross_entropy_with_logits``, an observed Bernoulli). The mode used here, which AOTAutograd
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,21 +23,18 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sgc.emit.fx.lazy_modules import trace_fake
-from sgc.emit.fx.purity import is_view
 from sgc.emit.fx.rewriting import (
     attribute,
-    call,
     depends_on_data,
     insert,
     is_functional,
-    replace,
     results_of,
-    same_kind,
     tensor_of,
     value_of,
     writes,
 )
 from sgc.emit.rewrites.memory_order import draw_in_rows
+from sgc.emit.rewrites.plain_writes import replace_plain_writes
 from sgc.graph.effects import storages, written_storages
 from sgc.graph.meta_keys import ORIGIN, inherit
 
@@ -48,7 +44,7 @@ _CHECK = torch.ops.aten._linalg_check_errors.default
 
 def functionalise(module: fx.GraphModule) -> bool:
     """Leave no in-place operator but ``copy_`` into inputs, after everything else. Returns whether there was any."""
-    changed = _replace_unread_writes(module.graph)
+    changed = replace_plain_writes(module.graph)
     if is_functional(module.graph):
         return changed
     graph = module.graph
@@ -70,60 +66,6 @@ def functionalise(module: fx.GraphModule) -> bool:
         insert(graph.output_node(), torch.ops.aten.copy_.default, node, final)
     module.recompile()
     return True
-
-
-def _replace_unread_writes(graph: fx.Graph) -> bool:
-    """Make in-place operators functional where nothing else reads the memory; that needs no new trace.
-
-    Recurrent cells add into the product that they have just made, and ``torch.normal`` draws into empty memory.
-    """
-    changed = False
-    for node in graph.nodes:
-        functional = _functional_form(node.target)
-        if functional is None or not isinstance(node.args[0], fx.Node) or list(node.args[0].users) != [node]:
-            continue
-        if node.args[0].target in _EMPTY if functional is _DRAW else _is_fresh(node.args[0]):
-            computed = call(node, functional, *node.args, **node.kwargs)
-            if same_kind(value_of(computed), value_of(node)):
-                replace(node, computed)
-                changed = True
-            else:  # it would be of another type: what is written takes on that of the memory
-                graph.erase_node(computed)
-    return changed
-
-
-_DRAW = torch.ops.aten.normal_functional.default
-_EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default}
-_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
-
-
-@cache
-def _functional_form(target: Any) -> torch._ops.OpOverload | None:
-    if target is torch.ops.aten.normal_.default:
-        return _DRAW
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
-        return None
-    name = target._schema.name.partition("::")[2]
-    if not name.endswith("_") or name.endswith("__") or torch.Tag.pointwise not in target.tags:
-        return None
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    for overload in packet.overloads() if packet is not None else ():
-        functional = getattr(packet, overload)
-        if not functional._schema.is_mutable and _takes(functional) == _takes(target):
-            return functional  # not always of the same name: pow_.Scalar is pow.Tensor_Scalar
-    return None
-
-
-def _takes(target: torch._ops.OpOverload) -> list[tuple[str, str]]:
-    return [(argument.name, str(argument.type)) for argument in target._schema.arguments]
-
-
-def _is_fresh(node: fx.Node) -> bool:
-    """Whether the memory of a node is its own, and new."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or is_view(node) or writes(node):
-        return False
-    return torch.Tag.pointwise in target.tags or target in _PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -234,7 +176,7 @@ def _insert(traced: fx.Graph, part: _Part, origins: dict[str, fx.Node]) -> dict[
     """
     graph = part.nodes[0].graph
     copies = dict(zip(traced.find_nodes(op="placeholder"), part.given, strict=True))
-    last = {origin: node for node in traced.nodes if node.op == "call_function" and (origin := _origin(node))}
+    last = {name: node for node in traced.nodes if node.op == "call_function" and (name := _origin(node))}
     for node in traced.nodes:
         if node.op != "call_function":
             continue
