@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
-from sgc.emit.inductor.tuning import dispatched_draws, lean_wrapper, options, parallel_build, plain_strides
+from sgc.emit.inductor.tuning import (
+    dispatched_draws,
+    headers_when_needed,
+    lean_wrapper,
+    operator_types,
+    options,
+    parallel_build,
+    plain_strides,
+)
 from sgc.emit.inductor.tuning.tuning import Tuning
 
 _ELSEWHERE = (
@@ -34,6 +42,8 @@ TUNINGS: tuple[Tuning, ...] = (
     dispatched_draws.TUNING,
     parallel_build.TUNING,
     plain_strides.TUNING,
+    operator_types.TUNING,
+    headers_when_needed.TUNING,
     options.COMBINED_KERNELS,
     options.UNTUNED_KERNELS,
     *_ELSEWHERE,
