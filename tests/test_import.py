@@ -32,6 +32,35 @@ def test_inductor_is_imported_by_the_first_compilation() -> None:
     assert run(program) == "False\n"
 
 
+PROGRAM = """
+import sys, pyro, pyro.distributions as dist, torch, sgc
+
+def model(x):
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+def guide(x):
+    pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.3))))
+
+def imported(*names):
+    return [name for name in names if f"torch.{name}" in sys.modules]
+
+loss_module = sgc.compile(model, guide, backend="eager")
+svi = sgc.SVI(model, guide, torch.optim.Adam, sgc.infer.TraceGraph_ELBO(backend="eager"))
+"""
+
+
+def test_dynamo_is_not_imported_before_a_program_is_captured() -> None:
+    """Torch's own fake tensors import it."""
+    assert run(f"{PROGRAM}\nprint(imported('_dynamo', '_inductor'))") == "[]\n"
+
+
+def test_on_the_eager_backend_nothing_that_generates_code_is_imported() -> None:
+    steps = "loss_module(torch.tensor(2.0)).backward()\nsvi.step(torch.tensor(2.0))\nsvi.run(2, torch.tensor(2.0))"
+    names = "'_inductor.compile_fx', '_inductor.scheduler', '_inductor.codecache', '_functorch.aot_autograd'"
+    assert run(f"{PROGRAM}\n{steps}\nprint(imported({names}))") == "[]\n"
+
+
 @pytest.mark.parametrize("first", ["sgc.compile", "sgc.LossModule", "sgc.SVI", "sgc.infer"])
 def test_capture_is_a_function_whatever_is_imported_before(first: str) -> None:
     """No folder has the name of something public."""

@@ -73,12 +73,12 @@ class _Part:
     """Some nodes of a graph, in its order: those that hold or use memory that is written.
 
     :param given: the nodes that they use, inputs and attributes among them; of several that read one attribute, one.
-    :param read: those whose values the rest of the graph uses.
+    :param read: those whose values the rest of the graph uses, each with the nodes that do.
     """
 
     nodes: list[fx.Node]
     given: list[fx.Node]
-    read: list[fx.Node]
+    read: dict[fx.Node, list[fx.Node]]
 
 
 def _part_that_is_written(graph: fx.Graph) -> _Part:
@@ -87,7 +87,7 @@ def _part_that_is_written(graph: fx.Graph) -> _Part:
     own = {str(node.target): node for node in reversed(nodes) if node.op == "get_attr"}
     sources = [node for node in nodes if node.op == "placeholder"]
     others = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in touched)
-    read = [node for node in nodes if not touched.issuperset(node.users)]
+    read = {node: outside for node in nodes if (outside := [user for user in node.users if user not in touched])}
     return _Part(nodes, [*sources, *own.values(), *others], read)
 
 
@@ -176,25 +176,35 @@ def _insert(traced: fx.Graph, part: _Part, origins: dict[str, fx.Node]) -> dict[
     """
     graph = part.nodes[0].graph
     copies = dict(zip(traced.find_nodes(op="placeholder"), part.given, strict=True))
-    last = {name: node for node in traced.nodes if node.op == "call_function" and (name := _origin(node))}
-    for node in traced.nodes:
-        if node.op != "call_function":
-            continue
-        origin = origins.get(_origin(node))
+    places = _places(traced, part, origins)
+    last = {place: node for node, place in places.items()}
+    for node, place in places.items():
         args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-        stands_for = origin is not None and last[origin.name] is node
-        if origin is not None and stands_for and origin.target is node.target:
-            origin.args, origin.kwargs = args, kwargs
-            copies[node] = copies[origin] = origin
+        stands_for = last[place] is node
+        if stands_for and place.target is node.target:
+            place.args, place.kwargs = args, kwargs
+            copies[node] = copies[place] = place
         else:
-            with graph.inserting_before(origin or graph.output_node()):
-                name = origin.name.rstrip("_") if origin is not None and stands_for else node.name
+            with graph.inserting_before(place):
+                name = place.name.rstrip("_") if stands_for else node.name
                 copies[node] = graph.create_node("call_function", node.target, args, kwargs, name=name)
-            if origin is not None:
-                inherit(copies[node], origin)
+            inherit(copies[node], place)
         if "val" in node.meta:
             copies[node].meta["val"] = node.meta["val"]
     return copies
+
+
+def _places(traced: fx.Graph, part: _Part, origins: dict[str, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """The node that each one was traced from: a view that functionalisation has made anew, from where that was."""
+    order = {node: position for position, node in enumerate(part.nodes)}
+    place = next(node for node in part.nodes if node.op == "call_function")
+    places: dict[fx.Node, fx.Node] = {}
+    for node in traced.nodes:
+        if node.op == "call_function":
+            origin = origins.get(_origin(node), place)
+            place = origin if order[origin] > order[place] else place
+            places[node] = place
+    return places
 
 
 def _hand_over(values: dict[fx.Node, fx.Node], part: _Part) -> None:
@@ -203,11 +213,8 @@ def _hand_over(values: dict[fx.Node, fx.Node], part: _Part) -> None:
     What raises for a factor that could not be computed has stayed out of it, for functionalisation would order it by
     tokens; it comes directly after the factor.
     """
-    inside = set(part.nodes)
     for node, value in values.items():
-        if value is node:
-            continue
-        for user in [user for user in node.users if user not in inside]:
+        for user in part.read[node] if value is not node else ():
             user.replace_input_with(node, value)
             if user.target is _CHECK:
                 value.append(user)

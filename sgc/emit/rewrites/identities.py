@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from sgc.emit.fx.purity import is_view
 from sgc.emit.fx.rewriting import (
     call,
     exposed,
@@ -161,9 +162,52 @@ def _idle(node: fx.Node) -> Simpler | None:
     return _equal(node, node.args[0])
 
 
+def _viewed_back(node: fx.Node) -> Simpler | None:
+    """A view of a view that has the shape of what is viewed: all keep the order of the numbers."""
+    source: Any = node.args[0]
+    while isinstance(source, fx.Node):
+        equal = _equal(node, source)
+        if equal is not None or source.target not in _VIEWS:
+            return equal
+        source = source.args[0]
+    return None
+
+
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default}
+
+
 def _copy(node: fx.Node) -> Simpler | None:
     """The functional form of ``x.copy_(y)``, where ``x`` gives only shape and dtype."""
     return _equal(node, node.args[1])
+
+
+def _written_back(node: fx.Node) -> Simpler | None:
+    """Numbers that are written where they were read: ``x[i] += y`` writes what it has added into ``x`` once more."""
+    whole, part, *places = node.args
+    while isinstance(part, fx.Node) and part.target in (_aten.copy.default, _aten.clone.default):
+        copied = part.args[1] if part.target is _aten.copy.default else part.args[0]
+        own, other = tensor_of(part), tensor_of(copied)
+        if own is None or other is None or own.dtype != other.dtype or own.shape != other.shape:
+            return None
+        part = copied
+    if not isinstance(part, fx.Node) or part.target is not _READ[node.target] or part.kwargs or node.kwargs:
+        return None
+    return _equal(node, whole) if part.args[1:] == tuple(places) and _same(part.args[0], whole) else None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two nodes are one, or the same view of one."""
+    if one is other:
+        return True
+    views = isinstance(one, fx.Node) and isinstance(other, fx.Node) and is_view(one) and one.target is other.target
+    return views and one.args == other.args and one.kwargs == other.kwargs
+
+
+_READ: dict[Any, Any] = {
+    _aten.slice_scatter.default: _aten.slice.Tensor,
+    _aten.select_scatter.default: _aten.select.int,
+    _aten.diagonal_scatter.default: _aten.diagonal.default,
+}
 
 
 def _sum(node: fx.Node) -> Simpler | None:
@@ -193,9 +237,11 @@ _RULES: dict[Any, Callable[[fx.Node], Simpler | None]] = {
     _aten.copy.default: _copy,
     _aten.sum.default: _sum,
     _aten.sum.dim_IntList: _sum,
+    **dict.fromkeys(_READ, _written_back),
+    **dict.fromkeys(_VIEWS, _viewed_back),
     **dict.fromkeys(
         (
-            *(_aten.expand.default, _aten.view.default, _aten._unsafe_view.default, _aten.alias.default),
+            *(_aten.expand.default, _aten.alias.default),
             *(_aten.detach.default, _aten.permute.default, _aten.transpose.int, _aten.t.default, _aten.slice.Tensor),
             *(_aten.squeeze.default, _aten.squeeze.dim, _aten.squeeze.dims, _aten.clone.default),
             *(_aten._to_copy.default, _aten.lift_fresh_copy.default),

@@ -18,6 +18,7 @@ from sgc.emit.rewrites.broadcast_late import compute_once
 from sgc.emit.rewrites.cse import merge_common_subexpressions
 from sgc.emit.rewrites.dead_nodes import drop_dead_nodes
 from sgc.emit.rewrites.elementary import lower_elementary
+from sgc.emit.rewrites.flat_diagonals import take_diagonals
 from sgc.emit.rewrites.fold_constants import fold_constants
 from sgc.emit.rewrites.functionalise import functionalise
 from sgc.emit.rewrites.identities import remove_identities
@@ -38,6 +39,7 @@ PASSES: dict[str, Pass] = {
     "fold_constants": lambda module, rng: fold_constants(module),  # what depends on literals alone is computed now
     "merge_constants": lambda module, rng: merge_constants(module),  # equal literals become one
     "remove_identities": lambda module, rng: remove_identities(module),  # x * 1, -(-x), views of all there is
+    "take_diagonals": lambda module, rng: take_diagonals(module),  # each (n + 1)th number of n by n is a diagonal
     "merge_common_subexpressions": lambda module, rng: merge_common_subexpressions(module),  # once is enough
     "merge_sums": lambda module, rng: merge_sums(module),  # a sum of sums is one sum
     "drop_dead_nodes": drop_dead_nodes,  # what nothing uses

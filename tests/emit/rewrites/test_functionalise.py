@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -235,3 +236,89 @@ def test_bernoulli_numbers_are_drawn_in_the_order_of_the_memory(name: str) -> No
     assert functionalise(module)
     module.recompile()
     assert equal(results(module, x), before)
+
+
+def slices_of_one(x: Tensor, y: Tensor) -> list[Tensor]:
+    whole = torch.zeros(6)
+    whole[:3] = x
+    whole[3:].add_(y).mul_(whole[:3])
+    seen = whole[1:5] * 2
+    whole[::2] += seen[:3]
+    return [whole, seen]
+
+
+def flat_and_square(x: Tensor, y: Tensor) -> list[Tensor]:
+    square = x[:, None] * y
+    square.view(-1)[::4] += 0.5
+    first = square.sum()
+    square.t()[0].copy_(y)
+    square.view(-1)[::4] += x
+    return [first, square, square.diagonal() * 2]
+
+
+def views_of_inputs(x: Tensor, y: Tensor) -> list[Tensor]:
+    last, row = x[2:], x.view(1, 3)
+    last.mul_(y[0])
+    doubled = row * 2
+    row.add_(y)
+    return [doubled, last, x.sum()]
+
+
+def drawn_into_a_part(x: Tensor, y: Tensor) -> list[Tensor]:
+    whole = torch.zeros(2, 3)
+    whole[0].normal_()
+    whole[1].bernoulli_(0.5)
+    whole += torch.rand(3)
+    return [whole * x, y]
+
+
+def a_write_read_by_a_write(x: Tensor, y: Tensor) -> list[Tensor]:
+    a, b = x * 2, y.clone()
+    b.add_(a)
+    a.copy_(b)
+    b[1:].sub_(a[:2])
+    return [a.mul_(b), b, x.sub_(a), y]
+
+
+VIEWS = [slices_of_one, flat_and_square, views_of_inputs, drawn_into_a_part, a_write_read_by_a_write]
+
+
+@pytest.mark.parametrize("program", VIEWS)
+def test_writes_into_views(program: Callable[..., list[Tensor]]) -> None:
+    module = traced(program, X, Y)
+    before = results(module, X, Y, seed=5)
+    assert apply("functionalise", module)
+    assert equal(results(module, X, Y, seed=5), before)
+
+
+def test_what_touches_no_written_memory_stays() -> None:
+    """Only the nodes that touch it are traced: the others are the very same, in their order."""
+
+    def program(x: Tensor, y: Tensor) -> list[Tensor]:
+        apart = (x.sin() * y).exp()
+        whole = torch.cat([x, y])
+        whole[2:4] += apart[0]
+        return [apart.log() + whole.sum(), apart.cos()]
+
+    module = traced(program, X, Y)
+    before = results(module, X, Y)
+    names = ("sin", "mul", "exp", "log", "cos")
+    kept = [node for node in module.graph.nodes if node.name in names]
+    assert apply("functionalise", module)
+    assert [node for node in module.graph.nodes if node.name in names] == kept
+    assert equal(results(module, X, Y), before)
+
+
+def test_an_update_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(weight: Tensor, mean: Tensor, gradient: Tensor, count: Tensor) -> list[Tensor]:
+        count += 1
+        mean.lerp_(gradient, 0.1)
+        weight.addcdiv_(mean, (1 - 0.9**count).sqrt(), value=-0.1)
+        return [weight.sum()]
+
+    inputs = [X, Y, X * Y, torch.tensor(2.0)]
+    module = traced(update, *inputs)
+    before = results(module, *inputs)
+    monkeypatch.delattr("sgc.emit.rewrites.functionalise.trace_fake")
+    assert apply("functionalise", module)
+    assert equal(results(module, *inputs), before)

@@ -26,6 +26,13 @@ REMOVED: dict[str, Callable[[Tensor], Tensor]] = {
     "slice": lambda x: torch.ops.aten.slice.Tensor(x, 1, 0, 3),
     "clone": lambda x: x.clone(),
     "a literal one": lambda x: x * torch.tensor(1.0),
+    "a view of a view": lambda x: x.view(3, 2).view(6).view(2, 3),
+    "rows written back": lambda x: torch.slice_scatter(x, x[1:], 0, 1, 9223372036854775807),
+    "a row written back": lambda x: torch.select_scatter(x, x.select(1, 2), 1, 2),
+    "a diagonal written back": lambda x: torch.diagonal_scatter(x, x.diagonal(1).clone(), 1),
+    "written back into a view": lambda x: torch.slice_scatter(
+        x.view(6), torch.ops.aten.slice.Tensor(x.view(6), 0, 0, 6, 2), 0, 0, 6, 2
+    ).view(2, 3),
 }
 
 
@@ -45,6 +52,9 @@ KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "times zero": lambda x: x * 0.0,
     "zero minus": lambda x: 0.0 - x,
     "one to the": lambda x: 1.0**x,
+    "other rows written": lambda x: torch.slice_scatter(x, x[:1], 0, 1, 2),
+    "rows written of something else": lambda x: torch.slice_scatter(x, x.exp()[1:], 0, 1, 2),
+    "a view of a part": lambda x: x.view(6)[:3].view(1, 3),
     "another shape": lambda x: x * torch.ones(2, 2, 1),
     "another dtype": lambda x: x * torch.ones((2, 3), dtype=torch.float64),
     "other strides": lambda x: x.t().contiguous(),

@@ -1,9 +1,9 @@
 """Keeps Inductor's table of the types that operators give, instead of making it for each operator.
 
-Inductor (torch 2.11 to 2.13) has one object that knows the type of each operator's result, and asks for it by its class,
-whose ``__init__`` fills the table anew each time: a third of a millisecond for each operator of a kernel, a twentieth of
-the time to generate a program. There is no option for it; ``__init__`` is replaced while a program is generated, by one
-that fills the table once. What it is made of does not change meanwhile.
+Inductor (torch 2.11 to 2.13) has one object that knows the type of each operator's result, and asks for it by its
+class, whose ``__init__`` fills the table anew each time: a third of a millisecond for each operator of a kernel, a
+twentieth of the time to generate a program. There is no option for it; ``__init__`` is replaced while a program is
+generated, by one that fills the table once. What it is made of does not change meanwhile.
 """
 
 from __future__ import annotations
