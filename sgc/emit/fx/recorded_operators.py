@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import snapshot_fake
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import map_aggregate
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -39,10 +40,10 @@ def record(function: Callable[..., Any], examples: Sequence[Tensor]) -> fx.Graph
         allow_fallback_kernels=True, allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True
     )
     recorder = _Recorder(mode)
-    inputs = [recorder.input(*named) for named in zip(_names(function, len(examples)), examples, strict=True)]
     caches_casts = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # it would give tensors of which no operator is recorded
     try:
+        inputs = [recorder.input(*named) for named in zip(_names(function, len(examples)), examples, strict=True)]
         with mode, recorder:
             results = function(*inputs)
         return recorder.module(results)
@@ -71,6 +72,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, mode: FakeTensorMode) -> None:
         super().__init__()
         self._mode = mode
+        self._fakes = _FakeResults(mode)
         self._graph = fx.Graph()
         self._nodes: dict[int, fx.Node] = {}
         self._held: list[Tensor] = []  # so that no other tensor takes the identity of one that is known
@@ -109,7 +111,7 @@ class _Recorder(TorchDispatchMode):
             func = _aten.lift_fresh_copy.default
         operands = tuple(map(self._argument, args))
         options = {name: self._argument(value) for name, value in kwargs.items()}
-        result = func(*args, **kwargs)
+        result = self._fakes.computed(func, args, kwargs)
         node = self._graph.create_node("call_function", func, operands, options, name=func.overloadpacket.__name__)
         if _needs_strides(func):  # Inductor gives such an operator operands that lie in memory as these
             node.meta["eager_input_vals"] = map_aggregate((node.args, node.kwargs), _value_of)
@@ -135,6 +137,8 @@ class _Recorder(TorchDispatchMode):
         """An argument of an operator, with nodes for tensors."""
         if isinstance(value, Tensor):
             return self._node_of(value)
+        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            raise _NotRecorded
         return [self._argument(part) for part in value] if isinstance(value, (list, tuple)) else value
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
@@ -149,6 +153,76 @@ class _Recorder(TorchDispatchMode):
         node = self._graph.get_attr(self._attribute_names[id(tensor)])
         node.meta["val"] = self._mode.from_tensor(tensor, static_shapes=True)
         return node
+
+
+class _FakeResults:
+    """Computes operators on fake tensors, each kind of call once: programs make the same calls again and again.
+
+    Torch keeps what it has computed too, but takes longer to look it up than the operator would.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._known: dict[Any, tuple[Any, ...]] = {}
+
+    def computed(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
+        """The result of an operator."""
+        key = None
+        if _makes_one_tensor(func):
+            try:
+                key = func, _key(args), _key(tuple(kwargs.items()))
+            except _NoKey:
+                key = None
+        known = self._known.get(key) if key is not None else None
+        if known is not None:
+            shape, strides, dtype, device = known
+            with no_dispatch():
+                memory = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+                return FakeTensor(self._mode, memory, device)
+        result = func(*args, **kwargs)
+        if key is not None and _is_new(result, args):
+            self._known[key] = (*_key(result)[:3], result.fake_device)
+        return result
+
+
+class _NoKey(Exception):
+    """Something that a call depends on has no key."""
+
+
+def _key(value: Any) -> Any:
+    """Equal for arguments with which an operator gives results that are alike."""
+    if isinstance(value, FakeTensor):
+        if value.layout is not torch.strided or value.is_complex() or value.constant is not None:
+            raise _NoKey
+        return value.shape, value.stride(), value.dtype, value.fake_device
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_key, value))
+    if not isinstance(value, _PLAIN):
+        raise _NoKey
+    return type(value), value
+
+
+_PLAIN = (int, float, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
+
+
+def _is_new(result: Any, args: Any) -> bool:
+    """Whether the result of an operator is a tensor with memory of its own, of which nothing else is to be known."""
+    if not isinstance(result, FakeTensor) or result.layout is not torch.strided or result.is_complex():
+        return False
+    if any(type(size) is not int for size in result.shape) or result.storage_offset() or result.constant is not None:
+        return False
+    memory = result.untyped_storage()._cdata
+    used = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    return all(tensor.untyped_storage()._cdata != memory for tensor in used)
+
+
+@cache
+def _makes_one_tensor(func: OpOverload) -> bool:
+    """Whether an operator of torch gives one tensor, writes nothing, and does not say that it gives a view."""
+    schema = func._schema
+    one = len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor"
+    plain = one and schema.returns[0].alias_info is None and not schema.is_mutable
+    return plain and func.namespace in ("aten", "prims") and func is not _aten.lift_fresh_copy.default
 
 
 _UNKNOWN = {torch.Tag.data_dependent_output, torch.Tag.inplace_view}
