@@ -37,6 +37,7 @@ _DATES = (datetime.date, datetime.datetime)
 _OF_DATES = frozenset(("now", "utcnow", "today"))
 _TIMED: CodeType = uuid.uuid1.__code__
 _VARIABLE: CodeType = type(os.environ).__getitem__.__code__
+_RANDOM_BYTES = os.urandom
 _FROM_OUTSIDE = "read it outside of model and guide and pass what it gives as an argument, as a tensor"
 
 
@@ -55,6 +56,7 @@ class ExternalReads:
         self._files: list[tuple[Any, SourceLine | None]] = []
         self._refused: CaptureError | None = None
         self._thread = threading.get_ident()
+        self._passed_over: dict[int, CodeType] = {}  # by identity: to hash code takes long
 
     def refuse(self) -> None:
         """Raise the error for a refused read, in case the program has caught it."""
@@ -118,28 +120,48 @@ class ExternalReads:
         raise error
 
     def _profile(self, frame: FrameType, event: str, called: Any) -> None:
+        # Called for whatever Python calls: what libraries do among themselves must be passed over at once.
         if event == "call":
-            if frame.f_code is _VARIABLE and is_asked_by_program(frame.f_back):
-                self.variables[frame.f_locals["key"]] = None
-            elif frame.f_code is _TIMED and is_asked_by_program(frame.f_back):
-                self._refuse("makes a uuid", _FROM_OUTSIDE)
+            code = frame.f_code
+            if id(code) in self._passed_over:
+                return
+            if code is _VARIABLE:
+                if is_asked_by_program(frame.f_back):
+                    self.variables[frame.f_locals["key"]] = None
+            elif code is _TIMED:
+                if is_asked_by_program(frame.f_back):
+                    self._refuse("makes a uuid", _FROM_OUTSIDE)
             elif belongs_to_user(frame):
-                self.codes.add(frame.f_code)
+                self.codes.add(code)
+            else:
+                self._pass_over(code)
         elif event == "c_call":
-            if called is os.urandom and is_asked_by_program(frame):
-                self._refuse(
-                    "asks for random bytes of the system (os.urandom, uuid, secrets, a numpy generator that is made "
-                    "without a seed, numpy.random.RandomState with one too)",
-                    _FROM_OUTSIDE,
-                )
-            elif belongs_to_user(frame) and not is_installed(frame):
-                if called in _CLOCKS:
-                    self._refuse(f"reads a clock (time.{called.__name__})", _FROM_OUTSIDE)
-                holder = getattr(called, "__self__", None)
-                if isinstance(holder, type) and issubclass(holder, _DATES) and called.__name__ in _OF_DATES:
-                    self._refuse(f"reads a clock ({holder.__name__}.{called.__name__})", _FROM_OUTSIDE)
-                if isinstance(holder, contextvars.ContextVar) and called.__name__ == "get":
-                    self.contexts[id(holder)] = holder
+            if called is _RANDOM_BYTES:
+                if is_asked_by_program(frame):
+                    self._refuse(
+                        "asks for random bytes of the system (os.urandom, uuid, secrets, a numpy generator that is "
+                        "made without a seed, numpy.random.RandomState with one too)",
+                        _FROM_OUTSIDE,
+                    )
+            elif id(frame.f_code) not in self._passed_over:
+                self._look_at_call(frame, called)
+
+    def _look_at_call(self, frame: FrameType, called: Any) -> None:
+        if not belongs_to_user(frame):
+            self._pass_over(frame.f_code)
+        elif not is_installed(frame):
+            if called in _CLOCKS:
+                self._refuse(f"reads a clock (time.{called.__name__})", _FROM_OUTSIDE)
+            holder = getattr(called, "__self__", None)
+            if isinstance(holder, type) and issubclass(holder, _DATES) and called.__name__ in _OF_DATES:
+                self._refuse(f"reads a clock ({holder.__name__}.{called.__name__})", _FROM_OUTSIDE)
+            if isinstance(holder, contextvars.ContextVar) and called.__name__ == "get":
+                self.contexts[id(holder)] = holder
+
+    def _pass_over(self, code: CodeType) -> None:
+        """Look at this code of a library no more, unless its name says nothing of whose it is."""
+        if code is not _VARIABLE and code is not _TIMED and code.co_filename != "<string>":
+            self._passed_over[id(code)] = code
 
 
 @contextmanager
