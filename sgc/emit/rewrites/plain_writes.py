@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from sgc.emit.fx.purity import is_view
-from sgc.emit.fx.rewriting import fake_mode_of, insert, is_functional, same_kind, tensor_of, value_of, writes
+from sgc.emit.fx.rewriting import fake_mode_of, insert, is_functional, is_static, same_kind, tensor_of, writes
 from sgc.graph.effects import storages, written_storages
 from sgc.graph.meta_keys import inherit
 
@@ -71,13 +71,18 @@ def _groups(graph: fx.Graph) -> dict[int, list[fx.Node]]:
 def _written_values(nodes: list[fx.Node]) -> dict[fx.Node, Tensor] | None:
     """What each write would give if it were functional; None if some node is another tensor, or cannot be so."""
     owner, *others = nodes
-    if tensor_of(owner) is None or owner.op == "get_attr" or writes(owner):
+    memory = tensor_of(owner)
+    if memory is None or not is_static(memory) or owner.op == "get_attr" or writes(owner):
         return None
-    memory = value_of(owner)
     values: dict[fx.Node, Tensor] = {}
     for node in others:
         held = tensor_of(node)
-        if held is None or not same_kind(held, memory) or held.storage_offset() != memory.storage_offset():
+        if (
+            held is None
+            or not is_static(held)
+            or not same_kind(held, memory)
+            or held.storage_offset() != memory.storage_offset()
+        ):
             return None
         if _is_write_into(node, nodes):
             value = _functional_value(node, owner)
