@@ -20,7 +20,7 @@ from sgc.tracing.source import warn
 from sgc.training.bound_step import Bound
 from sgc.training.hindrances import UNTRACEABLE, reason_of, unheld
 from sgc.training.optimizers.members import Member, obstacle
-from sgc.training.optimizers.shadows import OwnSchedule, Uninitialised
+from sgc.training.optimizers.shadows import OwnSchedule, Uninitialised, own_schedules
 from sgc.training.optimizers.update import Update
 
 _MOVING = frozenset({"lr"})
@@ -136,6 +136,7 @@ class CompiledSteps:
         parameters: list[Tensor],
     ) -> tuple[Update, BuiltStep] | None:
         """The optimizers' update and the step with it, traced with as many inputs as it takes; None if it cannot be."""
+        OwnSchedule(own_schedules(members)).keep_as_tensors(members)
         while True:
             update = Update(members, parameters, self._moving)
             if any(known is specialization and s == update.signature for known, s in self._untraceable):

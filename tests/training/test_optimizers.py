@@ -15,6 +15,7 @@ from pyro.optim import dct_adam
 from torch import Tensor
 
 import sgc
+from sgc.emit.train_step import emit_step
 from sgc.errors import ArgumentError, OptimizerError, StandInWarning
 from tests.training.programs import DATA, adam, fresh, is_compiled, make_svi, train, values
 
@@ -63,6 +64,21 @@ def test_the_numbers_are_those_of_the_optimizer(make: Make, uncompiled: None) ->
     assert is_compiled(svi)
     assert ours == pytest.approx(losses, rel=1e-5)
     close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["ClippedAdam", "DCTAdam", "Pyro's Adam", "Adam"])
+def test_a_step_is_traced_once(name: str, uncompiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the optimizer schedules its own rate, which is an input then."""
+    traces: list[object] = []
+
+    def counted(*args: Any) -> Any:
+        traces.append(args)
+        return emit_step(*args)
+
+    monkeypatch.setattr("sgc.runtime.compiler.emit_step", counted)
+    *_, svi = train(TRACED[name](), STEPS, "inductor")
+    assert is_compiled(svi)
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(("make", "text"), UNTRACED.values(), ids=UNTRACED.keys())

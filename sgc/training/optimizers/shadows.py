@@ -37,6 +37,33 @@ class OwnSchedule(Exception):
                         group[key] = torch.tensor(float(group[key]), dtype=torch.float64, device=device)
 
 
+def own_schedules(members: Sequence[Member]) -> set[str]:
+    """The numbers among hyperparameters that optimizers change in each step, whatever the gradients.
+
+    Asked of copies without parameters, so that no step is traced in vain. One that takes no step without parameters, or
+    looks at them for its schedule, raises :class:`OwnSchedule` where it is traced.
+    """
+    keys: set[str] = set()
+    for optimizer in (member.optimizer for member in members):
+        if type(optimizer).__module__.startswith("torch."):
+            continue  # torch leaves schedules to schedulers
+        copied = object.__new__(type(optimizer))
+        copied.__dict__.update(optimizer.__dict__)
+        copied.state = defaultdict(dict)
+        numbers = [
+            {key: value for key, value in group.items() if not isinstance(value, Tensor)}
+            for group in optimizer.param_groups
+        ]
+        copied.param_groups = [{**group, "params": []} for group in numbers]
+        try:
+            unhooked_step(optimizer)(copied)
+        except Exception:  # whatever it says of what is left out
+            continue
+        for group, stepped in zip(numbers, copied.param_groups, strict=True):
+            keys |= {key for key, value in group.items() if is_number(value) and stepped.get(key) is not value}
+    return keys
+
+
 @dataclass(frozen=True)
 class Slot:
     """A tensor that an optimizer keeps, and the dictionary that holds it: a group of parameters, or one's state."""
