@@ -16,7 +16,8 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 
 from sgc.config import Rng
-from sgc.emit.fx.lazy_modules import graph_module, trace_fake
+from sgc.emit.fx.lazy_modules import graph_module
+from sgc.emit.fx.recorded_operators import record
 from sgc.emit.fx.rewriting import attribute, mark_literal
 from sgc.emit.rewrites.batching.agenda import Agenda
 from sgc.emit.rewrites.batching.execute import Execution, pack
@@ -88,7 +89,7 @@ def _execute(module: fx.GraphModule, steps: list[list[fx.Node]]) -> fx.GraphModu
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         examples = [_like(node) for node in placeholders]
-    made = trace_fake(run, examples)
+    made = record(run, examples)
     for node, original in zip(made.graph.find_nodes(op="placeholder"), placeholders, strict=True):
         node.meta = {**original.meta, "val": node.meta["val"]}
     for node in made.graph.find_nodes(op="call_function", target=aten.lift_fresh_copy.default):
