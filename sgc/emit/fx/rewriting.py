@@ -177,6 +177,16 @@ def is_final_copy(node: fx.Node) -> bool:
     return isinstance(destination, fx.Node) and destination.op == "placeholder"
 
 
+def final_copies(graph: fx.Graph) -> list[fx.Node]:
+    """The copies into inputs that come after everything else."""
+    final: list[fx.Node] = []
+    for node in reversed(graph.nodes):
+        if node.op != "output" and not is_final_copy(node):
+            break
+        final.append(node)
+    return final[:0:-1]
+
+
 def breaches(graph: fx.Graph) -> Iterator[str]:
     """Each way in which a graph is not functional: a write, other than copies into inputs after everything else."""
     ended = False

@@ -26,6 +26,7 @@ from sgc.emit.fx.lazy_modules import trace_fake
 from sgc.emit.fx.rewriting import (
     attribute,
     depends_on_data,
+    final_copies,
     insert,
     is_functional,
     results_of,
@@ -103,12 +104,14 @@ def _touched(graph: fx.Graph) -> set[fx.Node]:
     outside = [node for node in graph.nodes if node.op == "output" or node.target is _CHECK]
     if not dense or depends_on_data(graph):
         return set(graph.nodes).difference(outside)
-    written = written_storages(graph.nodes)
+    final = set(final_copies(graph))
+    written = written_storages(node for node in graph.nodes if node not in final)
     touched: set[fx.Node] = set()
     for node in graph.nodes:
         used = node.all_input_nodes
         part_of_touched = node.target is operator.getitem and used[0] in touched
-        if part_of_touched or writes(node) or any(known[each] & written for each in (node, *used)):
+        writes_now = node not in final and bool(writes(node))
+        if part_of_touched or writes_now or any(known[each] & written for each in (node, *used)):
             touched.add(node)
     touched.difference_update(outside)
     for node in reversed(graph.nodes):  # a list of tensors is given as what makes it
@@ -178,6 +181,7 @@ def _insert(traced: fx.Graph, part: _Part, origins: dict[str, fx.Node]) -> dict[
     copies = dict(zip(traced.find_nodes(op="placeholder"), part.given, strict=True))
     places = _places(traced, part, origins)
     last = {place: node for node, place in places.items()}
+    final = final_copies(graph)
     for node, place in places.items():
         args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
         stands_for = last[place] is node
@@ -185,7 +189,7 @@ def _insert(traced: fx.Graph, part: _Part, origins: dict[str, fx.Node]) -> dict[
             place.args, place.kwargs = args, kwargs
             copies[node] = copies[place] = place
         else:
-            with graph.inserting_before(place):
+            with graph.inserting_before(final[0] if place in final else place):
                 name = place.name.rstrip("_") if stands_for else node.name
                 copies[node] = graph.create_node("call_function", node.target, args, kwargs, name=name)
             inherit(copies[node], place)

@@ -14,7 +14,16 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from sgc.emit.fx.purity import is_view
-from sgc.emit.fx.rewriting import fake_mode_of, insert, is_functional, is_static, same_kind, tensor_of, writes
+from sgc.emit.fx.rewriting import (
+    fake_mode_of,
+    final_copies,
+    insert,
+    is_functional,
+    is_static,
+    same_kind,
+    tensor_of,
+    writes,
+)
 from sgc.graph.effects import storages, written_storages
 from sgc.graph.meta_keys import inherit
 
@@ -34,6 +43,7 @@ def replace_plain_writes(graph: fx.Graph) -> bool:
     groups = _groups(graph)
     values = {storage: written for storage, nodes in groups.items() if (written := _written_values(nodes)) is not None}
     current = {storage: groups[storage][0] for storage in values}
+    final = final_copies(graph)
     storage_of = {node: storage for storage in values for node in groups[storage]}
     for node in list(graph.nodes):
         for used in node.all_input_nodes:
@@ -43,7 +53,7 @@ def replace_plain_writes(graph: fx.Graph) -> bool:
         if storage is not None and node in values[storage]:
             functional = _functional_form(node.target)
             assert functional is not None
-            with graph.inserting_before(node):
+            with graph.inserting_before(final[0] if node in final else node):
                 name = functional.overloadpacket.__name__
                 made = graph.create_node("call_function", functional, node.args, node.kwargs, name=name)
             made.meta["val"] = values[storage][node]
@@ -60,7 +70,8 @@ def replace_plain_writes(graph: fx.Graph) -> bool:
 
 def _groups(graph: fx.Graph) -> dict[int, list[fx.Node]]:
     """The nodes that hold memory which is written, by that memory, in their order."""
-    written = written_storages(graph.nodes)
+    final = set(final_copies(graph))
+    written = written_storages(node for node in graph.nodes if node not in final)
     groups: dict[int, list[fx.Node]] = {}
     for node in graph.nodes:
         for storage in storages(node) & written:

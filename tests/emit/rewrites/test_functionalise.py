@@ -322,3 +322,22 @@ def test_an_update_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("sgc.emit.rewrites.functionalise.trace_fake")
     assert apply("functionalise", module)
     assert equal(results(module, *inputs), before)
+
+
+def test_copies_at_the_end_are_no_writes() -> None:
+    """They stay the same nodes, whatever else is written: into memory of its own, or into views."""
+
+    def program(x: Tensor, y: Tensor) -> list[Tensor]:
+        noise = torch.empty(3).normal_()
+        part = torch.zeros(3)
+        part[1:] += x[:2]
+        x.copy_(y.view(3, 1)[:, 0] + part)
+        y.copy_(noise)
+        return [noise * 2.0]
+
+    module = traced(program, X, Y)
+    before = results(module, X, Y, seed=1)
+    kept = module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default)[-2:]
+    assert apply("functionalise", module)
+    assert module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default) == kept
+    assert equal(results(module, X, Y, seed=1), before)
