@@ -331,9 +331,10 @@ def test_copies_at_the_end_are_no_writes() -> None:
         noise = torch.empty(3).normal_()
         part = torch.zeros(3)
         part[1:] += x[:2]
-        x.copy_(y.view(3, 1)[:, 0] + part)
+        result, moved = noise * 2.0, y.view(3, 1)[:, 0] + part
+        x.copy_(moved)
         y.copy_(noise)
-        return [noise * 2.0]
+        return [result]
 
     module = traced(program, X, Y)
     before = results(module, X, Y, seed=1)
