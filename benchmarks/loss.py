@@ -34,7 +34,7 @@ def calls(name: str) -> dict[str, Callable[[], Any]]:
     workload = make(entry.family, entry.sizes)
     model, guide = workload.pyro()
     data = tuple(torch.tensor(array) for array in workload.data)
-    loss_module = sgc.compile(model, guide).initialize(*data)
+    loss_module = sgc.compile(model, guide, wait=True).initialize(*data)
     parameters = list(loss_module.parameters())
     eager, jit = TraceGraph_ELBO(), JitTraceGraph_ELBO(ignore_jit_warnings=True)
     losses: dict[str, Callable[[], Any]] = {

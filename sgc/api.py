@@ -24,6 +24,7 @@ def compile(
     cache_size: int = 16,
     validate: bool | None = None,
     dynamic: Literal["error", "speculate"] = "error",
+    wait: bool | None = None,
 ) -> LossModule:
     """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
 
@@ -48,6 +49,10 @@ def compile(
     :param dynamic: how a branch on a sample is taken: ``"error"`` raises; ``"speculate"`` assumes that it goes as in
         the call that is captured, checks that at each call, and lets eager Pyro make a call where it does not, with the
         same random numbers. It implies ``rng="torch"``.
+    :param wait: whether calls wait for Inductor. If not, the first ones run the graph that is compiled operator by
+        operator, with the same random numbers, while another process compiles it; from which call on it is the compiled
+        one depends on the machine, and the results differ by rounding. ``None`` does not wait on a CPU of two cores or
+        more, unless ``torch.use_deterministic_algorithms`` or the environment variable ``SGC_WAIT`` ask for it.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """
@@ -63,6 +68,7 @@ def compile(
         cache_size,
         validate,
         speculate,
+        wait,
     )
     return LossModule(model, guide, options)
 

@@ -24,6 +24,7 @@ class Options:
     cache_size: int = 16
     validate: bool | None = None
     speculate: bool = False
+    wait: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -38,6 +39,8 @@ class Options:
             raise ArgumentError(f"rng must be one of {get_args(Rng)}, not {self.rng!r}")
         if self.validate not in (None, True, False):
             raise ArgumentError(f"validate must be True, False or None, not {self.validate!r}")
+        if self.wait not in (None, True, False):
+            raise ArgumentError(f"wait must be True, False or None, not {self.wait!r}")
         if self.speculate and self.rng != "torch":
             raise ArgumentError('what is speculated needs rng="torch": where it fails, Pyro takes the same numbers')
         if self.cache_size < 1:

@@ -144,7 +144,7 @@ def _failure(backend: str) -> str:
     with warnings.catch_warnings(), pyro.get_param_store().scope(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         try:
-            module = sgc.compile(_model, _guide, backend=backend, rng="torch").initialize(data)
+            module = sgc.compile(_model, _guide, backend=backend, rng="torch", wait=True).initialize(data)
             pyro.set_rng_seed(0)
             loss = module(data)
             loss.backward()

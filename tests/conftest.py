@@ -9,6 +9,8 @@ import pyro
 import pytest
 import torch
 
+os.environ.setdefault("SGC_WAIT", "1")  # what is compiled is what is tested, at the same step each time
+
 if "SGC_TEST_DEVICE" in os.environ:
     torch.set_default_device(os.environ["SGC_TEST_DEVICE"])  # before any test module makes a tensor
     torch.backends.cudnn.allow_tf32 = False  # what is compared is float32

@@ -37,7 +37,16 @@ _OF_PYROS = (
 """Methods by which a subclass of Pyro's own changes what it computes."""
 
 
-_SETTINGS = ("num_particles", "vectorize_particles", "max_plate_nesting", "backend", "rng", "dynamic", "validate")
+_SETTINGS = (
+    "num_particles",
+    "vectorize_particles",
+    "max_plate_nesting",
+    "backend",
+    "rng",
+    "dynamic",
+    "validate",
+    "wait",
+)
 """Attributes that a user may change between two calls."""
 
 
@@ -63,6 +72,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         make the calls where it does not; it implies ``rng="torch"``, and raises for all else.
     :param validate: whether the compiled program checks parameters and values as Pyro's validation does: ``None``
         (default) as Pyro's switch says, ``True`` and ``False`` whatever it says.
+    :param wait: whether calls wait for Inductor (:func:`sgc.compile`), where it compiles.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
 
@@ -86,6 +96,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         rng: Rng = "torch",
         dynamic: Dynamic = "error",
         validate: bool | None = None,
+        wait: bool | None = None,
     ) -> None:
         super().__init__(
             num_particles,
@@ -105,6 +116,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
         self.rng = rng
         self.dynamic = dynamic
         self.validate = validate
+        self.wait = wait
         self._compiled: list[CompiledELBO] = []
         self._given: tuple[Any, ...] = ()
         self._current: Settings
@@ -223,6 +235,7 @@ class TraceGraph_ELBO(pyro.infer.tracegraph_elbo.TraceGraph_ELBO):
             rng="torch" if self.dynamic == "speculate" else self.rng,
             validate=self.validate,
             speculate=self.dynamic == "speculate",
+            wait=self.wait,
         )
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
 

@@ -49,6 +49,8 @@ class SVI(pyro.infer.SVI):
         :class:`sgc.infer.TraceGraph_ELBO` that compiles with Inductor at once. Any other ELBO, and a subclass with a
         ``loss_and_grads`` of its own, is stepped as by Pyro, with a :class:`sgc.errors.StandInWarning`.
     :param loss_and_grads: as in Pyro, for a ``loss`` that is a function.
+    :param wait: whether steps wait for Inductor (:func:`sgc.compile`), where no ``loss`` is given; a loss has an option
+        of its own.
     :raises sgc.errors.OptimizerError: if ``optim`` is none of these, or not Pyro's while the loss is not compiled.
     """
 
@@ -59,9 +61,13 @@ class SVI(pyro.infer.SVI):
         optim: PyroOptim | Optimizer | Factory,
         loss: ELBO | Callable[..., Any] | None = None,
         loss_and_grads: Callable[..., Any] | None = None,
+        *,
+        wait: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        loss = TraceGraph_ELBO(backend="inductor", rng="fast") if loss is None else loss
+        if loss is not None and wait is not None:
+            raise ArgumentError("wait is for the loss that SVI makes itself", remedy="pass it to the loss")
+        loss = TraceGraph_ELBO(backend="inductor", rng="fast", wait=wait) if loss is None else loss
         self._elbo = compiled_elbo(loss)
         self._loop: Loop | None = None
         self._shown_loss = shown(loss)

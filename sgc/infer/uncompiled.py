@@ -87,3 +87,6 @@ class PyroSteps:
 
     def data_size(self) -> None:
         return None
+
+    def runs_uncompiled(self) -> bool:
+        return False

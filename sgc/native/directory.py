@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 from functools import cache
+from pathlib import Path
 
 from sgc.errors import CacheWarning
 
@@ -31,6 +32,27 @@ def make_directory() -> None:
             CacheWarning,
             stacklevel=2,
         )
+
+
+def cache_directory() -> str:
+    """Where what is compiled is kept: what the user has chosen, or torch's own choice."""
+    try:
+        return os.path.abspath(os.environ.get(_VARIABLE) or _usual())
+    except (KeyError, OSError):  # the user has no name
+        return os.path.join(tempfile.gettempdir(), "torchinductor_sgc")
+
+
+def kept(name: str) -> Path:
+    """A file of sgc's own, beside what Inductor keeps."""
+    return Path(cache_directory(), "sgc", name)
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """Write a file that nobody sees half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def _usual() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from sgc.runtime.validity import Trial
 
 
+class Change(Protocol):
+    """How a program changes over to what another process has compiled."""
+
+    def is_due(self) -> bool:
+        """Whether the other process is done; asked at each call."""
+        ...
+
+    def made(self, before: Compiled, tensors: list[Tensor]) -> Compiled:
+        """What takes the place of what has run until now, for inputs like these."""
+        ...
+
+
 @dataclass
 class Compiled:
     """A runnable, for which of its inputs it returns gradients, and how its module was rewritten.
@@ -26,7 +38,8 @@ class Compiled:
     ``calls`` counts those of the loss module, not what :meth:`LossModule.verify` runs.
     ``separate`` says whether each gradient has memory of its own, once it has run. ``owned`` are those of
     ``gradient_of`` that calls do not bring; ``trained`` are the identities of the tensors that they were in the latest
-    call, and ``references`` weak ones to these.
+    call, and ``references`` weak ones to these. ``change`` is there while the runnable is a graph run operator by
+    operator, which another process compiles.
     """
 
     run: Runner
@@ -37,6 +50,7 @@ class Compiled:
     owned: tuple[int, ...] = ()
     trained: list[int] = field(default_factory=list)
     references: list[weakref.ref[Tensor]] = field(default_factory=list)
+    change: Change | None = None
 
     def __str__(self) -> str:
         gradients, calls = _counted(len(self.gradient_of), "gradient"), _counted(self.calls, "time")

@@ -21,7 +21,7 @@ from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.misses import Misses
 from sgc.runtime.restore_on_error import state_restored_on_error
-from sgc.runtime.specialization import SizesNeededError, Specialization
+from sgc.runtime.specialization import FIRST_CALL, OTHER_BRANCHES, SizesNeededError, Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
 from sgc.runtime.view.module_view import Showing
 from sgc.tracing.program_call import ProgramCall
@@ -102,7 +102,7 @@ class Choosing(Showing):
                 reason = self._specializations[-1].miss(call)
             if reason is not None:
                 self._note_miss(reason)
-            return self._specialize(program, call, run)
+            return self._specialize(program, call, run, str(reason or FIRST_CALL))
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:
@@ -128,9 +128,12 @@ class Choosing(Showing):
         self._adopt(run)
         return run
 
-    def _specialize(self, program: ProgramCall, call: Call, run: PrototypeRun) -> tuple[Specialization, list[Tensor]]:
+    def _specialize(
+        self, program: ProgramCall, call: Call, run: PrototypeRun, reason: str
+    ) -> tuple[Specialization, list[Tensor]]:
         try:
             specialization = specialize(program, call, run, self._specializations)
+            specialization.reason = reason
             self._tell_of_idle_baselines(specialization)
         except BaseException:
             run.empty_again()
@@ -151,7 +154,7 @@ class Choosing(Showing):
         """Capture anew for a call, with the branches on samples that it takes from the present random state on."""
         with self._capturing():
             program = self._program_of(call)
-            return self._specialize(program, call, self._run_prototype(program))[0]
+            return self._specialize(program, call, self._run_prototype(program), OTHER_BRANCHES)[0]
 
     def _close_sizes(self, error: SizesNeededError) -> None:
         """Let a program have the sizes of each call from now on, in the place of a version that left them open."""

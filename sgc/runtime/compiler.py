@@ -15,6 +15,7 @@ first asked for. A :class:`~sgc.runtime.specialization.Specialization` keeps wha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from sgc.emit.backends.protocol import Backend, StepBackend
 from sgc.emit.backends.registry import backend_of
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.emitter import emit_surrogate
+from sgc.emit.inductor.apart.uncompiled_graphs import operator_by_operator
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import emit_particle_loop
 from sgc.emit.rollback import rolled_back_if_invalid
@@ -35,18 +37,15 @@ from sgc.native import library
 from sgc.passes.pipeline import run_passes
 from sgc.passes.site_plan import make_plan
 from sgc.runtime.autograd import Compiled
+from sgc.runtime.beside import begun, beside, told, usable
+from sgc.runtime.change_over import ChangeOver, built_here, repeated
 from sgc.runtime.checked_capture import capture_checked, guards_of
+from sgc.runtime.compiling import compiling
 from sgc.runtime.generated_sources import forget_with, known_sources
-from sgc.runtime.particles import Repeated
 from sgc.runtime.program_text import Rewritten
-from sgc.runtime.residue.leaked_tensors import without_leaks_into
 from sgc.runtime.specialization import SizesNeededError, Specialization
-from sgc.runtime.turns import capturing
-from sgc.tracing.leaves.autograd_functions import own_functions
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun
-from sgc.tracing.python.garbage import rarely_collected
-from sgc.tracing.state.random_state import random_state, restore_random_state
 
 
 def specialize(
@@ -75,7 +74,7 @@ def differentiate_loss(specialization: Specialization, tensors: list[Tensor]) ->
     :param tensors: those that the emitted module takes.
     """
     if specialization.differentiated is None:
-        with _compiling(specialization), _any_size(specialization):
+        with compiling(specialization), _any_size(specialization):
             wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
             module = _before_gradient(specialization, specialization.emitted.module)
             specialization.differentiated = differentiate(module, specialization.examples(tensors), wanted)
@@ -88,22 +87,38 @@ def _before_gradient(specialization: Specialization, module: fx.GraphModule) -> 
 
 
 def compile_loss(
-    specialization: Specialization, tensors: list[Tensor], *, with_gradient: bool, backend: Backend
+    specialization: Specialization,
+    tensors: list[Tensor],
+    *,
+    with_gradient: bool,
+    backend: Backend,
+    wait: bool = False,
 ) -> Compiled:
-    """What computes loss and gradients, or the loss alone, on a backend; made once."""
+    """What computes loss and gradients, or the loss alone, on a backend; made once.
+
+    Where another process compiles it, it runs operator by operator until that is done.
+
+    :param wait: whether to wait for that.
+    """
     key = with_gradient, backend
-    if key not in specialization.compiled:
-        specialization.compiled[key] = _compile(specialization, tensors, with_gradient, backend)
-    return specialization.compiled[key]
+    compiled = specialization.compiled.get(key)
+    if compiled is None:
+        compiled = specialization.compiled[key] = _compile(specialization, tensors, with_gradient, backend)
+    while wait and compiled.change is not None and not compiled.change.is_due():
+        time.sleep(_PAUSE)
+    if compiled.change is not None and compiled.change.is_due():
+        compiled = specialization.compiled[key] = compiled.change.made(compiled, tensors)
+    return compiled
 
 
 def _compile(specialization: Specialization, tensors: list[Tensor], with_gradient: bool, backend: Backend) -> Compiled:
-    options = specialization.options
-    if backend.needs_compiler:
+    options, what = specialization.options, _LOSS if with_gradient else _LOSS_ALONE
+    apart = beside(specialization, backend, tensors)
+    if backend.needs_compiler and apart is None:
         library.start()
     if with_gradient:
         differentiated = differentiate_loss(specialization, tensors)
-    with _compiling(specialization), _any_size(specialization):
+    with compiling(specialization), _any_size(specialization):
         if not with_gradient:
             emitted = emit_surrogate(specialization.graph, loss_only=True)
             module = _before_gradient(specialization, emitted.module)
@@ -112,55 +127,72 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
         if differentiated.validates:
             module = rolled_back_if_invalid(module)
         examples = [tensor.detach() for tensor in tensors]
-        optimized = backend.after_gradient(module, examples, options.rng)
-        run = backend.build(optimized, examples, options.rng)
-        if backend.needs_compiler:
-            specialization.watch_natively()
-    if specialization.repeats > 1:
-        run = Repeated(run, specialization.repeats, specialization.written if differentiated.validates else None)
+        optimized = (apart or backend).after_gradient(module, examples, options.rng)
+        change = None
+        if apart is not None:
+            asked = begun(specialization, what, apart.request(optimized, examples, options.rng))
+            if asked is not None:
+                change = ChangeOver(specialization, what, apart, optimized, differentiated.validates, asked)
+        if change is not None and not change.is_due():
+            assert optimized.plain is not None
+            run = operator_by_operator(optimized.plain)
+        elif change is not None:
+            run, change = change.build(examples), None
+        else:
+            run = built_here(specialization, what, backend, optimized, examples)
+    run = repeated(specialization, run, differentiated.validates)
     wanted, brought = differentiated.gradient_of, specialization.brought
     owned = wanted if set(brought).isdisjoint(wanted) else tuple(i for i in wanted if i not in brought)
-    return Compiled(run, wanted, Rewritten.of(optimized, module), owned=owned)
+    return Compiled(run, wanted, Rewritten.of(optimized, module), owned=owned, change=change)
+
+
+_PAUSE = 0.01
+"""Seconds between two looks whether another process is done."""
+
+_LOSS, _LOSS_ALONE, _STEP = "the loss and its gradients", "the loss alone", "the training step"
+"""What is compiled, as the log calls it."""
 
 
 def build_step(
     specialization: Specialization, backend: StepBackend, tensors: list[Tensor], state: list[Tensor], update: Update
 ) -> BuiltStep:
     """The whole step, of ``(*tensors, *state, halted)``, not compiled yet; see :mod:`sgc.emit.train_step`."""
-    library.start()
+    apart = beside(specialization, backend, [*tensors, *state])
+    if apart is None:
+        library.start()
     differentiated = differentiate_loss(specialization, tensors)
-    with _compiling(specialization):
+    with compiling(specialization):
         examples, rng = [*tensors, *state, new_flag(differentiated.device)], specialization.options.rng
         if specialization.repeats > 1:
             loop = emit_particle_loop(differentiated, tensors, state, update, specialization.repeats)
-            built = backend.build_particle_loop(loop, examples, rng)
+            built = (apart or backend).build_particle_loop(loop, examples, rng)
         else:
             module = emit_step(differentiated, state, update)
             updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
             with _any_size(specialization):
-                built = backend.build_step(module, examples, rng, updated)
+                built = (apart or backend).build_step(module, examples, rng, updated)
     specialization.steps.append((backend, built.report))
     return built
 
 
 def compile_step(specialization: Specialization, built: BuiltStep) -> None:
-    """Compile a whole step."""
-    with _compiling(specialization), _any_size(specialization):
-        built.compile()
+    """Compile a whole step; or let another process do that, while it runs operator by operator."""
+    if built.uncompiled is not None and built.awaited is None:
+        built.awaited = begun(specialization, _STEP, built.request())
+    awaited = built.awaited
+    if awaited is not None and not awaited.is_done():
+        return
+    with compiling(specialization), _any_size(specialization):
+        answer = None if awaited is None else awaited.taken()
+        built.awaited = None
+        if answer is not None:
+            with usable(answer):
+                built.take_over(answer)
+        if not built.compiled:
+            library.start()
+            with told(specialization, _STEP):
+                built.compile()
         specialization.watch_natively()
-
-
-@contextmanager
-def _compiling(specialization: Specialization) -> Iterator[None]:
-    """Compilers draw random numbers and leave sources behind, and run the program's own functions."""
-    with capturing():
-        state, known = random_state(), known_sources()
-        try:
-            with rarely_collected(), without_leaks_into(own_functions(specialization.emitted.module)):
-                yield
-        finally:
-            restore_random_state(state)
-            forget_with(specialization, known)
 
 
 @contextmanager

@@ -47,6 +47,11 @@ class SizesNeededError(Exception):
         self.reason = reason
 
 
+FIRST_CALL = "the first call"
+OTHER_BRANCHES = "other branches on samples are taken more often"
+"""Reasons for a specialization, where none before it has missed a guard."""
+
+
 @dataclass
 class Specialization:
     """The stages of one version, its guards, and what was compiled of it so far.
@@ -67,6 +72,8 @@ class Specialization:
     """Places of numbers that cannot be inputs."""
     needed_sizes: Mapping[tuple[Sized, int], str] = field(default_factory=dict)
     """Tensors and dims whose sizes cannot be left open, with the reasons."""
+    reason: str = FIRST_CALL
+    """Why it was made: what differed from the one before."""
     differentiated: Differentiated | None = None
     compiled: dict[tuple[bool, Backend], Compiled] = field(default_factory=dict)
     """What was compiled, for loss and gradients (true) or for the loss alone, by backend."""

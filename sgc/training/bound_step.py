@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sgc.emit.backends.protocol import StepBackend
+from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.inductor.compiled_step import BoundStep, BuiltStep
 from sgc.emit.inductor.cpp_entry import Taking
 from sgc.graph.aliasing import size_of
@@ -17,7 +18,7 @@ from sgc.guards.base import LEAVES, Call
 from sgc.guards.identity import same
 from sgc.native import conditions
 from sgc.native.conditions import Ask, Condition
-from sgc.native.library import is_available
+from sgc.native.library import is_available, is_there
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.validity import RandomState, Trial
 from sgc.training.hindrances import memory_shared
@@ -138,10 +139,15 @@ class Bound:
     take: Taking = never
     _kept: list[Tensor | None] = field(default_factory=list)
     _call: BoundStep | None = None
+    _run: Runner | None = None
     _watch: Ask | None = None
     _unwatched: int = 0
     _examined: list[Tensor | None] = field(default_factory=list)
     _apart: Condition | None = None
+
+    def is_due(self) -> bool:
+        """Whether another process is done with compiling the step, which runs uncompiled as yet."""
+        return self.built.awaited is not None and self.built.awaited.is_done()
 
     def inputs_of(self, call: Call) -> list[Tensor] | None:
         """The inputs of a call that is known to be for this step, with the same tensors and optimizers; else None."""
@@ -163,7 +169,7 @@ class Bound:
             *self.specialization.groups(memory=False),
             ((*own, conditions.same_tensors(of_call), self._apart), None),
         ]
-        if not is_available():
+        if not (is_available() if self.built.compiled else is_there()):
             self._watch = conditions.watch(groups, native=False)
             return
         watched = conditions.watched(groups)
@@ -209,7 +215,8 @@ class Bound:
     def bind(self, tensors: list[Tensor]) -> None:
         """Take the tensors of a call."""
         kept = self._kept_of(tensors)
-        if self._call is None or not same(kept, self._kept):
+        if self._call is None or self._run is not self.built.run or not same(kept, self._kept):
+            self._run = self.built.run
             self._kept, self._call = kept, self.built.bind([*kept, *self.own])
             self._watch, self.take = None, never
 

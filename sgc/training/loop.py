@@ -92,6 +92,7 @@ class Loop:
     _ended: float | None = None
     _minibatches: Minibatches | None = None
     _data_sizes: set[int | None] = field(default_factory=set)
+    _began_uncompiled: bool = False
 
     def repeat(self, call: Call, steps: int) -> None:
         """Take a number of steps with the same arguments."""
@@ -122,8 +123,9 @@ class Loop:
                         taken = self._taken - before
                         left -= taken
                         if shown is not None:
+                            self._began_uncompiled |= self.steps.runs_uncompiled()
                             self._data_sizes.add(self.steps.data_size())
-                            shown.show(taken, self._elbo)
+                            shown.show(taken, self._state)
                         if interrupted:
                             return
                         each = (time.perf_counter() - started) / taken
@@ -301,6 +303,11 @@ class Loop:
         first = self._taken + 1
         where = self._which(first) if steps == 1 else f"one of the steps {first} to {first + steps - 1}"
         error.add_note(f"{_RAISED} {where} of the run; svi.result has the losses before it")
+
+    def _state(self) -> str:
+        """The running ELBO, and what takes the steps where that is not compiled from the start."""
+        tier = ("eager" if self.steps.runs_uncompiled() else "compiled") if self._began_uncompiled else ""
+        return ", ".join(part for part in (self._elbo(), tier) if part)
 
     def _elbo(self) -> str:
         """The running ELBO: for each datum where the loss says how many there are, else as it is.

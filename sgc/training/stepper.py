@@ -106,7 +106,7 @@ class Stepper:
 
         :raises sgc.errors.SgcError: if the program or the step cannot be compiled; nothing has changed then.
         """
-        if self.latest is not None:
+        if self.latest is not None and not self.latest.is_due():
             inputs = self.latest.inputs_of(call)
             if inputs is not None:
                 return self.latest.step(inputs)
@@ -263,6 +263,10 @@ class Stepper:
             return NanLossError(f"the loss of {step} is NaN; the optimizer has not taken that step")
         specialization, inputs = loss_module._choose(call)
         return nan_loss_error(step, specialization, specialization.with_averages(inputs))
+
+    def runs_uncompiled(self) -> bool:
+        """Whether the latest step has run operator by operator: another process compiles it."""
+        return self.latest is not None and not self.latest.built.compiled
 
     def data_size(self) -> int | None:
         """How many data the latest loss is of, where subsampling plates say so."""

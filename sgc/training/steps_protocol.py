@@ -42,3 +42,7 @@ class Steps(Protocol):
     def data_size(self) -> int | None:
         """How many data the latest loss is of, where subsampling plates say so."""
         ...
+
+    def runs_uncompiled(self) -> bool:
+        """Whether the latest step has run operator by operator, for as long as another process compiles it."""
+        ...

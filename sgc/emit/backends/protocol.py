@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from sgc.config import Rng
 from sgc.emit.fx.rewriting import copy_of
+from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import ParticleLoop
@@ -84,3 +85,19 @@ class StepBackend(Backend):
 
         :param tensors: examples of the step's inputs, but for the scratch.
         """
+
+
+class BesideBackend(StepBackend):
+    """A backend whose programs another process may compile, while this one runs their graphs operator by operator."""
+
+    @abstractmethod
+    def beside(self) -> BesideBackend | None:
+        """The same, whose modules and steps also have what runs until they are compiled; None if that is not so."""
+
+    @abstractmethod
+    def request(self, optimized: Optimized, examples: list[Any], rng: Rng) -> CompileRequest | None:
+        """What another process would have to compile in place of :meth:`build`; None if it cannot."""
+
+    @abstractmethod
+    def elsewhere(self, answer: Answer) -> BesideBackend:
+        """A backend that builds, once, what another process has compiled."""

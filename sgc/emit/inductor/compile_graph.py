@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from sgc.emit.fx.rewriting import copy_of, depends_on_data, takes_any_size
 from sgc.emit.inductor.compilation import Compilation
 from sgc.emit.inductor.tuning.all_tunings import TUNINGS
 from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
+from sgc.emit.inductor.workarounds.order_of_draws import WORKAROUND as ORDER_OF_DRAWS
+from sgc.emit.inductor.workarounds.order_of_draws import DrawsInOtherOrder, draws_in_order, number_draws
 from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.errors import BackendError
 from sgc.native.inductor_cache import compiled, log_filtered
@@ -27,16 +29,27 @@ Runner = Callable[..., Sequence[Tensor]]
 """Computes a list of tensors from tensors."""
 
 
-def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_one_piece: bool = False) -> Runner:
+def compile_graph(
+    module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_one_piece: bool = False, ordered: bool = False
+) -> Runner:
     """A callable that computes what ``module`` computes on tensors like ``examples``.
 
     :param module: a graph of aten operators, without in-place ones but copies into inputs, that returns a list.
     :param in_one_piece: whether its results may lie in one piece of memory, with all that is computed on the way: for a
         caller that does not keep them.
+    :param ordered: whether draws are taken in the order of the graph, as they always are with ``rng="torch"``.
     :raises BackendError: if Inductor cannot work on this machine; the text says what to install.
     """
     on_cpu = devices(module) <= {torch.device("cpu")}
-    compilation = Compilation(copy_of(module), rng, on_cpu, in_one_piece)
+    if ordered and rng != "torch":
+        with suppress(DrawsInOtherOrder):
+            # Nothing is slower then; to keep an order, Inductor is given less to choose.
+            return _compiled(Compilation(copy_of(module), rng, on_cpu, in_one_piece, "checked"), examples)
+    kept = ordered or rng == "torch"
+    return _compiled(Compilation(copy_of(module), rng, on_cpu, in_one_piece, "ordered" if kept else "free"), examples)
+
+
+def _compiled(compilation: Compilation, examples: list[Any]) -> Runner:
     options = _options(compilation)
     failures_are_nan(compilation.module, validates=False)
     own_options: dict[str, Any] = {}
@@ -45,6 +58,8 @@ def compile_graph(module: fx.GraphModule, examples: list[Any], rng: Rng, *, in_o
             own_options |= workaround.options
             if workaround.rewrite is not None:
                 workaround.rewrite(compilation.module)
+    if compilation.draws == "checked":
+        number_draws(compilation.module)
     sized = takes_any_size(compilation.module)
     if depends_on_data(compilation.module.graph) and not sized:
         _forget_values(compilation.module.graph)
@@ -97,6 +112,9 @@ def _patched(compilation: Compilation) -> Iterator[None]:
             if workaround.patch is not None and workaround.concerns(compilation):
                 patch = workaround.patch(compilation.module)
                 stack.enter_context(entered(workaround.name, patch, right_without=not workaround.wrong_without))
+        if compilation.draws == "checked":
+            looked_at = draws_in_order(compilation.module, kept=False)
+            stack.enter_context(entered(ORDER_OF_DRAWS.name, looked_at, right_without=False))
         yield
 
 
@@ -112,7 +130,7 @@ def _options(compilation: Compilation) -> dict[str, Any]:
 
     # On a GPU Inductor's own random numbers fuse with their use; on a CPU torch's are drawn faster.
     options: dict[str, Any] = {"fallback_random": compilation.rng == "torch" or compilation.on_cpu}
-    options |= {"post_grad_custom_pre_pass": Generator(), "cpp_wrapper": compilation.on_cpu}
+    options |= {"post_grad_custom_pre_pass": Generator(draws=compilation.draws), "cpp_wrapper": compilation.on_cpu}
     for tuning in TUNINGS:
         if tuning.options is not None and tuning.concerns(compilation):
             options |= tuning.options(compilation)

@@ -13,6 +13,10 @@ from torch import Tensor, fx
 from sgc.config import Rng
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of, value_of
+from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest, GraphRequest
+from sgc.emit.inductor.apart.compiled_elsewhere import Elsewhere
+from sgc.emit.inductor.apart.compiler_process import Beside
+from sgc.emit.inductor.apart.uncompiled_graphs import operator_by_operator
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, library_of, native_program
 from sgc.emit.inductor.cuda_graphs import ReplayedStep, replayed_on
@@ -45,7 +49,8 @@ class BuiltStep:
     :param outlined: ``module`` in two parts.
     :param loop: what is run before ``module``, and how often, where there are many particles; on a GPU each step is a
         call of its own then.
-    :param run: the compiled program; None before it is compiled.
+    :param uncompiled: what computes the same operator by operator, until it is compiled.
+    :param run: the compiled program, or ``uncompiled`` before it is compiled.
     :param native: the same, to be called from C++.
     """
 
@@ -60,23 +65,26 @@ class BuiltStep:
     detour: bool = False
     """Whether each step goes through Python because the compiled program was not recognised."""
     compile_graph: Callable[..., Runner] = compile_graph
+    library_of: Callable[[Sequence[str]], Callable[[], Any]] | None = None
+    """What gives the library of the outlined functions, in place of compiling it."""
+    uncompiled: Runner | None = None
+    awaited: Beside | None = None
+    """What another process compiles of it."""
     run: Runner | None = None
     native: NativeProgram | None = None
     _attributes: list[Tensor] = field(default_factory=list)
 
     @property
     def compiled(self) -> bool:
-        """Whether it can be called."""
-        return self.run is not None
+        """Whether it is compiled."""
+        return self.run is not None and self.run is not self.uncompiled
 
     def compile(self) -> None:
         """Compile it.
 
         :raises sgc.errors.BackendError: if Inductor cannot work on this machine; it can be asked for again.
         """
-        examples = self.examples
-        native = all(tensor.device.type == "cpu" for tensor in examples) and not shares_storage(examples, self.written)
-        native = native and is_on("cpp_entry")
+        examples, native = self.examples, self._may_be_native
         particle = None if self.loop is None else self._compile(self.loop.particle, examples, [], native=native)
         attributes = [] if particle is None else particle.attributes
         whole = None
@@ -90,8 +98,62 @@ class BuiltStep:
         # From here on it counts as compiled: nothing may fail behind.
         self.native, self._attributes = whole.native, whole.attributes
         self.run = whole.run if particle is None else self.run_particles(particle.run, whole.run)
+        self.uncompiled = None
         self.detour = native and self.native is None
         self.examples = []  # they hold the memory of what may be long gone
+
+    def take_over(self, answer: Answer) -> None:
+        """Load what another process has compiled, in place of compiling it; what it could not, is compiled.
+
+        :raises OSError, ImportError: if it cannot be loaded.
+        """
+        before, elsewhere = (self.compile_graph, self.library_of), Elsewhere(answer)
+        self.compile_graph, self.library_of = elsewhere.compile_graph, elsewhere.library_of
+        try:
+            self.compile()
+        finally:
+            self.compile_graph, self.library_of = before
+
+    @cached_property
+    def _may_be_native(self) -> bool:
+        on_cpu = all(tensor.device.type == "cpu" for tensor in self.examples)
+        return on_cpu and not shares_storage(self.examples, self.written) and is_on("cpp_entry")
+
+    def request(self) -> CompileRequest | None:
+        """What another process would have to compile; None where programs are not called from C++."""
+        if not self._may_be_native:
+            return None
+        graphs, attributes = [], list[Tensor]()
+        outlined = self.outlined
+        modules = [] if self.loop is None else [self.loop.particle]
+        for module in (*modules, self.module if outlined is None else outlined.rest):
+            lifted, takes, own = lift_tensors(module)
+            everything = [*self.examples, *attributes, *own]
+            places = [i if i < len(self.examples) else i + len(attributes) for i in takes]
+            results = len(results_of(module))
+            graphs.append(GraphRequest(lifted, [everything[i] for i in places], self.rng, True, results))
+            attributes += own
+        return CompileRequest(tuple(graphs), () if outlined is None else outlined.functions)
+
+    def run_uncompiled(self, plain: fx.GraphModule, particle: fx.GraphModule | None = None) -> None:
+        """Let it run operator by operator until it is compiled.
+
+        :param plain: the module, or the rest of the outlined one, as it runs fastest so.
+        :param particle: that of the loop, likewise.
+        """
+        finish, outlined = operator_by_operator(plain), self.outlined
+        if outlined is not None and outlined.update is not None:
+            update, own = operator_by_operator(outlined.update), len(results_of(self.module))
+
+            def both(*inputs: Tensor) -> Sequence[Tensor]:
+                results = rest(*inputs)
+                if not inputs[-1].item():  # it has not halted
+                    update(*inputs, *results)
+                return results[:own]
+
+            rest, finish = finish, both
+        self.run = finish if particle is None else self.run_particles(operator_by_operator(particle), finish)
+        self.uncompiled = self.run
 
     def _compile(
         self,
@@ -108,7 +170,7 @@ class BuiltStep:
         takes = [i if i < len(examples) else i + len(others) for i in takes]
         attributes = [*others, *own]
         everything = [*examples, *attributes]
-        functions = library_of(outlined.functions) if outlined is not None else None
+        functions = None if outlined is None else (self.library_of or library_of)(outlined.functions)
         run = self.compile_graph(lifted, [everything[i] for i in takes], self.rng, in_one_piece=native)
         program = None
         if native and (particle is None or particle.native is not None):
@@ -224,26 +286,43 @@ def build_step(
     rng: Rng,
     updated: Collection[int] = (),
     compile_graph: Callable[..., Runner] = compile_graph,
+    *,
+    runs_at_once: bool = False,
 ) -> BuiltStep:
     """Rewrite the module of a step (:func:`sgc.emit.train_step.emit_step`); it is compiled when that is asked for.
 
     :param updated: the positions of the inputs that the optimizer writes.
+    :param runs_at_once: whether it is to run operator by operator until then.
     """
     examples = [tensor.detach() for tensor in tensors]
     on_cpu = all(tensor.device.type == "cpu" for tensor in examples)
-    optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else ())
+    optimized = optimize(module, examples, rng=rng, updated=updated if on_cpu else (), keep_plain=runs_at_once)
     gpu, report = replayed_on(optimized.module, examples, optimized.report)
-    return BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu=gpu, compile_graph=compile_graph)
+    built = BuiltStep(optimized.module, report, examples, rng, optimized.outlined, gpu=gpu, compile_graph=compile_graph)
+    if optimized.plain is not None:
+        built.run_uncompiled(optimized.plain)
+    return built
 
 
 def build_particle_loop(
-    loop: ParticleLoop, tensors: Sequence[Tensor], rng: Rng, compile_graph: Callable[..., Runner] = compile_graph
+    loop: ParticleLoop,
+    tensors: Sequence[Tensor],
+    rng: Rng,
+    compile_graph: Callable[..., Runner] = compile_graph,
+    *,
+    runs_at_once: bool = False,
 ) -> BuiltStep:
     """Rewrite the modules of a step of many particles; they are compiled when that is asked for.
 
     :param tensors: examples of the step's inputs, but for the scratch.
+    :param runs_at_once: see :func:`build_step`.
     """
     examples = [tensor.detach() for tensor in (*tensors, *loop.scratch)]
-    particle, finish = (optimize(module, examples, rng=rng) for module in (loop.particle, loop.finish))
+    particle, finish = (
+        optimize(module, examples, rng=rng, keep_plain=runs_at_once) for module in (loop.particle, loop.finish)
+    )
     loop = replace(loop, particle=particle.module)
-    return BuiltStep(finish.module, particle.report, examples, rng, loop=loop, compile_graph=compile_graph)
+    built = BuiltStep(finish.module, particle.report, examples, rng, loop=loop, compile_graph=compile_graph)
+    if finish.plain is not None:
+        built.run_uncompiled(finish.plain, particle.plain)
+    return built

@@ -183,7 +183,7 @@ def native_program(
     """
     if not dtypes or not set(dtypes) <= _KINDS.keys():
         return None
-    for module in _recognised(compiled, len(takes), results):
+    for module in recognised(compiled, len(takes), results):
         compiled_by_inductor = ctypes.CDLL(module.__file__)
         if all(hasattr(compiled_by_inductor, name) for name in _FUNCTIONS):
             addresses = tuple(_address(compiled_by_inductor, name) for name in _FUNCTIONS)
@@ -206,7 +206,7 @@ def direct(
     :param takes: which of its inputs, and of the attributes behind them, it takes.
     :param written: the positions of the inputs that it writes.
     """
-    module = next(_recognised(compiled, len(takes), results), None) if is_on("cpp_entry") else None
+    module = next(recognised(compiled, len(takes), results), None) if is_on("cpp_entry") else None
     if module is None:
         return None
     program = module.inductor_entry_cpp
@@ -217,7 +217,7 @@ def direct(
         with_gradients = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            return _tensors(program(_handles([everything[i] for i in places])))
+            return call_program(program, [everything[i] for i in places])
         finally:
             torch._C._set_grad_enabled(with_gradients)
             if written:
@@ -226,7 +226,12 @@ def direct(
     return run
 
 
-def _recognised(compiled: Callable[..., Any], takes: int, results: int) -> Iterator[Any]:
+def call_program(program: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Call the function ``inductor_entry_cpp`` of a compiled program with tensors."""
+    return _tensors(program(_handles(list(inputs))))
+
+
+def recognised(compiled: Callable[..., Any], takes: int, results: int) -> Iterator[Any]:
     """The modules that Inductor has compiled, whose one function has this many inputs and results."""
     for module in _native_modules(compiled):
         source = Path(module.__file__).with_suffix(".cpp")

@@ -57,6 +57,9 @@ _AFTER_BATCHING = ("merge_constants", "remove_identities", "merge_common_subexpr
 """Passes that run once more where operators were batched: that leaves views behind, and copies of literals."""
 
 
+_FOR_COMPILERS = ("lower_elementary", "lay_out_products", "compute_once")
+"""Passes, the last ones, that are of use where pointwise operators are fused; elsewhere what they write is slower."""
+
 _ANY_SIZES = ("functionalise", "drop_dead_nodes")
 """Passes that ask for no sizes; the others need to know them."""
 
@@ -97,12 +100,15 @@ class Optimized:
     """The rewritten module, and what each pass did.
 
     If an update was taken out of it, ``outlined`` is the module in two parts, and ``module`` is that from which they
-    were made; the later passes have rewritten the rest alone. ``gpu`` is where it will be replayed as a CUDA graph.
+    were made; the later passes have rewritten the rest alone. ``plain`` is what is compiled, the module or the rest,
+    without the passes that are for compilers alone: to be run until it is compiled. ``gpu`` is where it will be
+    replayed as a CUDA graph.
     """
 
     module: fx.GraphModule
     report: Report
     outlined: Outlined | None = None
+    plain: fx.GraphModule | None = None
     gpu: torch.device | None = None
 
 
@@ -113,6 +119,7 @@ def optimize(
     rng: Rng = "torch",
     skip: Collection[str] = (),
     updated: Collection[int] = (),
+    keep_plain: bool = False,
 ) -> Optimized:
     """Rewrite a module of aten operators; the module given stays as it is.
 
@@ -125,6 +132,7 @@ def optimize(
     :param skip: names of passes to leave out. Without ``functionalise``, a graph that writes into tensors only
         loses its dead nodes: the other passes need a functional one.
     :param updated: the positions of inputs that the module writes, and whose update may be taken out of it.
+    :param keep_plain: whether the result is to have a ``plain`` module.
     :raises sgc.errors.ArgumentError: if ``skip`` names no pass.
     :raises sgc.errors.ModuleError: if a module breaks a law before or after a pass.
     """
@@ -138,10 +146,12 @@ def optimize(
     allowed = devices(module)
     runs = _passes_of(module)
     records: list[Record] = []
-    whole, outlined = module, None
+    whole, outlined, plain = module, None, None
     for name in PASSES:
+        if keep_plain and name == _FOR_COMPILERS[0]:
+            plain = copy_of(module)
         if name == _OUTLINED_BEFORE and updated and name in runs and is_functional(module.graph):
-            outlined = outline(module, updated)
+            outlined = outline(module, updated, with_update=keep_plain)
             before, module = len(whole.graph.nodes), whole if outlined is None else outlined.rest
             records.append(Record("outline", outlined is not None, before, len(module.graph.nodes)))
         records.append(_run(name, module, rng, skip, allowed, runs))
@@ -150,8 +160,11 @@ def optimize(
                 records.append(_run(again, module, rng, skip, allowed, runs))
     report = Report(tuple(records))
     if outlined is None:
-        return Optimized(copy_of(module), report)
-    return Optimized(whole, report, settle(replace(outlined, rest=module), len(results_of(whole))))
+        return Optimized(copy_of(module), report, plain=plain)
+    own = len(results_of(whole))
+    if plain is not None:
+        plain = settle(replace(outlined, rest=plain), own).rest
+    return Optimized(whole, report, settle(replace(outlined, rest=module), own), plain)
 
 
 def _passes_of(module: fx.GraphModule) -> Collection[str]:

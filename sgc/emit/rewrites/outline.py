@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from sgc.emit.fx.rewriting import call, copy_of, is_final_copy, lineage, results_of, value_of
 from sgc.emit.rewrites.cpp_kernels import Operand, function, is_elementwise, literal_number
+from sgc.emit.rewrites.outlined_update import OutlinedUpdate
 from sgc.graph.effects import drop_dead
 from sgc.graph.meta_keys import IS_GRADIENT
 
@@ -38,11 +39,13 @@ class Outlined:
     :param rest: takes what the step takes, and gives what the step gives and then what the kernels need.
     :param functions: their bodies, C++ (:func:`sgc.emit.rewrites.cpp_kernels.function`).
     :param kernels: to be run after the rest, in any order: none reads what another writes.
+    :param update: what the kernels do in a step that has not halted, as a graph (:class:`OutlinedUpdate`).
     """
 
     rest: fx.GraphModule
     functions: tuple[str, ...]
     kernels: tuple[Kernel, ...]
+    update: fx.GraphModule | None = None
 
 
 @dataclass
@@ -68,10 +71,11 @@ class _Part:
         return whole if all(value.is_contiguous() for value in inputs) else None
 
 
-def outline(step: fx.GraphModule, positions: Collection[int]) -> Outlined | None:
+def outline(step: fx.GraphModule, positions: Collection[int], *, with_update: bool = False) -> Outlined | None:
     """Split a functional step; None if no update can be moved out.
 
     :param positions: of the inputs that may be written by the kernels. Each has memory of its own.
+    :param with_update: whether the result is to have an ``update``.
     """
     module = copy_of(step)
     nodes = list(module.graph.nodes)
@@ -83,7 +87,7 @@ def outline(step: fx.GraphModule, positions: Collection[int]) -> Outlined | None
         parts = _parts(nodes, {target: copies[target] for target in targets})
         fit = [part for part in parts if part.layout() is not None]
         if len(fit) == len(parts):
-            return _split(module, placeholders, copies, parts)
+            return _split(module, placeholders, copies, parts, with_update)
         targets = [target for part in fit for target in part.updates]
     return None
 
@@ -143,7 +147,11 @@ def _slice(value: fx.Node, moved: set[fx.Node]) -> tuple[set[fx.Node], set[fx.No
 
 
 def _split(
-    module: fx.GraphModule, placeholders: list[fx.Node], copies: dict[fx.Node, fx.Node], parts: list[_Part]
+    module: fx.GraphModule,
+    placeholders: list[fx.Node],
+    copies: dict[fx.Node, fx.Node],
+    parts: list[_Part],
+    with_update: bool,
 ) -> Outlined:
     graph, results = module.graph, results_of(module)
     out = {target for part in parts for target in part.updates}
@@ -162,13 +170,34 @@ def _split(
         inside = {node for node in part.nodes if value_of(node).dim()}
         number = functions.setdefault(function(part.nodes, operands, inside), len(functions))
         kernels.append(Kernel(number, whole.numel() if whole.dim() else 0, tuple(places)))
+    update = _update(graph, placeholders, copies, parts, results, position) if with_update else None
     for target in out:
         graph.erase_node(copies[target])
     graph.output_node().args = (results,)
     drop_dead(graph)
     graph.lint()
     module.recompile()
-    return Outlined(module, tuple(functions), tuple(kernels))
+    return Outlined(module, tuple(functions), tuple(kernels), update)
+
+
+def _update(
+    graph: fx.Graph,
+    placeholders: list[fx.Node],
+    copies: dict[fx.Node, fx.Node],
+    parts: list[_Part],
+    results: list[fx.Node],
+    own: Collection[fx.Node],
+) -> fx.GraphModule:
+    """What the kernels do, as a graph.
+
+    :param own: inputs that they read as they are; of the others the rest gives what they need.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    computed = sorted((node for part in parts for node in part.nodes), key=order.__getitem__)
+    new = {target: value for part in parts for target, value in part.updates.items()}
+    given = {node: place for place, node in enumerate(results) if node not in own}
+    halt = _argument(copies[placeholders[-1]], 1) if placeholders[-1] in copies else None
+    return OutlinedUpdate(computed, new, given, halt).graph(len(results))
 
 
 def settle(outlined: Outlined, own: int) -> Outlined:

@@ -251,7 +251,7 @@ def _ours(
     everything = [*tensors, *averages]
     if compiled:
         backend = specialization.backend_of(with_gradient=True)
-        runnable = compile_loss(specialization, everything, with_gradient=True, backend=backend)
+        runnable = compile_loss(specialization, everything, with_gradient=True, backend=backend, wait=True)
         with torch.no_grad():
             loss, *gradients = runnable.run(*everything)
         by_position = dict(zip(runnable.gradient_of, gradients, strict=False))

@@ -1,11 +1,12 @@
 """Keeps the draws of a program, and their order, under Inductor, which knows no reason for either.
 
 With ``rng="torch"`` a compiled program must draw the numbers that the eager one draws, and leave the random state that
-it leaves. Inductor's scheduler orders operators by their data alone, and drops those whose results nobody reads. So
-each draw is given a number before Inductor sees the program, in the user's own entry of a node's meta, which Inductor's
-passes hand on to what they make of a node. What a draw is lowered to waits for what the draw before was lowered to, and
-has side effects; and when the program is written down the numbers must come in their order, each of them, whichever of
-Inductor's passes has done what.
+it leaves; so must one, with ``rng="fast"`` too, that takes the place of its graph run operator by operator. Inductor's
+scheduler orders operators by their data alone, and drops those whose results nobody reads. So each draw is given a
+number before Inductor sees the program, in the user's own entry of a node's meta, which Inductor's passes hand on to
+what they make of a node. What a draw is lowered to waits for what the draw before was lowered to, and has side effects;
+and when the program is written down the numbers must come in their order, each of them, whichever of Inductor's passes
+has done what.
 
 An operator that Inductor calls is two nodes to its scheduler, the call and its result. What waits, waits for the call:
 the result is dropped where nobody reads it. Torch has no public way to say any of this: three methods of Inductor
@@ -34,6 +35,10 @@ from sgc.native.private_attributes import private, replaced
 _NEEDED = "sgc_needed_draws"
 
 
+class DrawsInOtherOrder(BackendError):
+    """What Inductor has made of a program does not take its draws in their order."""
+
+
 def number_draws(module: fx.GraphModule) -> None:
     """Give each draw of a graph its number in the order of the program, in place.
 
@@ -54,11 +59,12 @@ def number_draws(module: fx.GraphModule) -> None:
 
 
 @contextmanager
-def draws_in_order(module: fx.GraphModule) -> Iterator[None]:
+def draws_in_order(module: fx.GraphModule, *, kept: bool = True) -> Iterator[None]:
     """While this is entered, what is compiled takes its numbered draws one after another.
 
     :param module: a graph whose draws have numbers.
-    :raises sgc.errors.BackendError: if a program would not; torch wraps it into an error of its own.
+    :param kept: whether Inductor is made to do so; else it is only looked whether it does.
+    :raises DrawsInOtherOrder: if a program would not; torch wraps it into an error of its own.
     """
     needed: frozenset[int] = module.meta[_NEEDED]
     virtualized = private("torch._inductor.virtualized:V")
@@ -74,6 +80,8 @@ def draws_in_order(module: fx.GraphModule) -> Iterator[None]:
                 # What is lowered within another node has its number before that one is done.
                 if _draws(operation) and not hasattr(operation, DRAW):
                     setattr(operation, DRAW, node.meta.get("custom", {}).get(DRAW, -1))
+                    if not kept:
+                        continue
                     operation.has_side_effects = lambda: True
                     if self in latest:
                         self.additional_buffer_deps[operation.operation_name].add(latest[self].get_name())
@@ -114,7 +122,7 @@ def draws_in_order(module: fx.GraphModule) -> Iterator[None]:
 def _check(called: list[int], needed: frozenset[int]) -> None:
     order = [number for number, _ in groupby(called)]
     if not needed.issubset(order) or any(later <= earlier for earlier, later in pairwise([-1, *order])):
-        raise BackendError(
+        raise DrawsInOtherOrder(
             f"Inductor of torch {torch.__version__} does not take the draws of the program in their order: "
             f"draws {sorted(needed)} as {called}",
             remedy='use rng="fast", where the order is of no importance, or backend="eager"; and please report it',
@@ -143,5 +151,5 @@ WORKAROUND = Workaround(
     rewrite=number_draws,
     options={"reorder_for_locality": False},
     patch=draws_in_order,
-    only_if=lambda compilation: compilation.rng == "torch",
+    only_if=lambda compilation: compilation.draws == "ordered",
 )

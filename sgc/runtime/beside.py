@@ -1,0 +1,87 @@
+"""Programs that another process compiles while they run operator by operator, and what is told of compilations."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sgc.config import Options
+from sgc.emit.backends.protocol import Backend, BesideBackend
+from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest
+from sgc.emit.inductor.apart.compiler_process import LONG, Beside, compiler, cores, hindrance, log
+from sgc.emit.inductor.apart.graph_as_data import NotPlain
+from sgc.native import library
+from sgc.runtime.specialization import Specialization
+
+_VARIABLE = "SGC_WAIT"
+"""Where ``wait`` is not given, it is true if this is set to anything but 0."""
+
+
+def beside(specialization: Specialization, backend: Backend, tensors: Sequence[Tensor]) -> BesideBackend | None:
+    """The backend whose programs run at once and are compiled meanwhile; None where the compiler is to be waited for.
+
+    :param tensors: those of a call.
+    """
+    if not isinstance(backend, BesideBackend) or waits(specialization.options):
+        return None
+    if any(tensor.device.type != "cpu" for tensor in tensors) or specialization.capture.sizes is not None:
+        return None
+    return backend.beside()
+
+
+def waits(options: Options) -> bool:
+    """Whether the options say that the compiler is waited for, on whatever device."""
+    if options.wait is not None:
+        return options.wait or hindrance() is not None
+    asked = os.environ.get(_VARIABLE, "0") not in ("", "0")
+    return asked or torch.are_deterministic_algorithms_enabled() or cores() < 2 or hindrance() is not None
+
+
+def begun(specialization: Specialization, what: str, request: CompileRequest | None) -> Beside | None:
+    """Have another process compile; None if it cannot, after a line in the log that says why."""
+    about = _about(specialization, what)
+    if request is None:
+        log.info("%s is compiled in this process: inputs that it writes share memory with others", about)
+        return None
+    try:
+        asked = Beside(about, compiler().submit(request.as_text()))
+    except NotPlain as reason:
+        log.info("%s is compiled in this process: it has %s", about, reason)
+        return None
+    except OSError as error:
+        log.warning("%s is compiled in this process: no other can be started (%s)", about, error)
+        return None
+    if not asked.is_done():
+        log.info("compiling %s, beside the steps", about)
+        if library.is_there():
+            specialization.watch_natively()
+    return asked
+
+
+@contextmanager
+def told(specialization: Specialization, what: str) -> Iterator[None]:
+    """Tell the log that a compilation begins which is waited for, and how long it took."""
+    about, began = _about(specialization, what), time.perf_counter()
+    log.info("compiling %s", about)
+    yield
+    seconds = time.perf_counter() - began
+    if seconds > LONG:
+        log.info("compiled %s, in %.1f s", about, seconds)
+
+
+def _about(specialization: Specialization, what: str) -> str:
+    return f"{what} ({specialization.reason})"
+
+
+@contextmanager
+def usable(answer: Answer) -> Iterator[None]:
+    """Within, what another process has compiled is loaded; if that fails, a line in the log says why."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        log.warning("what another process has compiled cannot be loaded, and is compiled here: %s", error)
