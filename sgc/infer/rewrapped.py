@@ -90,8 +90,23 @@ def _copy_of_function(value: types.FunctionType) -> types.FunctionType:
     """With variables of its own, unless it is a library's, or writes them."""
     if not value.__closure__ or is_of_a_library(value.__module__ or "") or _writes_outside(value.__code__):
         return value
+    if _holds_itself(value):
+        return value
     made: types.FunctionType = _copy_of_parts(value)
     return made
+
+
+def _holds_itself(function: types.FunctionType) -> bool:
+    """Whether a function is among the parts of its parts, as one that calls itself: a copy would have no end."""
+    ahead, seen = [function], set[int]()
+    while ahead:
+        for part in parts_of(ahead.pop()) or []:
+            if part is function:
+                return True
+            if type(part) in _COPIES and id(part) not in seen:
+                seen.add(id(part))
+                ahead.append(part)
+    return False
 
 
 def _writes_outside(code: types.CodeType) -> bool:

@@ -128,3 +128,36 @@ def test_svi_whose_model_is_wrapped_anew(backend: Any) -> None:
 
     expected = run(pyro.infer.SVI, pyro.infer.TraceGraph_ELBO())
     assert run(sgc.SVI, sgc.infer.TraceGraph_ELBO(backend=backend)) == pytest.approx(expected, rel=1e-4)
+
+
+def _recursive() -> Callable[..., None]:
+    def chain(x: Tensor, length: int = 3, before: Any = 0.0) -> None:
+        if length:
+            chain(x, length - 1, pyro.sample(f"z{length}", dist.Normal(before, 1.0)))
+
+    return chain
+
+
+def _of_each_other() -> Callable[..., None]:
+    def even(x: Tensor, length: int = 4, before: Any = 0.0) -> None:
+        if length:
+            odd(x, length - 1, pyro.sample(f"z{length}", dist.Normal(before, 1.0)))
+
+    def odd(x: Tensor, length: int, before: Any) -> None:
+        even(x, length - 1, pyro.sample(f"z{length}", dist.Normal(before, 2.0)))
+
+    return even
+
+
+@pytest.mark.parametrize("make", [_recursive, _of_each_other])
+@pytest.mark.parametrize("wrap", [lambda program: program, lambda program: partial(program)])
+def test_functions_that_call_themselves_are_wrapped_too(make: Callable[..., Any], wrap: Callable[..., Any]) -> None:
+    program = wrap(make())
+    svi = sgc.SVI(program, program, lambda parameters: torch.optim.SGD(parameters, lr=0.1), _elbo())
+    assert svi.evaluate_loss(DATA) == pytest.approx(0.0, abs=1e-6)
+    assert svi.evaluate_loss(DATA) == pytest.approx(0.0, abs=1e-6)
+    assert len(svi.loss_module.specializations) == 1
+
+
+def _elbo() -> Any:
+    return sgc.infer.TraceGraph_ELBO(backend="eager")
