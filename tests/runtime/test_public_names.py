@@ -61,7 +61,7 @@ def test_the_classes_of_infer_show_what_the_docs_say() -> None:
     model, guide = local_switches()
     elbo = sgc.infer.TraceGraph_ELBO()
     shown = own_names(elbo, pyro.infer.TraceGraph_ELBO())
-    assert shown == {"backend", "rng", "dynamic", "validate", "compiled", "differentiable_loss"}
+    assert shown == {"backend", "rng", "dynamic", "validate", "wait", "compiled", "differentiable_loss"}
     optim = pyro.optim.Adam({"lr": 0.1})
     theirs = pyro.infer.SVI(model, guide, optim, pyro.infer.TraceGraph_ELBO())
     shown = own_names(sgc.SVI(model, guide, optim, elbo), theirs)

@@ -13,7 +13,7 @@ from torch._inductor.utils import fresh_cache
 
 from sgc.emit.differentiate import trace
 from sgc.emit.inductor.compile_graph import compile_graph
-from sgc.emit.inductor.cpp_entry import _recognised
+from sgc.emit.inductor.cpp_entry import recognised
 from sgc.native.switches import without
 
 pytestmark = pytest.mark.inductor
@@ -40,7 +40,7 @@ def test_the_table_is_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
         with fresh_cache(), without(*off):
             run = compile_graph(trace(program, [X]), [X], "fast")
             results.append(run(X))
-            (module,) = _recognised(run, 1, 2)
+            (module,) = recognised(run, 1, 2)
             texts.append(Path(module.__file__).with_suffix(".cpp").read_text())
         assert len(fills) == 1 if not off else len(fills) > 5
     assert texts[0] == texts[1]

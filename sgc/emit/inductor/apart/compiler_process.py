@@ -234,7 +234,9 @@ def hindrance() -> str | None:
         return "processes are not watched on this system"
     if not sys.executable:
         return "Python does not know its own interpreter"
-    return None
+    # As torch looks for it, without importing Inductor; whoever waits then is told what to install.
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return None if shutil.which(os.environ.get("CXX", usual)) else "there is no C++ compiler"
 
 
 def cores() -> int:

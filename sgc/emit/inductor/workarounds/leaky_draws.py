@@ -43,5 +43,5 @@ WORKAROUND = Workaround(
     mended="2.13",
     programs=[MinimalProgram(_leaky, lambda: [torch.tensor([-0.2, -0.3, -0.1])])],
     patch=lambda module: slopes_of_torch(),
-    only_if=lambda compilation: compilation.rng == "torch",
+    only_if=lambda compilation: compilation.rng == "torch" or compilation.draws != "free",
 )
