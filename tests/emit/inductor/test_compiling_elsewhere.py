@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -298,3 +299,17 @@ def test_draws_are_taken_in_the_order_of_the_graph() -> None:
     torch.manual_seed(0)
     torch.testing.assert_close(list(run(*inputs)), list(expected))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.filterwarnings("error")  # a file that is left open is warned about when it is collected
+def test_nothing_of_a_process_is_left_open() -> None:
+    process = CompilerProcess()
+    for text in ("one", "two"):
+        asked = process.submit(text)
+        process.end()
+        while not asked.is_done():
+            time.sleep(0.01)
+        assert asked.answer is None and asked.failure
+        del asked
+        gc.collect()
+    assert process.number is None

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from sgc.emit.inductor.apart.compile_request import Answer, answer_path
 
@@ -76,12 +76,27 @@ class _Known:
         return True
 
 
+class _Said:
+    """What a process writes: a file without a name, which is closed with the last who may read it."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  (closed below)
+
+    def text(self) -> str:
+        """The end of it."""
+        self.file.seek(0)
+        return _end_of(self.file.read().decode(errors="replace"))
+
+    def __del__(self) -> None:
+        self.file.close()
+
+
 @dataclass
 class _Asked:
     """A request, and the files in which its answer, or its failure, will be."""
 
     process: subprocess.Popen[str]
-    errors: IO[bytes]
+    said: _Said
     place: Path
     failed: Path
     answer: Answer | None = None
@@ -101,9 +116,7 @@ class _Asked:
         elif self.failed.exists():
             self.failure = _end_of(self.failed.read_text())
         elif code is not None:
-            self.errors.seek(0)
-            said = _end_of(self.errors.read().decode(errors="replace"))
-            self.failure = f"the process has ended, with status {code}: {said or 'it has said nothing'}"
+            self.failure = f"the process has ended, with status {code}: {self.said.text() or 'it has said nothing'}"
         return self.answer is not None or bool(self.failure)
 
 
@@ -116,7 +129,7 @@ class CompilerProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._errors: IO[bytes] | None = None
+        self._said: _Said | None = None
         self._folder: Path | None = None
         self._asked = 0
 
@@ -129,7 +142,7 @@ class CompilerProcess:
         if known is not None:
             return _Known(known)
         place.unlink(missing_ok=True)
-        process, errors, folder = self._started()
+        process, said, folder = self._started()
         self._asked += 1
         failed = folder / f"{self._asked}.failed"
         task = {"request": text, "answer": str(place), "failure": str(failed)}
@@ -139,7 +152,7 @@ class CompilerProcess:
         with suppress(BrokenPipeError):  # it has ended: whoever asks will be told
             process.stdin.write(f"{path}\n")
             process.stdin.flush()
-        return _Asked(process, errors, place, failed)
+        return _Asked(process, said, place, failed)
 
     @property
     def number(self) -> int | None:
@@ -159,28 +172,30 @@ class CompilerProcess:
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
-        self._process = self._errors = None
+        if self._process is not None and self._owner != os.getpid():
+            self._process.returncode = 0  # it is no child of this process, which would be warned that it runs
+        self._process = self._said = None
         if self._folder is not None and self._owner == os.getpid():
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
 
-    def _started(self) -> tuple[subprocess.Popen[str], IO[bytes], Path]:
+    def _started(self) -> tuple[subprocess.Popen[str], _Said, Path]:
         if self._process is None or self._process.poll() is not None:
             self.forget()
             self._owner = os.getpid()
             self._folder = Path(tempfile.mkdtemp(prefix="sgc_"))
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (it is there as long as the process is)
+            self._said = _Said()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _WORKER, str(os.getpid())],
                 stdin=subprocess.PIPE,
-                stdout=self._errors,
-                stderr=self._errors,
+                stdout=self._said.file,
+                stderr=self._said.file,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"},
                 text=True,
                 start_new_session=True,
             )
-        assert self._errors is not None and self._folder is not None
-        return self._process, self._errors, self._folder
+        assert self._said is not None and self._folder is not None
+        return self._process, self._said, self._folder
 
 
 @dataclass
