@@ -62,7 +62,8 @@ def functionalise(module: fx.GraphModule) -> bool:
         if node.op == "call_function" and copies.get(node) is not node:
             graph.erase_node(node)
     for node in graph.nodes:
-        node.meta.get("custom", {}).pop(ORIGIN, None)
+        if node.meta.get("custom", {}).pop(ORIGIN, None) is not None and not node.meta["custom"]:
+            del node.meta["custom"]  # empty, it would be handed on by torch in the place of another node's
     for node, final in zip(changed_inputs, finals, strict=True):
         insert(graph.output_node(), torch.ops.aten.copy_.default, node, final)
     module.recompile()

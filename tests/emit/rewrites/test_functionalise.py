@@ -40,6 +40,19 @@ def test_writes_into_inputs_become_copies_at_the_end() -> None:
     assert torch.equal(before[0], 2 * X + Y)
 
 
+def test_nothing_is_left_in_the_meta_that_torch_hands_on() -> None:
+    """An empty entry would be handed on as well, in the place of the number of another node's draw."""
+
+    def write(x: Tensor) -> list[Tensor]:
+        whole = x.sin()
+        whole[1:].mul_(2.0)
+        return [whole + torch.rand(3), x.cos()]
+
+    module = traced(write, X)
+    assert apply("functionalise", module)
+    assert [node.name for node in module.graph.nodes if "custom" in node.meta] == []
+
+
 def test_a_swap_of_two_inputs() -> None:
     def swap(x: Tensor, y: Tensor) -> list[Tensor]:
         old = x.clone()
