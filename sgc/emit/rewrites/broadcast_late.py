@@ -1,12 +1,8 @@
-"""Materialises costly operands before they are broadcast, and what has a border before it is read often.
+"""Materialises costly operands before they are broadcast.
 
 A compiler that fuses pointwise operators computes an operand that is broadcast anew for each element that it meets: the
 bias correction of Adam, ``1 - beta ** step``, for every weight of a layer. Here such an operand, if it is costly, is
 said to be a strided view of itself: Inductor gives what is viewed so memory of its own.
-
-So is what has a border, such as a padded tensor: Inductor writes a function for each place where it is read,
-which asks on which side of the border an element is, and never finds two of them equal. A recurrence that reads one
-twice in twenty steps has five thousand of them with its gradient, and takes a minute to compile.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from sgc.emit.fx.purity import is_view
 from sgc.emit.fx.rewriting import call, is_functional, is_static, lineage, tensor_of
 
 _aten = torch.ops.aten
@@ -51,35 +46,13 @@ def compute_once(module: fx.GraphModule) -> bool:
             again = own.numel() - source.meta["val"].numel()
             wasted[source] = wasted.get(source, 0.0) + costs[source] * max(again, 0)
         costs[node] = _NANOSECONDS.get(node.target.overloadpacket.__name__, 0.0) + sum(costs[s] for s in sources)
-    costly = [node for node, waste in wasted.items() if waste > _WORTH]
-    worth = [node for node in dict.fromkeys([*costly, *_bordered(graph)]) if _is_plain(node.meta["val"])]
+    worth = [node for node, waste in wasted.items() if waste > _WORTH and _is_plain(node.meta["val"])]
     for node in worth:
         value, users = node.meta["val"], list(node.users)
         stored = call(node.next, _aten.as_strided.default, node, list(value.shape), list(value.stride()))
         for user in users:
             user.replace_input_with(node, stored)
     return bool(worth)
-
-
-_BORDERED = {_aten.constant_pad_nd.default, _aten.slice_scatter.default, _aten.select_scatter.default}
-"""Operators whose elements come from one place or another, by their index."""
-
-_OFTEN = 4
-"""From so many reads on Inductor itself gives memory to what has many operands."""
-
-
-def _bordered(graph: fx.Graph) -> list[fx.Node]:
-    """Those that are read often, counted along all ways through operators that are fused."""
-    reads: dict[fx.Node, int] = {}
-    bordered: list[fx.Node] = []
-    for node in reversed(graph.nodes):
-        ways = sum(reads[user] if is_view(user) or _is_pointwise(user) else 1 for user in node.users)
-        if node.target in _BORDERED and ways >= _OFTEN:
-            if any(user.target is not _aten.as_strided.default for user in node.users):
-                bordered.append(node)
-            ways = 1
-        reads[node] = min(max(ways, 1), _OFTEN)
-    return bordered
 
 
 def _computed(node: fx.Node) -> Iterable[fx.Node]:
