@@ -88,9 +88,11 @@ def _part_that_is_written(graph: fx.Graph) -> _Part:
     nodes = [node for node in graph.nodes if node in touched]
     own = {str(node.target): node for node in reversed(nodes) if node.op == "get_attr"}
     sources = [node for node in nodes if node.op == "placeholder"]
-    others = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in touched)
+    used = [each for node in nodes for each in node.all_input_nodes if each not in touched]
+    # Of those that read one attribute the first: to the tracer they are one tensor, which stands for its last node.
+    others = {str(each.target) if each.op == "get_attr" else each: each for each in reversed(used)}
     read = {node: outside for node in nodes if (outside := [user for user in node.users if user not in touched])}
-    return _Part(nodes, [*sources, *own.values(), *others], read)
+    return _Part(nodes, [*sources, *own.values(), *reversed(others.values())], read)
 
 
 def _touched(graph: fx.Graph) -> set[fx.Node]:
@@ -165,6 +167,8 @@ class _Replay(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n in self._given:
             return self._given[n]
+        if n.op == "get_attr" and str(n.target) in self._attributes:
+            return self._attributes[str(n.target)]
         return super().run_node(n) if n in self._touched else None
 
     def fetch_attr(self, target: str) -> Tensor:

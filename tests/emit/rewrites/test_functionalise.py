@@ -53,6 +53,23 @@ def test_nothing_is_left_in_the_meta_that_torch_hands_on() -> None:
     assert [node.name for node in module.graph.nodes if "custom" in node.meta] == []
 
 
+def test_an_attribute_that_two_nodes_read() -> None:
+    def write(x: Tensor) -> list[Tensor]:
+        whole, other = x.sin(), x.cos()
+        whole[0] = torch.tensor(2.0)
+        other[1] = whole.sum()
+        other[2] = torch.tensor(2.0)
+        return [whole, other]
+
+    module = traced(write, X)
+    before = results(module, X)
+    first, second = module.graph.find_nodes(op="get_attr")
+    second.target = first.target  # as in a program that is emitted for each of its particles
+    assert apply("functionalise", module)
+    module.graph.lint()
+    assert equal(results(module, X), before)
+
+
 def test_a_swap_of_two_inputs() -> None:
     def swap(x: Tensor, y: Tensor) -> list[Tensor]:
         old = x.clone()
