@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sgc.tracing.leaves.opaque_calls  # noqa: F401  (registers the operators)
 from sgc.emit.fx.purity import _is_pure_operator
 from tests.emit.rewrites.graphs import apply, equal, lines, results, traced
 
