@@ -29,7 +29,7 @@ def shared(tensors: Sequence[Tensor | None], written: Collection[int]) -> list[t
     :param written: the positions of those that are written.
     """
     pairs: list[tuple[int, int]] = []
-    present = [(str(t.device), t.data_ptr(), i, t) for i, t in enumerate(tensors) if t is not None and size_of(t)]
+    present = [(str(t.device), t.data_ptr(), i, t) for i, t in enumerate(tensors) if t is not None and extent(t)]
     before: list[tuple[str, int, int, Tensor]] = []  # those whose memory has not ended yet
     for device, start, i, tensor in sorted(present, key=lambda one: one[:3]):
         before = [one for one in before if one[0] == device and one[1] > start]
@@ -38,11 +38,11 @@ def shared(tensors: Sequence[Tensor | None], written: Collection[int]) -> list[t
             for _, _, j, other in before
             if (i in written or j in written) and _have_common_elements(tensor, other)
         ]
-        before.append((device, start + size_of(tensor), i, tensor))
+        before.append((device, start + extent(tensor), i, tensor))
     return pairs
 
 
-def size_of(tensor: Tensor) -> int:
+def extent(tensor: Tensor) -> int:
     """How many bytes lie between the begin of a tensor's first element and the end of its last; 0 if it has none."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.itemsize if tensor.numel() and tensor.data_ptr() else 0
@@ -67,10 +67,10 @@ def copies(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _have_common_elements(one: Tensor, other: Tensor) -> bool:
     """Whether an element of one lies where an element of the other lies, of two whose stretches of memory overlap."""
-    if all(size_of(tensor) == tensor.numel() * tensor.itemsize for tensor in (one, other)):
+    if all(extent(tensor) == tensor.numel() * tensor.itemsize for tensor in (one, other)):
         return True  # neither has gaps
     start = min(one.data_ptr(), other.data_ptr())
-    end = max(tensor.data_ptr() + size_of(tensor) for tensor in (one, other))
+    end = max(tensor.data_ptr() + extent(tensor) for tensor in (one, other))
     unit = math.gcd(one.itemsize, other.itemsize, one.data_ptr() - other.data_ptr())
     memory = torch.zeros((end - start) // unit, dtype=torch.bool, device="cpu")
     _part_of(one, memory, start, unit).fill_(True)

@@ -40,6 +40,15 @@ def name_symbols(environment: Any, names: Mapping[Any, Any]) -> None:
     _NAMES[environment] = names
 
 
+def shown(expression: Any, environment: Any) -> str:
+    """A formula of an environment's symbols, in the names that these are shown by."""
+    return str(_renamed(expression, environment))
+
+
+def _renamed(expression: Any, environment: Any) -> Any:
+    return expression.xreplace(_NAMES.get(environment, {}))
+
+
 def size_of(size: Any) -> Any:
     """A size of a traced tensor as a :class:`Size`; one that is a number, or that no number is known for, as it is."""
     if not isinstance(size, torch.SymInt):
@@ -50,7 +59,7 @@ def size_of(size: Any) -> Any:
         return size
     if not expression.free_symbols:
         return int(number)
-    return Size(number, str(expression.xreplace(_NAMES.get(node.shape_env, {}))))
+    return Size(number, shown(expression, node.shape_env))
 
 
 def formula_of(value: Any) -> str:
@@ -58,7 +67,7 @@ def formula_of(value: Any) -> str:
     from sympy import nsimplify
     from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
-    expression = value.node.expr.xreplace(_NAMES.get(value.node.shape_env, {}))
+    expression = _renamed(value.node.expr, value.node.shape_env)
     for function, plain in ((ToFloat, lambda a: a), (FloatTrueDiv, _quotient), (IntTrueDiv, _quotient)):
         expression = expression.replace(function, plain)
     return str(nsimplify(expression, rational=True))

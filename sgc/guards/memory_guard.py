@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from sgc.errors import CaptureError, SourceLine
-from sgc.graph.aliasing import shared, size_of
+from sgc.graph.aliasing import extent, shared
 from sgc.graph.program import Program
 from sgc.guards.base import Call, Guard
 from sgc.guards.miss import Miss
@@ -35,7 +35,7 @@ class MemoryGuard(Guard):
         self._tensors = tensors
         now = self._inputs(call)
         self._sizes = [
-            0 if tensor is None else None if program.is_resized(name) else size_of(tensor)
+            0 if tensor is None else None if program.is_resized(name) else extent(tensor)
             for name, tensor in zip(self._names, now, strict=True)
         ]
         self._shared = shared(now, self._written)
@@ -68,7 +68,7 @@ class MemoryGuard(Guard):
         if self._shared:
             return [conditions.NEVER]
         written = {i: self._sizes[i] for i in self._written}
-        return [conditions.apart(written, {i: self._sizes[i] for i in self._others}, size_of)] if written else []
+        return [conditions.apart(written, {i: self._sizes[i] for i in self._others}, extent)] if written else []
 
     def miss(self, call: Call) -> Miss | None:
         now = shared(self._inputs(call), self._written)

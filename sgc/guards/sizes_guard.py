@@ -26,10 +26,11 @@ class SizesGuard(Guard):
         self._own = own
 
     def miss(self, call: Call) -> Miss | None:
-        broken = self._sizes.broken(call.leaves)
+        sizes = self._sizes.of_call(call.leaves)
+        broken = self._sizes.broken(sizes, call.leaves)
         if broken is not None:
             return Miss(f"of the sizes, {broken}", remedy=FEW_SHAPES)
-        fits: Any = self._own.get(self._sizes.of_call(call.leaves)) if self._own else None
+        fits: Any = self._own.get(sizes)
         return Miss("another version is for just these sizes") if fits is not None and fits(call) else None
 
     def describe(self) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What torch must know of an operator to trace it with symbols for sizes: the shape of its result.
 
-Of four operators torch 2.11 to 2.13 does not: with numbers for sizes it runs them on zeros, to see. Their results are
-of the shape of their first argument.
+Of four operators torch 2.11 to 2.14 does not know it: with numbers for sizes it runs them on zeros, to see. Their
+results are of the shape of their first argument.
 """
 
 from __future__ import annotations

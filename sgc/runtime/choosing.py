@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ from sgc.tracing.prototype import PrototypeRun, run_prototype
 from sgc.tracing.python.garbage import rarely_collected
 from sgc.tracing.source import warn
 from sgc.tracing.state.param_store import Store
+
+T = TypeVar("T")
 
 _WARN_AFTER = 4
 """How many specializations are made before a warning says why."""
@@ -155,6 +157,14 @@ class Choosing(Showing):
         with self._capturing():
             program = self._program_of(call)
             return self._specialize(program, call, self._run_prototype(program), OTHER_BRANCHES)[0]
+
+    def _with_sizes_closed(self, attempt: Callable[..., T], *args: Any) -> T:
+        """What a function gives; once more, for the sizes of the call, where a version cannot leave them open."""
+        try:
+            return attempt(*args)
+        except SizesNeededError as error:
+            self._close_sizes(error)
+            return attempt(*args)
 
     def _close_sizes(self, error: SizesNeededError) -> None:
         """Let a program have the sizes of each call from now on, in the place of a version that left them open."""

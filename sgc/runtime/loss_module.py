@@ -24,7 +24,7 @@ from sgc.runtime.choosing import Choosing
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.restore_on_error import state_restored_on_error
-from sgc.runtime.specialization import SizesNeededError, Specialization
+from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import speculate
 from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
@@ -73,11 +73,7 @@ class LossModule(Choosing):
 
     def _evaluate(self, call: Call, backend: Backend | None = None) -> Tensor:
         """What :meth:`forward` returns, on another backend than the loss module's own where one is given."""
-        try:
-            return self._evaluated(call, backend)
-        except SizesNeededError as error:
-            self._close_sizes(error)
-            return self._evaluated(call, backend)
+        return self._with_sizes_closed(self._evaluated, call, backend)
 
     def _evaluated(self, call: Call, backend: Backend | None) -> Tensor:
         with TURN:
@@ -125,10 +121,12 @@ class LossModule(Choosing):
         What differs because of a known fault of Pyro's is told apart, with the reason; the result is true if nothing
         else differs. Nothing changes: not the parameters, their gradients, the buffers, or the random state.
         """
+        return self._with_sizes_closed(self._verified, Call(args, kwargs))
+
+    def _verified(self, call: Call) -> Verification:
         from sgc.runtime.parity.compare import verify
 
         model, guide = self._program
-        call = Call(args, kwargs)
         with capturing(), self._store.lent():
             specialization, inputs = self._choose(call)
             return verify(model, guide, call, specialization, inputs, self._modules_of())

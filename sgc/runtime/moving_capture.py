@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgc.emit.backends.registry import backend_of
+from sgc.errors import SourceLine
 from sgc.graph.effects import AUTOCAST
 from sgc.graph.plan import Plan
 from sgc.graph.sizes import Size
@@ -102,9 +103,8 @@ class MovingCapture:
         try:
             captured, transcript = self._with_numbers()
         except Exception as error:  # where no capture can follow, or a fault that shows again without
-            line = getattr(error, "source", None)
             self.by_value, self._moving, self._reads_again = before
-            self._close_sizes({}, f"the program needs the size itself{f' at {line}' if line else ''}")
+            self._close_sizes({}, _needed_at(getattr(error, "source", None)))
             return None
         assert captured.sizes is not None
         reason = why_not_resized(captured)
@@ -148,9 +148,7 @@ class MovingCapture:
         """Sizes but for those that are ``free`` are what they are in the call, now and in later captures."""
         for where, dims in self.sizes.items():
             for dim in dims - free.get(where, frozenset()):
-                line = traced.line_of(where, dim) if traced is not None and reason is None else None
-                needed = f"the program needs the size itself{f' at {line}' if line else ''}"
-                self.needed_sizes[where, dim] = reason or needed
+                self.needed_sizes[where, dim] = reason or _needed_at(traced.line_of(where, dim) if traced else None)
         self.sizes = free
         self._note()
 
@@ -209,6 +207,10 @@ class MovingCapture:
 
     def _capture(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript]:
         return capture_program(self.program, self.run, self.plan, records, self.moving)
+
+
+def _needed_at(line: SourceLine | None) -> str:
+    return f"the program needs the size itself{f' at {line}' if line is not None else ''}"
 
 
 def owner_key(owner: Owner) -> Sized | None:

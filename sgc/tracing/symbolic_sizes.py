@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from sgc.errors import SourceLine
-from sgc.graph.sizes import is_symbolic, name_symbols
+from sgc.graph.sizes import is_symbolic, name_symbols, shown
 from sgc.native import meta_kernels
 from sgc.tracing.source import current_line
 from sgc.tracing.state.places import Place, PlaceOwner
@@ -70,7 +70,7 @@ class SymbolicSizes:
     axes: tuple[tuple[Sized, int], ...]
     symbols: tuple[Any, ...]
     examples: dict[Sized, Tensor]
-    _known: dict[tuple[int, tuple[int, ...]], str | None] = field(default_factory=dict)
+    _known: dict[tuple[int, tuple[int, ...]], tuple[str | None, list[tuple[int, ...]]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, leaves: Sequence[Any], dims: Dims) -> SymbolicSizes:
@@ -94,8 +94,7 @@ class SymbolicSizes:
                 axes.append((where, dim))
                 symbols.append(_symbol(examples[where].shape[dim]))
         mode.static_shapes = True  # what else the program meets is of the size that it has
-        names = {s: _named(s, number) for number, s in enumerate(dict.fromkeys(symbols))}
-        name_symbols(environment, names)
+        name_symbols(environment, {s: _named(s, number) for number, s in enumerate(dict.fromkeys(symbols))})
         return cls(environment, tuple(axes), tuple(symbols), examples)
 
     def formula(self, axis: int) -> Any:
@@ -124,32 +123,36 @@ class SymbolicSizes:
         """The sizes in a call with these leaves of its arguments, in the order of the axes."""
         return tuple(tensor_at(where, leaves).shape[dim] for where, dim in self.axes)
 
-    def broken(self, leaves: Sequence[Any]) -> str | None:
-        """The first condition that the arguments of a call do not meet; they have as many dims as those captured."""
-        sizes = self.of_call(leaves)
-        key = len(self.environment.guards), sizes
-        if key not in self._known:
-            self._known[key] = self._broken(dict(zip(self.symbols, sizes, strict=True)))
-        return self._known[key] or self._unlike_in_memory(leaves, dict(zip(self.symbols, sizes, strict=True)))
+    def broken(self, sizes: tuple[int, ...], leaves: Sequence[Any]) -> str | None:
+        """The first condition that the arguments of a call do not meet; they have as many dims as those captured.
 
-    def _broken(self, sizes: dict[Any, int]) -> str | None:
+        :param sizes: those of the call.
+        """
+        key = len(self.environment.guards), sizes
+        if key not in self._known:  # formulas take their time, and come anew at each call
+            self._known[key] = self._answer(dict(zip(self.symbols, sizes, strict=True)))
+        reason, strides = self._known[key]
+        return reason or self._unlike_in_memory(strides, leaves)
+
+    def _answer(self, sizes: dict[Any, int]) -> tuple[str | None, list[tuple[int, ...]]]:
+        """The first condition that sizes do not meet, and how the tensors must lie in memory."""
+        return self._unmet(sizes), [tuple(_number(s, sizes) for s in each.stride()) for each in self.examples.values()]
+
+    def _unmet(self, sizes: dict[Any, int]) -> str | None:
         for symbol, size in sizes.items():
             if size < SMALLEST:
-                return f"{self._shown(symbol)} is {size}"
+                return f"{shown(symbol, self.environment)} is {size}"
         for number, guard in enumerate(self.environment.guards):
             if guard.expr.xreplace(sizes) != True:  # noqa: E712 (sympy's own truth)
                 return f"{self._asked(number)} is not true"
         return None
 
-    def _unlike_in_memory(self, leaves: Sequence[Any], sizes: dict[Any, int]) -> str | None:
-        for where, example in self.examples.items():
-            strides, found = tuple(_number(s, sizes) for s in example.stride()), tensor_at(where, leaves).stride()
-            if found != strides:
-                return f"the strides of a tensor are {list(found)}, not {list(strides)}"
+    def _unlike_in_memory(self, expected: list[tuple[int, ...]], leaves: Sequence[Any]) -> str | None:
+        for where, strides in zip(self.examples, expected, strict=True):
+            now = tensor_at(where, leaves).stride()
+            if now != strides:
+                return f"the strides of a tensor are {list(now)}, not {list(strides)}"
         return None
-
-    def _shown(self, expression: Any) -> str:
-        return str(expression.xreplace({s: _named(s, i) for i, s in enumerate(dict.fromkeys(self.symbols))}))
 
     def conditions(self) -> Iterator[str]:
         """What is asked of the sizes, in words."""
@@ -158,7 +161,7 @@ class SymbolicSizes:
     def _asked(self, number: int) -> str:
         line = self.environment.lines.get(number)
         where = f" (asked at {line})" if line is not None else ""
-        return f"{self._shown(self.environment.guards[number].expr)}{where}"
+        return f"{shown(self.environment.guards[number].expr, self.environment)}{where}"
 
 
 def _symbol(size: Any) -> Any:

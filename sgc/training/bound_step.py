@@ -13,7 +13,7 @@ from sgc.emit.backends.protocol import StepBackend
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.inductor.compiled_step import BoundStep, BuiltStep
 from sgc.emit.inductor.cpp_entry import Taking
-from sgc.graph.aliasing import size_of
+from sgc.graph.aliasing import extent
 from sgc.guards.base import LEAVES, Call
 from sgc.guards.identity import same
 from sgc.native import conditions
@@ -194,7 +194,7 @@ class Bound:
         """That what a call brings shares no memory that is written, nor what it brings and is written with anything."""
         program, brought = self.specialization.capture.program, set(self.specialization.brought)
         names = [declared.name for declared in program.inputs]
-        sizes = [None if program.is_resized(name) else size_of(tensors[i]) for i, name in enumerate(names)]
+        sizes = [None if program.is_resized(name) else extent(tensors[i]) for i, name in enumerate(names)]
         written = {i: sizes[i] for i in sorted(brought & self.written)}
         others = {
             i: sizes[i]
@@ -202,8 +202,8 @@ class Bound:
             if name in program.used and i not in self.written and (written or i in brought)
         }
         stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.written]
-        stretches = [(t.data_ptr(), t.data_ptr() + size_of(t)) for t in stay if size_of(t)]
-        return conditions.apart(written, others, size_of, stretches)
+        stretches = [(t.data_ptr(), t.data_ptr() + extent(t)) for t in stay if extent(t)]
+        return conditions.apart(written, others, extent, stretches)
 
     def _kept_of(self, tensors: list[Tensor]) -> list[Tensor | None]:
         """The tensors of a call, without those that each call brings."""

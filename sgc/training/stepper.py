@@ -20,7 +20,7 @@ from sgc.native.conditions import Condition
 from sgc.runtime.compiler import compile_step, differentiate_loss
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.restore_on_error import saved
-from sgc.runtime.specialization import SizesNeededError, Specialization
+from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import loss_by_pyro
 from sgc.runtime.turns import Token
 from sgc.runtime.validity import RandomState, Trial
@@ -115,11 +115,7 @@ class Stepper:
             return None
         try:
             with loss_module.param_store_scope():
-                try:
-                    return self._ready(loss_module, call)
-                except SizesNeededError as error:
-                    loss_module._close_sizes(error)
-                    return self._ready(loss_module, call)
+                return loss_module._with_sizes_closed(self._ready, loss_module, call)
         except SgcError as error:
             if not loss_module._goes_on_after(error):
                 raise

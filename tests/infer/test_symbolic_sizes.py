@@ -538,6 +538,16 @@ def test_what_a_backend_cannot_compile_for_any_size_is_compiled_for_each() -> No
     assert made == 4
 
 
+def test_verify_goes_on_where_a_backend_cannot_compile_for_any_size() -> None:
+    program = Switches()
+    with registered(OfNumbers()):
+        loss_module = sgc.compile(program.model, program.guide, backend="of numbers", rng="torch")
+        for n in (6, 4):
+            loss_module.initialize(*program.arguments(n))
+        assert bool(loss_module.verify(*program.arguments(7)))
+        assert loss_module.specializations[-1].capture.sizes is None
+
+
 def test_other_tensors_that_share_a_size_and_then_do_not() -> None:
     """That two sizes are equal is a condition where the program adds up what has them."""
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgc.graph.aliasing import size_of
+from sgc.graph.aliasing import extent
 from sgc.guards.base import Call
 from sgc.native import conditions
 
@@ -21,11 +21,11 @@ def asked(
     native: bool, tensors: tuple[Tensor, ...], written: list[int], kept: list[Tensor], any_size: bool = False
 ) -> Callable[..., list[Any] | None]:
     """What asks whether tensors like these lie apart."""
-    sizes = {i: None if any_size else size_of(tensor) for i, tensor in enumerate(tensors)}
-    stretches = [(tensor.data_ptr(), tensor.data_ptr() + size_of(tensor)) for tensor in kept]
+    sizes = {i: None if any_size else extent(tensor) for i, tensor in enumerate(tensors)}
+    stretches = [(tensor.data_ptr(), tensor.data_ptr() + extent(tensor)) for tensor in kept]
     found = conditions.alike([conditions.leaf(i) for i in sizes], lambda *_: True, [-1 - i for i in sizes])
     apart = conditions.apart(
-        {i: sizes[i] for i in written}, {i: size for i, size in sizes.items() if i not in written}, size_of, stretches
+        {i: sizes[i] for i in written}, {i: size for i, size in sizes.items() if i not in written}, extent, stretches
     )
     ask = conditions.watch([((found, apart), None)], native=native)
     return lambda *given: ask(Call(given, {}))

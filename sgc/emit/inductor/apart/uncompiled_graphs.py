@@ -1,4 +1,4 @@
-"""Runs a graph that is to be compiled operator by operator, until it is compiled."""
+"""Runs a graph operator by operator for as long as it is not compiled yet."""
 
 from __future__ import annotations
 

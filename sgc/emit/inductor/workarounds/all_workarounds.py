@@ -16,7 +16,6 @@ from sgc.emit.inductor.workarounds import (
     boolean_masks,
     complex_numbers,
     deep_recursion,
-    leaky_draws,
     lost_renames,
     negative_indices,
     order_of_draws,
@@ -26,6 +25,7 @@ from sgc.emit.inductor.workarounds import (
     pieces_written_into,
     pieces_written_over,
     reads_before_writes,
+    rrelu_slopes,
     scaled_sums,
     single_indices,
     tuned_beforehand,
@@ -48,7 +48,7 @@ WORKAROUNDS: tuple[Workaround, ...] = tuple(
         order_of_draws,  # numbers all draws, and replaces methods
         # methods of Inductor's that are replaced
         deep_recursion,
-        leaky_draws,
+        rrelu_slopes,
         boolean_masks,
         pieces_written_over,
         pieces_returned,

@@ -36,7 +36,7 @@ def _leaky(x: Tensor) -> list[Tensor]:
 
 
 WORKAROUND = Workaround(
-    name="leaky_draws",
+    name="rrelu_slopes",
     defect="with fallback_random, `rrelu` draws other slopes than eager torch",
     reported="docs/upstream.md#slopes-of-a-randomised-leaky-relu",
     seen=("2.11", "2.12"),
