@@ -170,7 +170,8 @@ class Choosing(Showing):
         """Let a program have the sizes of each call from now on, in the place of a version that left them open."""
         sizes = error.specialization.capture.sizes
         assert sizes is not None
-        self._specializations.remove(error.specialization)
+        # By identity: equality would compare what they hold, tensors among it.
+        self._specializations[:] = [known for known in self._specializations if known is not error.specialization]
         for known in self._specializations:
             known.needed_sizes = {**known.needed_sizes, **dict.fromkeys(sizes.axes, error.reason)}
 
