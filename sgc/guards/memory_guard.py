@@ -68,7 +68,7 @@ class MemoryGuard(Guard):
         if self._shared:
             return [conditions.NEVER]
         written = {i: self._sizes[i] for i in self._written}
-        return [conditions.apart(written, {i: self._sizes[i] for i in self._others}, extent)] if written else []
+        return [conditions.disjoint(written, {i: self._sizes[i] for i in self._others}, extent)] if written else []
 
     def miss(self, call: Call) -> Miss | None:
         now = shared(self._inputs(call), self._written)

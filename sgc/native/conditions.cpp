@@ -7,7 +7,7 @@
 
 namespace {
 
-enum Test { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME, APART };
+enum Test { IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME, DISJOINT };
 
 // An input, and how many bytes of memory it takes up; less than none where that differs from call to call.
 struct Sized {
@@ -17,8 +17,8 @@ struct Sized {
 
 // Which inputs are to share no memory: those that are written, with any; and the borders of what is taken besides, the
 // begin of a stretch, its end, and so on.
-struct Apart {
-    Apart(PyObject* inputs, PyObject* taken, PyObject* measure) : measure(measure) {
+struct Disjoint {
+    Disjoint(PyObject* inputs, PyObject* taken, PyObject* measure) : measure(measure) {
         for (Py_ssize_t i = 0; i < 4; i += 2)
             for (Py_ssize_t j = 0; j < length(part(inputs, i)); ++j)
                 (i ? others : written).push_back({integer(part(inputs, i), j), integer(part(inputs, i + 1), j)});
@@ -37,8 +37,8 @@ struct Condition {
         if (test == ALIKE) {
             for (Py_ssize_t i = 0; i < length(part(condition, 1)); ++i) reads.emplace_back(part(part(condition, 1), i));
             gives = part(condition, 3);
-        } else if (test == APART) {
-            apart = std::make_unique<Apart>(part(condition, 1), part(condition, 2), part(condition, 3));
+        } else if (test == DISJOINT) {
+            disjoint = std::make_unique<Disjoint>(part(condition, 1), part(condition, 2), part(condition, 3));
         } else if (test != SAME) {
             reads.emplace_back(part(condition, 1));
         }
@@ -52,7 +52,7 @@ struct Condition {
     uint64_t version = 0;    // of a dictionary that holds what is expected
     bool by_version = false;  // there are no arrays among it, whose elements may change
     std::vector<Read> reads;
-    std::unique_ptr<Apart> apart;
+    std::unique_ptr<Disjoint> disjoint;
 };
 
 struct Group {
@@ -157,7 +157,7 @@ bool are_the_same(PyObject* expected, Asked& asked) {
 }
 
 // Whether the call's inputs do not share memory that is written.
-bool are_apart(const Apart& apart, Asked& asked) {
+bool are_disjoint(const Disjoint& disjoint, Asked& asked) {
     PyObject* tensors = asked.tensors.get();
     if (!tensors) return false;
     std::vector<std::pair<uint64_t, uint64_t>> taken;
@@ -166,7 +166,7 @@ bool are_apart(const Apart& apart, Asked& asked) {
         PyObject* tensor = PyList_GET_ITEM(tensors, input.position);
         int64_t size = input.size;
         if (size < 0) {
-            Ref measured(PyObject_CallOneArg(apart.measure, tensor));
+            Ref measured(PyObject_CallOneArg(disjoint.measure, tensor));
             size = measured ? PyLong_AsLongLong(measured.get()) : 0;
             if (!size) return !PyErr_Occurred();
         }
@@ -175,16 +175,16 @@ bool are_apart(const Apart& apart, Asked& asked) {
         if (PyErr_Occurred()) return false;
         if (!start) return true;
         const uint64_t end = start + static_cast<uint64_t>(size);
-        const auto next = std::upper_bound(apart.borders.begin(), apart.borders.end(), start);
-        if ((next - apart.borders.begin()) % 2 || (next != apart.borders.end() && *next < end)) return false;
+        const auto next = std::upper_bound(disjoint.borders.begin(), disjoint.borders.end(), start);
+        if ((next - disjoint.borders.begin()) % 2 || (next != disjoint.borders.end() && *next < end)) return false;
         for (const auto& other : taken)
             if (start < other.second && other.first < end) return false;
         if (written) taken.emplace_back(start, end);
         return true;
     };
-    for (const Sized& input : apart.written)
+    for (const Sized& input : disjoint.written)
         if (!is_free(input, true)) return false;
-    for (const Sized& input : apart.others)
+    for (const Sized& input : disjoint.others)
         if (!is_free(input, false)) return false;
     return true;
 }
@@ -209,7 +209,7 @@ bool holds_still(Condition& condition, PyObject* value) {
 bool is_true(Condition& condition, Asked& asked) {
     if (condition.test == ALIKE) return are_alike(condition, asked);
     if (condition.test == SAME) return are_the_same(condition.expected, asked);
-    if (condition.test == APART) return are_apart(*condition.apart, asked);
+    if (condition.test == DISJOINT) return are_disjoint(*condition.disjoint, asked);
     Read& read = condition.reads[0];
     if (read.kind == ENTRY || read.kind == ENTRY_OF) {
         if (condition.test == IS) return asked.entry_of(read) == condition.expected;
@@ -270,7 +270,7 @@ bool note(Watched& watched, PyObject* dictionary, uint64_t version) {
 // Whether a condition, which holds, does so as long as dictionaries have the versions that are noted here. One that is
 // held by another comes after it: it is there as long as the other is as it was.
 bool settle(Watched& watched, const Condition& condition) {
-    if (condition.test == ALIKE || condition.test == SAME || condition.test == APART || condition.test == EQUALS)
+    if (condition.test == ALIKE || condition.test == SAME || condition.test == DISJOINT || condition.test == EQUALS)
         return false;
     const Read& read = condition.reads[0];
     if (read.kind == FIXED) return condition.version && note(watched, read.of, condition.version);

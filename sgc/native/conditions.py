@@ -33,7 +33,7 @@ class _Read(IntEnum):
 class _Condition(IntEnum):
     """Kinds of conditions, numbered as in ``conditions.cpp``."""
 
-    IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME, APART = range(8)
+    IS, ABSENT, EQUALS, LIKE, HOLDS, ALIKE, SAME, DISJOINT = range(8)
 
 
 # -- reads
@@ -149,7 +149,7 @@ def same_tensors(expected: Sequence[Any]) -> Condition:
     return _Condition.SAME, tuple(expected)
 
 
-def apart(
+def disjoint(
     written: Mapping[int, int | None],
     others: Mapping[int, int | None],
     measure: Callable[[Any], int],
@@ -171,7 +171,7 @@ def apart(
             borders += (start, end)
     sizes = (tuple(-1 if size is None else size for size in part.values()) for part in (written, others))
     inputs = tuple(written), next(sizes), tuple(others), next(sizes)
-    return _Condition.APART, inputs, tuple(borders), measure
+    return _Condition.DISJOINT, inputs, tuple(borders), measure
 
 
 NEVER = is_same(fixed(None), True)
@@ -266,8 +266,8 @@ def _is_true(condition: Condition, call: Any, inputs: list[Any]) -> bool:
         return len(inputs) == len(expected) and all(
             wanted is None or tensor is wanted for tensor, wanted in zip(inputs, expected, strict=True)
         )
-    if kind == _Condition.APART:
-        return are_apart(condition, inputs)
+    if kind == _Condition.DISJOINT:
+        return are_disjoint(condition, inputs)
     _, read, expected = condition
     value = _value(read, call)
     match kind:
@@ -312,8 +312,8 @@ def _are_alike(condition: Condition, call: Any, inputs: list[Any]) -> bool:
     return True
 
 
-def are_apart(condition: Condition, inputs: Sequence[Any]) -> bool:
-    """Whether a condition of the kind :func:`apart` is true of some inputs."""
+def are_disjoint(condition: Condition, inputs: Sequence[Any]) -> bool:
+    """Whether a condition of the kind :func:`disjoint` is true of some inputs."""
     _, (written, written_sizes, others, sizes), borders, measure = condition
     taken: list[tuple[int, int]] = []
     for position, size in (*zip(written, written_sizes, strict=True), *zip(others, sizes, strict=True)):

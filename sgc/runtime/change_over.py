@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sgc.emit.backends.protocol import Backend, BesideBackend
-from sgc.emit.inductor.apart.compiler_process import Beside
+from sgc.emit.backends.protocol import Backend, BackgroundBackend
+from sgc.emit.inductor.background.compiler_process import PendingCompilation
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.rewrites.optimize import Optimized
 from sgc.runtime.autograd import Compiled
-from sgc.runtime.beside import told, usable
+from sgc.runtime.background import told, usable
 from sgc.runtime.compiling import compiling
 from sgc.runtime.particles import Repeated
 from sgc.runtime.specialization import Specialization
@@ -27,10 +27,10 @@ class ChangeOver:
 
     specialization: Specialization
     what: str
-    backend: BesideBackend
+    backend: BackgroundBackend
     optimized: Optimized
     validates: bool
-    asked: Beside
+    asked: PendingCompilation
 
     def is_due(self) -> bool:
         """Whether the other process is done with it, in either way."""
@@ -51,7 +51,7 @@ class ChangeOver:
         specialization, answer = self.specialization, self.asked.taken()
         if answer is not None:
             with usable(answer):
-                run = self.backend.elsewhere(answer).build(self.optimized, examples, specialization.options.rng)
+                run = self.backend.of_answer(answer).build(self.optimized, examples, specialization.options.rng)
                 specialization.watch_natively()
                 return run
         return built_here(specialization, self.what, self.backend, self.optimized, examples)

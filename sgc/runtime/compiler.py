@@ -25,7 +25,7 @@ from sgc.emit.backends.protocol import Backend, StepBackend
 from sgc.emit.backends.registry import backend_of
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.emitter import emit_surrogate
-from sgc.emit.inductor.apart.uncompiled_graphs import operator_by_operator
+from sgc.emit.inductor.background.uncompiled_graphs import operator_by_operator
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import emit_particle_loop
 from sgc.emit.rollback import rolled_back_if_invalid
@@ -37,7 +37,7 @@ from sgc.native import library
 from sgc.passes.pipeline import run_passes
 from sgc.passes.site_plan import make_plan
 from sgc.runtime.autograd import Compiled
-from sgc.runtime.beside import begun, beside, told, usable
+from sgc.runtime.background import background_backend, begun, told, usable
 from sgc.runtime.change_over import ChangeOver, built_here, repeated
 from sgc.runtime.checked_capture import capture_checked, guards_of
 from sgc.runtime.compiling import compiling
@@ -113,8 +113,8 @@ def compile_loss(
 
 def _compile(specialization: Specialization, tensors: list[Tensor], with_gradient: bool, backend: Backend) -> Compiled:
     options, what = specialization.options, _LOSS if with_gradient else _LOSS_ALONE
-    apart = beside(specialization, backend, tensors)
-    if backend.needs_compiler and apart is None:
+    background = background_backend(specialization, backend, tensors)
+    if backend.needs_compiler and background is None:
         library.start()
     if with_gradient:
         differentiated = differentiate_loss(specialization, tensors)
@@ -127,12 +127,12 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
         if differentiated.validates:
             module = rolled_back_if_invalid(module)
         examples = [tensor.detach() for tensor in tensors]
-        optimized = (apart or backend).after_gradient(module, examples, options.rng)
+        optimized = (background or backend).after_gradient(module, examples, options.rng)
         change = None
-        if apart is not None:
-            asked = begun(specialization, what, apart.request(optimized, examples, options.rng))
+        if background is not None:
+            asked = begun(specialization, what, background.request(optimized, examples, options.rng))
             if asked is not None:
-                change = ChangeOver(specialization, what, apart, optimized, differentiated.validates, asked)
+                change = ChangeOver(specialization, what, background, optimized, differentiated.validates, asked)
         if change is not None and not change.is_due():
             assert optimized.plain is not None
             run = operator_by_operator(optimized.plain)
@@ -157,20 +157,20 @@ def build_step(
     specialization: Specialization, backend: StepBackend, tensors: list[Tensor], state: list[Tensor], update: Update
 ) -> BuiltStep:
     """The whole step, of ``(*tensors, *state, halted)``, not compiled yet; see :mod:`sgc.emit.train_step`."""
-    apart = beside(specialization, backend, [*tensors, *state])
-    if apart is None:
+    background = background_backend(specialization, backend, [*tensors, *state])
+    if background is None:
         library.start()
     differentiated = differentiate_loss(specialization, tensors)
     with compiling(specialization):
         examples, rng = [*tensors, *state, new_flag(differentiated.device)], specialization.options.rng
         if specialization.repeats > 1:
             loop = emit_particle_loop(differentiated, tensors, state, update, specialization.repeats)
-            built = (apart or backend).build_particle_loop(loop, examples, rng)
+            built = (background or backend).build_particle_loop(loop, examples, rng)
         else:
             module = emit_step(differentiated, state, update)
             updated = {*differentiated.gradient_of, *range(len(tensors), len(tensors) + len(state))}
             with _any_size(specialization):
-                built = (apart or backend).build_step(module, examples, rng, updated)
+                built = (background or backend).build_step(module, examples, rng, updated)
     specialization.steps.append((backend, built.report))
     return built
 

@@ -143,7 +143,7 @@ class Bound:
     _watch: Ask | None = None
     _unwatched: int = 0
     _examined: list[Tensor | None] = field(default_factory=list)
-    _apart: Condition | None = None
+    _disjoint: Condition | None = None
 
     def is_due(self) -> bool:
         """Whether another process is done with compiling the step, which runs uncompiled as yet."""
@@ -164,10 +164,10 @@ class Bound:
         :param token: see :class:`sgc.runtime.turns.Token`.
         """
         of_call = self._kept[: len(self.specialization.inputs)]
-        assert self._apart is not None
+        assert self._disjoint is not None
         groups = [
             *self.specialization.groups(memory=False),
-            ((*own, conditions.same_tensors(of_call), self._apart), None),
+            ((*own, conditions.same_tensors(of_call), self._disjoint), None),
         ]
         if not (is_available() if self.built.compiled else is_there()):
             self._watch = conditions.watch(groups, native=False)
@@ -183,14 +183,18 @@ class Bound:
     def shared_memory(self, tensors: list[Tensor]) -> str | None:
         """What :func:`memory_shared` says of a call's tensors; of those that have stayed it is not asked again."""
         kept = self._kept_of(tensors)
-        if self._apart is not None and same(kept, self._examined) and conditions.are_apart(self._apart, tensors):
+        if (
+            self._disjoint is not None
+            and same(kept, self._examined)
+            and conditions.are_disjoint(self._disjoint, tensors)
+        ):
             return None
         why = memory_shared(self.specialization, tensors, self.own, self.written)
         if why is None:
-            self._examined, self._apart = kept, self._lie_apart(tensors, kept)
+            self._examined, self._disjoint = kept, self._no_overlap(tensors, kept)
         return why
 
-    def _lie_apart(self, tensors: list[Tensor], kept: Sequence[Tensor | None]) -> Condition:
+    def _no_overlap(self, tensors: list[Tensor], kept: Sequence[Tensor | None]) -> Condition:
         """That what a call brings shares no memory that is written, nor what it brings and is written with anything."""
         program, brought = self.specialization.capture.program, set(self.specialization.brought)
         names = [declared.name for declared in program.inputs]
@@ -203,7 +207,7 @@ class Bound:
         }
         stay = [t for i, t in enumerate([*kept, *self.own]) if t is not None and i in self.written]
         stretches = [(t.data_ptr(), t.data_ptr() + extent(t)) for t in stay if extent(t)]
-        return conditions.apart(written, others, extent, stretches)
+        return conditions.disjoint(written, others, extent, stretches)
 
     def _kept_of(self, tensors: list[Tensor]) -> list[Tensor | None]:
         """The tensors of a call, without those that each call brings."""

@@ -170,7 +170,7 @@ def _of_every_other_element() -> tuple[Any, Arguments]:
     return writing, arguments
 
 
-APART = {
+DISJOINT = {
     "pieces": lambda: _of_arguments(slice(0, 3), slice(3, 6)),
     "columns": _rows_and_columns,
     "every other element": _of_every_other_element,
@@ -178,7 +178,7 @@ APART = {
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("make", APART.values(), ids=APART)
+@pytest.mark.parametrize("make", DISJOINT.values(), ids=DISJOINT)
 def test_pieces_without_common_elements_are_one_program(
     make: Callable[[], tuple[Any, Arguments]], backend: str
 ) -> None:

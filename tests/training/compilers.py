@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sgc.emit.inductor.apart import compile_worker
-from sgc.emit.inductor.apart.compile_request import Answer
+from sgc.emit.inductor.background import compile_worker
+from sgc.emit.inductor.background.compile_request import Answer
 
 
 class Promised:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import sgc
 import sgc.infer
 from sgc.config import Options
-from sgc.emit.inductor.apart.compile_request import Answer
-from sgc.emit.inductor.apart.compiler_process import compiled_by
+from sgc.emit.inductor.background.compile_request import Answer
+from sgc.emit.inductor.background.compiler_process import compiled_by
 from sgc.errors import ArgumentError, NanLossError
-from sgc.runtime import beside
+from sgc.runtime import background
 from sgc.training import progress
 from tests.programs import local_switches
 from tests.training.compilers import AtRequest
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.cpu
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[AtRequest]:
+def of_answer() -> Iterator[AtRequest]:
     """The process that compiles, under the control of the test."""
     compiler = AtRequest()
     with compiled_by(compiler):
@@ -380,11 +380,11 @@ def test_who_says_whether_one_waits(
     given: bool | None, variable: str, deterministic: bool, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SGC_WAIT", variable)
-    monkeypatch.setattr(beside, "cores", lambda: 2)
+    monkeypatch.setattr(background, "cores", lambda: 2)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
-    assert beside.waits(Options(wait=given)) == waits
-    monkeypatch.setattr(beside, "cores", lambda: 1)
-    assert beside.waits(Options(wait=given)) == (given is not False)
+    assert background.waits(Options(wait=given)) == waits
+    monkeypatch.setattr(background, "cores", lambda: 1)
+    assert background.waits(Options(wait=given)) == (given is not False)
 
 
 def test_wrong_options_are_refused() -> None:
@@ -421,8 +421,8 @@ def test_the_log_says_what_is_compiled_and_why(elsewhere: AtRequest, caplog: pyt
         for data in (DATA, DATA, DATA.double()):
             svi.step(data)
     first, second = (record.getMessage() for record in caplog.records)
-    assert first == "compiling the training step (the first call), beside the steps"
-    assert re.fullmatch(r"compiling the training step \(.*float32.*float64.*\), beside the steps", second)
+    assert first == "compiling the training step (the first call) in the background"
+    assert re.fullmatch(r"compiling the training step \(.*float32.*float64.*\) in the background", second)
 
 
 # -- the ELBO classes

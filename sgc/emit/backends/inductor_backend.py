@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.backends.protocol import BesideBackend
+from sgc.emit.backends.protocol import BackgroundBackend
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of
-from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest, GraphRequest
-from sgc.emit.inductor.apart.compiled_elsewhere import Elsewhere
+from sgc.emit.inductor.background.compile_request import Answer, CompileRequest, GraphRequest
+from sgc.emit.inductor.background.precompiled import Precompiled
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.compiled_step import BuiltStep, build_particle_loop, build_step
 from sgc.emit.inductor.cpp_entry import direct
@@ -26,7 +26,7 @@ from sgc.graph.aliasing import shares_storage
 from sgc.native.switches import is_on
 
 
-class Inductor(BesideBackend):
+class Inductor(BackgroundBackend):
     """Compiles loss modules and whole steps.
 
     :param compile_graph: what compiles a graph, in place of :func:`sgc.emit.inductor.compile_graph.compile_graph`; for
@@ -41,7 +41,7 @@ class Inductor(BesideBackend):
         self._compile_graph = compile_graph
         self._runs_at_once = runs_at_once
 
-    def beside(self) -> Inductor | None:
+    def in_background(self) -> Inductor | None:
         # A subclass, or another function, builds in a way of its own.
         usual = type(self) is Inductor and self._compile_graph is compile_graph
         # What follows on the graph draws as the graph does, whoever compiles it.
@@ -71,8 +71,8 @@ class Inductor(BesideBackend):
         results = len(results_of(module))
         return CompileRequest((GraphRequest(lifted, [everything[i] for i in takes], rng, False, results),))
 
-    def elsewhere(self, answer: Answer) -> Inductor:
-        return Inductor(Elsewhere(answer).compile_graph)
+    def of_answer(self, answer: Answer) -> Inductor:
+        return Inductor(Precompiled(answer).compile_graph)
 
     def build_step(
         self, module: fx.GraphModule, tensors: Sequence[Tensor], rng: Rng, updated: Collection[int] = ()

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from sgc.config import Rng
 from sgc.emit.fx.rewriting import copy_of
-from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest
+from sgc.emit.inductor.background.compile_request import Answer, CompileRequest
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import ParticleLoop
@@ -87,11 +87,11 @@ class StepBackend(Backend):
         """
 
 
-class BesideBackend(StepBackend):
+class BackgroundBackend(StepBackend):
     """A backend whose programs another process may compile, while this one runs their graphs operator by operator."""
 
     @abstractmethod
-    def beside(self) -> BesideBackend | None:
+    def in_background(self) -> BackgroundBackend | None:
         """The same, whose modules and steps also have what runs until they are compiled; None if that is not so."""
 
     @abstractmethod
@@ -99,5 +99,5 @@ class BesideBackend(StepBackend):
         """What another process would have to compile in place of :meth:`build`; None if it cannot."""
 
     @abstractmethod
-    def elsewhere(self, answer: Answer) -> BesideBackend:
+    def of_answer(self, answer: Answer) -> BackgroundBackend:
         """A backend that builds, once, what another process has compiled."""

@@ -13,10 +13,10 @@ from torch import Tensor, fx
 from sgc.config import Rng
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of, value_of
-from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest, GraphRequest
-from sgc.emit.inductor.apart.compiled_elsewhere import Elsewhere
-from sgc.emit.inductor.apart.compiler_process import Beside
-from sgc.emit.inductor.apart.uncompiled_graphs import operator_by_operator
+from sgc.emit.inductor.background.compile_request import Answer, CompileRequest, GraphRequest
+from sgc.emit.inductor.background.precompiled import Precompiled
+from sgc.emit.inductor.background.compiler_process import PendingCompilation
+from sgc.emit.inductor.background.uncompiled_graphs import operator_by_operator
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, library_of, native_program
 from sgc.emit.inductor.cuda_graphs import ReplayedStep, replayed_on
@@ -43,7 +43,7 @@ class BuiltStep:
 
     On the CPU the compiled program is called from C++ (:mod:`sgc.emit.inductor.cpp_entry`), which spares each step the
     way through Python, and the update of most parameters is taken out of it (:mod:`sgc.emit.rewrites.outline`). On a
-    GPU it is replayed as a CUDA graph (:mod:`sgc.emit.inductor.cuda_graphs`). Elsewhere, and where what is written
+    GPU it is replayed as a CUDA graph (:mod:`sgc.emit.inductor.cuda_graphs`). Precompiled, and where what is written
     shares memory, each step is a call of its own.
 
     :param outlined: ``module`` in two parts.
@@ -68,7 +68,7 @@ class BuiltStep:
     library_of: Callable[[Sequence[str]], Callable[[], Any]] | None = None
     """What gives the library of the outlined functions, in place of compiling it."""
     uncompiled: Runner | None = None
-    awaited: Beside | None = None
+    awaited: PendingCompilation | None = None
     """What another process compiles of it."""
     run: Runner | None = None
     native: NativeProgram | None = None
@@ -107,8 +107,8 @@ class BuiltStep:
 
         :raises OSError, ImportError: if it cannot be loaded.
         """
-        before, elsewhere = (self.compile_graph, self.library_of), Elsewhere(answer)
-        self.compile_graph, self.library_of = elsewhere.compile_graph, elsewhere.library_of
+        before, precompiled = (self.compile_graph, self.library_of), Precompiled(answer)
+        self.compile_graph, self.library_of = precompiled.compile_graph, precompiled.library_of
         try:
             self.compile()
         finally:

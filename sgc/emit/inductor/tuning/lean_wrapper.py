@@ -91,7 +91,7 @@ class Pooled {
     const int64_t* strides_;
     mutable AtenTensorHandle tensor_ = nullptr;
 };
-// Elsewhere these make a tensor that shares memory with another, and take ownership of one.
+// Precompiled these make a tensor that shares memory with another, and take ownership of one.
 [[maybe_unused]] SGC_INLINED Pooled reinterpret_tensor_wrapper(
     const Pooled& buffer, int64_t dims, const int64_t* sizes, const int64_t* strides, int64_t elements) {
     return buffer.view(dims, sizes, strides, elements);

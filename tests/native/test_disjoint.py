@@ -24,7 +24,7 @@ def asked(
     sizes = {i: None if any_size else extent(tensor) for i, tensor in enumerate(tensors)}
     stretches = [(tensor.data_ptr(), tensor.data_ptr() + extent(tensor)) for tensor in kept]
     found = conditions.alike([conditions.leaf(i) for i in sizes], lambda *_: True, [-1 - i for i in sizes])
-    apart = conditions.apart(
+    apart = conditions.disjoint(
         {i: sizes[i] for i in written}, {i: size for i, size in sizes.items() if i not in written}, extent, stretches
     )
     ask = conditions.watch([((found, apart), None)], native=native)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sgc.config import Options
-from sgc.emit.backends.protocol import Backend, BesideBackend
-from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest
-from sgc.emit.inductor.apart.compiler_process import LONG, Beside, compiler, cores, hindrance, log
-from sgc.emit.inductor.apart.graph_as_data import NotPlain
+from sgc.emit.backends.protocol import Backend, BackgroundBackend
+from sgc.emit.inductor.background.compile_request import Answer, CompileRequest
+from sgc.emit.inductor.background.compiler_process import LONG, PendingCompilation, compiler, cores, hindrance, log
+from sgc.emit.inductor.background.graph_as_data import NotPlain
 from sgc.native import library
 from sgc.runtime.specialization import Specialization
 
@@ -22,16 +22,18 @@ _VARIABLE = "SGC_WAIT"
 """Where ``wait`` is not given, it is true if this is set to anything but 0."""
 
 
-def beside(specialization: Specialization, backend: Backend, tensors: Sequence[Tensor]) -> BesideBackend | None:
+def background_backend(
+    specialization: Specialization, backend: Backend, tensors: Sequence[Tensor]
+) -> BackgroundBackend | None:
     """The backend whose programs run at once and are compiled meanwhile; None where the compiler is to be waited for.
 
     :param tensors: those of a call.
     """
-    if not isinstance(backend, BesideBackend) or waits(specialization.options):
+    if not isinstance(backend, BackgroundBackend) or waits(specialization.options):
         return None
     if any(tensor.device.type != "cpu" for tensor in tensors) or specialization.capture.sizes is not None:
         return None
-    return backend.beside()
+    return backend.in_background()
 
 
 def waits(options: Options) -> bool:
@@ -42,14 +44,14 @@ def waits(options: Options) -> bool:
     return asked or torch.are_deterministic_algorithms_enabled() or cores() < 2 or hindrance() is not None
 
 
-def begun(specialization: Specialization, what: str, request: CompileRequest | None) -> Beside | None:
+def begun(specialization: Specialization, what: str, request: CompileRequest | None) -> PendingCompilation | None:
     """Have another process compile; None if it cannot, after a line in the log that says why."""
     about = _about(specialization, what)
     if request is None:
         log.info("%s is compiled in this process: inputs that it writes share memory with others", about)
         return None
     try:
-        asked = Beside(about, compiler().submit(request.as_text()))
+        asked = PendingCompilation(about, compiler().submit(request.as_text()))
     except NotPlain as reason:
         log.info("%s is compiled in this process: it has %s", about, reason)
         return None
@@ -57,7 +59,7 @@ def begun(specialization: Specialization, what: str, request: CompileRequest | N
         log.warning("%s is compiled in this process: no other can be started (%s)", about, error)
         return None
     if not asked.is_done():
-        log.info("compiling %s, beside the steps", about)
+        log.info("compiling %s in the background", about)
         if library.is_there():
             specialization.watch_natively()
     return asked

@@ -1,4 +1,4 @@
-"""The process that compiles for another one: ``python -m sgc.emit.inductor.apart.compile_worker PARENT``.
+"""The process that compiles for another one: ``python -m sgc.emit.inductor.background.compile_worker PARENT``.
 
 Each line of its input names a file with a request. It ends when the input does, which is when the process that has
 started it ends, in whatever way; and when nothing has been asked of it for a while.
@@ -51,8 +51,8 @@ def answer(task: dict[str, Any]) -> None:
 
 
 def compiled(text: str) -> Any:
-    """The :class:`~sgc.emit.inductor.apart.compile_request.Answer` to a request."""
-    from sgc.emit.inductor.apart.compile_request import Answer, apply_settings
+    """The :class:`~sgc.emit.inductor.background.compile_request.Answer` to a request."""
+    from sgc.emit.inductor.background.compile_request import Answer, apply_settings
     from sgc.emit.inductor.cpp_entry import library_of
     from sgc.native import library
     from sgc.native.switches import without
@@ -69,7 +69,7 @@ def compiled(text: str) -> Any:
 
 def _program(data: dict[str, Any]) -> str | None:
     """The library of a graph, compiled; None if it is not recognised."""
-    from sgc.emit.inductor.apart.graph_as_data import graph_of_data, tensor_of_data
+    from sgc.emit.inductor.background.graph_as_data import graph_of_data, tensor_of_data
     from sgc.emit.inductor.compile_graph import compile_graph
     from sgc.emit.inductor.cpp_entry import recognised
 

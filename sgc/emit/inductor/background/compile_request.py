@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.inductor.apart.graph_as_data import graph_as_data, tensor_as_data
+from sgc.emit.inductor.background.graph_as_data import graph_as_data, tensor_as_data
 from sgc.native.directory import kept, write_at_once
 from sgc.native.inductor_cache import is_whole
 from sgc.native.switches import switched_off

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.config import Rng
-from sgc.emit.inductor.apart.compile_request import Answer
+from sgc.emit.inductor.background.compile_request import Answer
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.cpp_entry import call_program, library_of
 from sgc.native import library
@@ -46,7 +46,7 @@ def _module(path: str) -> Any:
     return sys.modules[name]
 
 
-class Elsewhere:
+class Precompiled:
     """Stands for Inductor where another process has compiled: gives its programs, in their order.
 
     What that process could not compile so that it is recognised, this one compiles.

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from sgc.emit.inductor.apart.compile_request import Answer, answer_path
+from sgc.emit.inductor.background.compile_request import Answer, answer_path
 
 log = logging.getLogger("sgc")
 """Tells when something is compiled, why, and how long it took."""
@@ -31,7 +31,7 @@ log = logging.getLogger("sgc")
 LONG = 1.0
 """Seconds from which it is told how long a compilation took."""
 
-_WORKER = "sgc.emit.inductor.apart.compile_worker"
+_WORKER = "sgc.emit.inductor.background.compile_worker"
 _LONGEST = 2000
 """Characters of what a process that has failed has written."""
 
@@ -55,10 +55,10 @@ class Awaited(Protocol):
 
 
 class Compiler(Protocol):
-    """Who compiles elsewhere."""
+    """What compiles in the background."""
 
     def submit(self, text: str) -> Awaited:
-        """Have a request compiled (:class:`~sgc.emit.inductor.apart.compile_request.CompileRequest`, as text).
+        """Have a request compiled (:class:`~sgc.emit.inductor.background.compile_request.CompileRequest`, as text).
 
         :raises OSError: if no process can be started.
         """
@@ -199,7 +199,7 @@ class CompilerProcess:
 
 
 @dataclass
-class Beside:
+class PendingCompilation:
     """A program that another process compiles."""
 
     about: str
@@ -216,7 +216,7 @@ class Beside:
         if answer is None:
             log.warning("compiling %s in another process has failed: %s", self.about, self.awaited.failure)
         elif seconds > LONG:
-            log.info("compiled %s beside the steps, in %.1f s", self.about, seconds)
+            log.info("compiled %s in the background, in %.1f s", self.about, seconds)
         return answer
 
 
@@ -229,7 +229,7 @@ _compiler: list[Compiler] = [_process]
 
 
 def compiler() -> Compiler:
-    """Who compiles elsewhere."""
+    """What compiles in the background."""
     return _compiler[-1]
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sgc.emit.fx.lift_tensors import lift_tensors
-from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest, GraphRequest, answer_path
-from sgc.emit.inductor.apart.compiled_elsewhere import LoadedProgram
-from sgc.emit.inductor.apart.compiler_process import CompilerProcess
-from sgc.emit.inductor.apart.graph_as_data import NotPlain, graph_as_data, graph_of_data
+from sgc.emit.inductor.background.compile_request import Answer, CompileRequest, GraphRequest, answer_path
+from sgc.emit.inductor.background.precompiled import LoadedProgram
+from sgc.emit.inductor.background.compiler_process import CompilerProcess
+from sgc.emit.inductor.background.graph_as_data import NotPlain, graph_as_data, graph_of_data
 from sgc.emit.inductor.compile_graph import compile_graph
 from sgc.emit.inductor.workarounds.order_of_draws import WORKAROUND
 
@@ -133,7 +133,7 @@ def test_the_same_request_has_the_same_text_in_another_process(tmp_path: Path) -
     script = tmp_path / "text.py"
     script.write_text(
         "import torch\n"
-        "from tests.emit.inductor.test_compiling_elsewhere import _plain, request_of\n"
+        "from tests.emit.inductor.test_background import _plain, request_of\n"
         "torch.set_num_threads(1)\n"
         "print(request_of(_plain, torch.zeros(2, 3), torch.zeros(1, 2)).as_text())\n"
     )
@@ -219,7 +219,7 @@ def test_a_damaged_answer_is_asked_for_anew(process: CompilerProcess) -> None:
 
 _STARTS_ONE = """
 import os, sys, time
-from sgc.emit.inductor.apart.compiler_process import compiler
+from sgc.emit.inductor.background.compiler_process import compiler
 compiler().submit("{}")
 print(compiler().number, flush=True)
 """
