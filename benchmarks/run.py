@@ -27,7 +27,7 @@ from tqdm import tqdm
 from benchmarks.catalogue import WORKLOADS, Entry
 from benchmarks.outcome import Outcome, Outcomes
 from benchmarks.report import aims, heading, table
-from benchmarks.systems import CACHED, STEP, SYSTEMS
+from benchmarks.systems import CACHED, STEP, TABLE
 from benchmarks.worker import Failed, Job, Worker, all_cores
 
 _RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -67,7 +67,7 @@ class Bench:
     def _prepare(self, bar: tqdm) -> None:
         """As many at a time as there are cores for, each on cores of its own."""
         if not CACHED.isdisjoint(self.outcomes):
-            _made_once(self._args.device, self._args.threads)  # here, where nothing is timed yet
+            made_once(self._args.device, self._args.threads)  # here, where nothing is timed yet
         places: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
         for place in _places(self._args.threads):
             places.put(place)
@@ -85,9 +85,9 @@ class Bench:
 
     def _first(self, system: str, place: set[int]) -> None:
         outcome, args = self.outcomes[system], self._args
-        made = _new_cache()
+        made = new_cache()
         if system in CACHED:
-            shutil.copytree(_made_once(args.device, args.threads), made, dirs_exist_ok=True)
+            shutil.copytree(made_once(args.device, args.threads), made, dirs_exist_ok=True)
         job = Job(system, self._entry.family, self._entry.sizes, self._particles, args.device, args.threads, made)
         try:
             worker = self._workers[system] = Worker(job, place, args.patience)
@@ -110,16 +110,16 @@ class Bench:
 
 
 @cache
-def _made_once(device: str, threads: int) -> str:
+def made_once(device: str, threads: int) -> str:
     """A cache with what is compiled once on a machine: sgc's library. Torch keeps its precompiled headers elsewhere.
 
     Where that does not work, the systems that need it say why.
     """
-    library = _new_cache()
+    library = new_cache()
     atexit.register(shutil.rmtree, library, ignore_errors=True)
     _work(Worker.library, WORKLOADS["beta_bernoulli"], device, threads, library)
     for name in ("beta_bernoulli", "vae"):  # small programs and others have headers of their own
-        made = _new_cache()
+        made = new_cache()
         _work(Worker.first, WORKLOADS[name], device, threads, made)
         shutil.rmtree(made, ignore_errors=True)
     return library
@@ -135,7 +135,7 @@ def _work(what: Callable[[Worker], object], entry: Entry, device: str, threads: 
         worker.close()
 
 
-def _new_cache() -> str:
+def new_cache() -> str:
     return tempfile.mkdtemp(prefix="sgc-benchmark-")
 
 
@@ -149,7 +149,7 @@ def _places(threads: int) -> list[set[int]]:
 def options() -> argparse.ArgumentParser:
     """What the table and the plots have in common."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--system", choices=list(SYSTEMS), action="append", help="may be given several times")
+    parser.add_argument("--system", choices=TABLE, action="append", help="may be given several times")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.4, help="how long a system's turn is")
     parser.add_argument("--threads", type=int, default=1)
@@ -184,7 +184,7 @@ def main() -> None:
     text = heading(args, load)
     measured: dict[str, Outcomes] = {}
     for name in workloads:
-        measured[name] = Bench(WORKLOADS[name], args.system or list(SYSTEMS), args).measure()
+        measured[name] = Bench(WORKLOADS[name], args.system or TABLE, args).measure()
         found = table(WORKLOADS[name], measured[name])
         print(found)
         text += found + "\n"

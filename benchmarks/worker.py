@@ -7,14 +7,17 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.memory import MIB, peak, resident
+
+if TYPE_CHECKING:
+    from benchmarks.systems.base import System
 
 
 class Job(NamedTuple):
@@ -49,6 +52,21 @@ class Turn(NamedTuple):
     variance: float
 
 
+class Climb(NamedTuple):
+    """From before anything is made: when so many steps had been taken, in seconds."""
+
+    reached: dict[int, float]
+    pace: float
+    """Seconds a step in the last quarter of the steps."""
+
+    def until(self, count: int) -> tuple[float, bool]:
+        """The seconds until this many steps, and whether they were measured: else the last pace goes on."""
+        if count in self.reached:
+            return self.reached[count], True
+        last = max(self.reached)
+        return self.reached[last] + (count - last) * self.pace, False
+
+
 @dataclass
 class Failed(Exception):
     """Why a system does not work."""
@@ -80,6 +98,13 @@ class Worker:
         :raises Failed: if it does not work, or takes longer than the worker's patience.
         """
         return self._ask("first", None)
+
+    def climb(self, counts: Sequence[int], seconds: float) -> Climb:
+        """Make everything, and take the largest of these numbers of steps, or as many as this time allows.
+
+        :raises Failed: if it does not work, or takes longer than the worker's patience.
+        """
+        return self._ask("climb", (counts, seconds))
 
     def turn(self, seconds: float, cores: set[int]) -> Turn:
         """Take steps for this long, on these cores.
@@ -148,9 +173,6 @@ def _serve(connection: Connection, job: Job, cores: set[int]) -> None:
     pin(cores)
     os.environ |= environment(job)
     try:
-        from benchmarks.systems import system_class
-        from benchmarks.workloads import make
-
         system = None
         while True:
             what, argument = connection.recv()
@@ -161,16 +183,13 @@ def _serve(connection: Connection, job: Job, cores: set[int]) -> None:
                     library.library()
                 connection.send(None)
             elif what == "first":
-                import pyro
-                import torch
-
-                torch.set_num_threads(job.threads)
-                pyro.set_rng_seed(0)
-                system = system_class(job.system)(make(job.family, job.sizes), job.particles, job.device)
+                system = _made(job)
                 imported = resident()
                 seconds = _timed(lambda held=system: _first(held), 1, system.wait)[0]
                 held = system.device_peak()
                 connection.send(First(seconds, (peak() - imported if held is None else held) / MIB))
+            elif what == "climb":
+                connection.send(_climb(_made(job), *argument))
             else:
                 pin(argument[1])
                 connection.send(_turn(system, argument[0]))
@@ -180,6 +199,39 @@ def _serve(connection: Connection, job: Job, cores: set[int]) -> None:
         traceback.print_exc(file=sys.stderr)
         reason = " ".join(str(error).split())
         connection.send(Failed(f"{type(error).__name__}: {reason[:200]}"))
+
+
+def _made(job: Job) -> System:
+    """The system, before it has prepared anything."""
+    import pyro
+    import torch
+
+    from benchmarks.systems import system_class
+    from benchmarks.workloads import make
+
+    torch.set_num_threads(job.threads)
+    pyro.set_rng_seed(0)
+    return system_class(job.system)(make(job.family, job.sizes), job.particles, job.device)
+
+
+def _climb(system: System, counts: Sequence[int], seconds: float) -> Climb:
+    start = time.perf_counter()
+    system.prepare()
+    times: list[float] = []
+    # The first two steps, in which there may be compilers, take as long as they take.
+    while len(times) < max(counts) and not (
+        len(times) > _MADE_WITHIN and times[-1] - times[_MADE_WITHIN - 1] > seconds
+    ):
+        system.wait(system.advance())
+        times.append(time.perf_counter() - start)
+    reached = {count: times[count - 1] for count in (*counts, len(times)) if count <= len(times)}
+    going = times[_MADE_WITHIN - 1 :]
+    late = going[len(going) * 3 // 4 :] if len(going) > 8 else going
+    return Climb(reached, (late[-1] - late[0]) / (len(late) - 1))
+
+
+_MADE_WITHIN = 2
+"""After so many steps everything has been made that is waited for: an optimizer may make its state in the first."""
 
 
 def _first(system: Any) -> Any:

@@ -36,15 +36,23 @@ class Loop(TorchSystem):
 class SviStep(TorchSystem):
     """``svi.step``, a call for each step."""
 
+    waits = True
+
     def prepare(self) -> None:
         model, guide = self.workload.pyro()
         # With one particle and but for ``wait`` this is the default of sgc.SVI.
-        loss = sgc.infer.TraceGraph_ELBO(backend="inductor", rng="fast", wait=True, **self.elbo_options)
+        loss = sgc.infer.TraceGraph_ELBO(backend="inductor", rng="fast", wait=self.waits, **self.elbo_options)
         self.svi = sgc.SVI(model, guide, _adam, loss)
 
     def advance(self) -> float:
         loss: float = self.svi.step(*self.args)
         return loss
+
+
+class SviStepAtOnce(SviStep):
+    """The same, with steps operator by operator while another process compiles: the default of ``sgc.SVI``."""
+
+    waits = False
 
 
 class SviRun(SviStep):

@@ -50,6 +50,18 @@ def emit_surrogate(graph: StochasticGraph, *, loss_only: bool = False, forced: t
     return builder.build("Loss" if loss_only else "Surrogate")
 
 
+def emit_values(graph: StochasticGraph, nodes: tuple[str, ...], *, forced: tuple[str, ...] = ()) -> Emitted:
+    """Emit the module of the values of some nodes: of all of them in the first run, then in the second, and so on.
+
+    :param nodes: keys of nodes that each run has; there may be nodes that the passes did not add.
+    :param forced: as for :func:`emit_surrogate`.
+    """
+    assert graph.program is not None
+    builder = _Builder(graph, graph.program, nodes)
+    builder.declare(forced)
+    return builder.build("Values", of_every_run=True)
+
+
 _SMALL = 256
 """Up to how many elements a check may have to be copied into a stack of checks."""
 
@@ -113,7 +125,7 @@ class _Builder:
         node.target = node.name
         return node
 
-    def build(self, class_name: str) -> Emitted:
+    def build(self, class_name: str, *, of_every_run: bool = False) -> Emitted:
         for forced in self._forced:
             run = _Run(self)
             run.copies = self._copy_of_program(forced)
@@ -123,7 +135,7 @@ class _Builder:
             self._compute(run, Stage.RUNS)
         last = self.runs[-1]
         self._compute(last, Stage.PARTICLES)
-        results = [last.value(key) for key in self._results]
+        results = [run.value(key) for run in (self.runs if of_every_run else [last]) for key in self._results]
         if self._checks:
             # First by shape: one reduction then serves many checks.
             results.append(self._all([self._reduced(*shaped) for shaped in self._checks.items()]))

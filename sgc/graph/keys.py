@@ -57,6 +57,11 @@ def downstream(site: str) -> str:
     return f"downstream({site})"
 
 
+def all_costs(site: str) -> str:
+    """The key of the sum of all costs, as it would be at a site without Rao-Blackwellisation."""
+    return f"all_costs({site})"
+
+
 def baseline(site: str) -> str:
     """The key of the baseline of a site."""
     return f"baseline({site})"

@@ -69,13 +69,29 @@ def _check_frames(costs: list[CostNode]) -> None:
 
 
 def _add_downstream_cost(graph: StochasticGraph, site: str, terms: list[tuple[frozenset[Plate], str]]) -> None:
+    node = _summed(graph, keys.downstream(site), site, graph.downstream_costs(site), terms)
+    graph.add(node, node.computed_from())
+
+
+def all_costs(graph: StochasticGraph, site: str) -> DownstreamCostNode:
+    """What a score function would be multiplied by without Rao-Blackwellisation: every cost, summed to the site's
+    plates. The node is not in the graph yet.
+    """
+    costs = [(frozenset(cost.plates), cost.key) for cost in graph.of_type(CostNode)]
+    return _summed(graph, keys.all_costs(site), site, frozenset(graph.costs()), costs)
+
+
+def _summed(
+    graph: StochasticGraph, key: str, site: str, costs: frozenset[str], terms: list[tuple[frozenset[Plate], str]]
+) -> DownstreamCostNode:
+    """The sum of some addends, each summed over the plates that the site is not in."""
     assert graph.program is not None
     density = graph.program.site(site).guide
     assert density is not None
     target = frozenset(density.plates)
     reductions, shapes = [], []
-    for frames, key in terms:
-        shape = list(graph.payload(key).shape)
+    for frames, addend in terms:
+        shape = list(graph.payload(addend).shape)
         dims = []
         for plate in sorted(frames, key=lambda plate: plate.dim or 0, reverse=True):
             assert plate.dim is not None
@@ -83,16 +99,9 @@ def _add_downstream_cost(graph: StochasticGraph, site: str, terms: list[tuple[fr
                 shape[plate.dim] = 1
                 dims.append(plate.dim)
         ones = next((i for i, size in enumerate(shape) if size != 1), len(shape))
-        reductions.append(Reduction(key, tuple(dims), ones))
+        reductions.append(Reduction(addend, tuple(dims), ones))
         shapes.append(tuple(shape[ones:]))
-    node = DownstreamCostNode(
-        key=keys.downstream(site),
-        shape=tuple(torch.broadcast_shapes(*shapes)),
-        site=site,
-        costs=graph.downstream_costs(site),
-        terms=tuple(reductions),
-    )
-    graph.add(node, [term.addend for term in reductions])
+    return DownstreamCostNode(key, tuple(torch.broadcast_shapes(*shapes)), site, costs, tuple(reductions))
 
 
 @dataclass

@@ -33,6 +33,7 @@ from sgc.tracing.state.param_store import Store
 
 if TYPE_CHECKING:
     from sgc.runtime.parity.compare import Verification
+    from sgc.runtime.variance.variance_report import GradientVariance
 
 
 class LossModule(Choosing):
@@ -130,6 +131,29 @@ class LossModule(Choosing):
         with capturing(), self._store.lent():
             specialization, inputs = self._choose(call)
             return verify(model, guide, call, specialization, inputs, self._modules_of())
+
+    @untraced
+    def gradient_variance(self, *args: Any, samples: int = 200, **kwargs: Any) -> GradientVariance:
+        """Measure how the gradient varies at the present parameters, on these arguments, and which sites it comes from.
+
+        Draws gradients of the emitted module, term by term: the variance of the whole (the sum over the elements of all
+        parameters), each site's share of it, what it would be without baselines and without Rao-Blackwellisation, and
+        each parameter's. Nothing changes: not the parameters, their gradients, the averages, or the random state.
+
+        :param samples: how many gradients are drawn. The relative standard error of a variance is about
+            ``sqrt(2 / samples)`` where gradients are nearly normal, and larger where they are not.
+        :raises sgc.errors.ArgumentError: if there are fewer than two samples.
+        :raises sgc.errors.SgcError: if the program cannot be compiled.
+        """
+        call = Call(args, kwargs)
+        return self._with_sizes_closed(self._measured, call, samples)
+
+    def _measured(self, call: Call, samples: int) -> GradientVariance:
+        from sgc.runtime.variance.sampling import measure
+
+        with capturing(), self._store.lent():
+            specialization, inputs = self._choose(call)
+            return measure(specialization, inputs, samples)
 
     @property
     def graph(self) -> StochasticGraph:

@@ -14,8 +14,8 @@ from sgc.config import Rng
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of, value_of
 from sgc.emit.inductor.background.compile_request import Answer, CompileRequest, GraphRequest
-from sgc.emit.inductor.background.precompiled import Precompiled
 from sgc.emit.inductor.background.compiler_process import PendingCompilation
+from sgc.emit.inductor.background.precompiled import Precompiled
 from sgc.emit.inductor.background.uncompiled_graphs import operator_by_operator
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
 from sgc.emit.inductor.cpp_entry import NativeCall, NativeProgram, library_of, native_program

@@ -32,11 +32,9 @@ _ELSEWHERE = (
 
 TUNINGS: tuple[Tuning, ...] = (
     options.FEWER_CHECKS,
-    options.UNROLLED_SUMS,
     options.FEWER_FUSIONS_TRIED,
     options.POOLED_BUFFERS,
     options.ONE_PIECE,
-    options.SMALL_STACKS,
     options.NO_VECTORS,
     lean_wrapper.TUNING,
     dispatched_draws.TUNING,

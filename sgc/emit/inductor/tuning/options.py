@@ -6,7 +6,6 @@ as long as its launch.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
@@ -22,14 +21,6 @@ FEWER_CHECKS = Tuning(
     faster="steps",
     device="any",
     options=lambda compilation: {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False},
-)
-
-UNROLLED_SUMS = Tuning(
-    name="unrolled_sums",
-    what="sums of up to 16 terms are written out: over fewer numbers than a vector has, Inductor loops one by one",
-    faster="steps",
-    device="any",
-    options=lambda compilation: {"unroll_reductions_threshold": 17},
 )
 
 FEWER_FUSIONS_TRIED = Tuning(
@@ -57,13 +48,6 @@ ONE_PIECE = Tuning(
     options=lambda compilation: {"memory_pool": "combined"} if compilation.in_one_piece else {},
 )
 
-SMALL_STACKS = Tuning(
-    name="small_stacks",
-    what="stacks of few are looked up where they are used, and never written",
-    faster="steps",
-    options=lambda compilation: {"force_pointwise_cat": _has_small_stacks_only(compilation.module)},
-)
-
 NO_VECTORS = Tuning(
     name="no_vectors",
     what="the loops of a small program are compiled without vectors, which takes half as long",
@@ -71,21 +55,9 @@ NO_VECTORS = Tuning(
     options=lambda compilation: {"cpp.simdlen": 1} if _is_small(compilation.module) else {},
 )
 
-_FEW_ROWS, _FEW_ELEMENTS = 8, 4096
-"""Up to this many operands, and this many elements in all, a stack is cheaper to look up than to write and read: for
-each element that is asked for, one operand after another is asked whether it is there. Inductor does one or the other
-with all stacks of a graph."""
-
 _FEW_IN_ALL, _FEW_EACH = 4096, 24
 """Elements of a whole graph, or of each operator on average, for which loops with vectors take as long as those
 without, and twice as long to compile."""
-
-_STACKS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
-
-
-def _has_small_stacks_only(module: fx.GraphModule) -> bool:
-    stacks = [node for node in module.graph.nodes if node.target in _STACKS]
-    return all(len(node.args[0]) <= _FEW_ROWS and elements(node.meta["val"]) <= _FEW_ELEMENTS for node in stacks)
 
 
 def _is_small(module: fx.GraphModule) -> bool:

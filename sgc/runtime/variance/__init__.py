@@ -1,0 +1,5 @@
+"""The variance of the gradient, and where it comes from.
+
+Here belongs what splits a graph's surrogate into its sites' terms (``terms.py``), what draws gradients of them and adds
+up their moments (``sampling.py``, ``moments.py``), and what is told of that (``variance_report.py``).
+"""

@@ -1,0 +1,143 @@
+"""Draws gradients of a specialization's terms, and measures how they vary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sgc.errors import ArgumentError, SgcError
+from sgc.graph.aliasing import copies
+from sgc.graph.program import InputKind
+from sgc.runtime.specialization import Specialization
+from sgc.runtime.variance.moments import Moments, Vector
+from sgc.runtime.variance.terms import ALL_COSTS, AS_IT_IS, NO_BASELINE, OTHER_TERMS, Terms, emit_terms, gradient
+from sgc.runtime.variance.variance_report import GradientVariance, ParameterVariance, SiteVariance
+from sgc.tracing.state.random_state import random_state, restore_random_state
+
+_TOTAL = "total"
+
+
+def measure(specialization: Specialization, tensors: list[Tensor], samples: int) -> GradientVariance:
+    """The variance of the gradient at the present parameters, averages and data, from so many draws of it.
+
+    Nothing changes: not the parameters, their gradients, the averages, the buffers, or the random state.
+
+    :param tensors: the program's inputs.
+    """
+    if samples < 2:
+        raise ArgumentError(f"a variance needs at least 2 samples, not {samples}")
+    terms = emit_terms(specialization.graph)
+    state = random_state()
+    try:
+        draws = ((1.0, drawn(specialization, terms, tensors, ())) for _ in range(samples))
+        return summary(specialization, terms, draws, exact=False)
+    finally:
+        restore_random_state(state)
+
+
+def drawn(
+    specialization: Specialization, terms: Terms, tensors: list[Tensor], forced: Sequence[Tensor]
+) -> Iterator[tuple[str, str, Vector]]:
+    """One draw: the gradient of each site's term, under each choice of its cost."""
+    assert terms.emitted.averages == specialization.emitted.averages
+    # What the program writes into is as before the call, each time.
+    everything = copies(specialization.with_averages(tensors))
+    leaves = {
+        declared.name: everything[position].requires_grad_()
+        for position, declared in enumerate(specialization.inputs)
+        if declared.kind is InputKind.PARAMETER and tensors[position].requires_grad
+    }
+    with torch.enable_grad():
+        results = list(terms.emitted.module(*everything, *forced))
+        if specialization.checks and not bool(results.pop()):
+            raise SgcError(
+                "at these arguments the program fails a check of Pyro's validation",
+                remedy="call loss_module(*args), which says which one",
+            )
+        for site, choice, surrogate in terms.surrogates(results):
+            yield site, choice, gradient(surrogate, leaves)
+
+
+def summary(
+    specialization: Specialization,
+    terms: Terms,
+    draws: Iterable[tuple[float, Iterable[tuple[str, str, Vector]]]],
+    *,
+    exact: bool,
+) -> GradientVariance:
+    """What weighted draws of the terms' gradients say.
+
+    :param draws: weights and draws.
+    :param exact: whether these are all outcomes, with their probabilities.
+    """
+    sites = list(terms.choices)
+    own = [OTHER_TERMS, *sites]
+    instead = [(site, choice) for site, choices in terms.choices.items() for choice in choices[1:]]
+    everywhere = [choice for choice in (NO_BASELINE, ALL_COSTS) if any(choice == other for _, other in instead)]
+    names = [_TOTAL, *(f"{choice} {site}" for site, choice in instead), *everywhere]
+    moments = Moments([*((name, name) for name in names), *((site, _TOTAL) for site in own)])
+    for weight, draw in draws:
+        by_choice: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for site, choice, vector in draw:
+            _add(by_choice.setdefault((site, choice), {}), vector)
+        chosen = {site: by_choice[site, AS_IT_IS] for site in own}
+        total = _sum(chosen.values())
+        vectors: dict[str, Vector] = {**chosen, _TOTAL: total}
+        for site, choice in instead:
+            vectors[f"{choice} {site}"] = _sum(
+                [*(chosen[other] for other in own if other != site), by_choice[site, choice]]
+            )
+        for choice in everywhere:
+            vectors[choice] = _sum(_with(by_choice, site, choice) for site in own)
+        moments.add(vectors, weight)
+    calls = specialization.graph.particles.calls
+
+    def variances(one: str, other: str = "") -> dict[str, float]:
+        return {part: v / calls for part, v in moments.covariance(one, other or one, exact=exact).items()}
+
+    def variance(name: str) -> float:
+        return sum(variances(name).values())
+
+    def without(site: str, choice: str) -> float | None:
+        return variance(f"{choice} {site}") if choice in terms.choices.get(site, ()) else None
+
+    total_of = variances(_TOTAL)
+    rows = [
+        SiteVariance(site, sum(variances(site, _TOTAL).values()), without(site, NO_BASELINE), without(site, ALL_COSTS))
+        for site in own
+    ]
+    mean = moments.mean(_TOTAL)
+    return GradientVariance(
+        samples=None if exact else moments.count,
+        total=sum(total_of.values()),
+        without_baselines=variance(NO_BASELINE) if NO_BASELINE in everywhere else None,
+        without_rao_blackwellisation=variance(ALL_COSTS) if ALL_COSTS in everywhere else None,
+        sites=tuple(rows),
+        parameters=tuple(
+            ParameterVariance(name, value, float(mean[name].norm()), mean[name].numel())
+            for name, value in total_of.items()
+        ),
+        graph=specialization.graph,
+    )
+
+
+def _with(by_choice: dict[tuple[str, str], dict[str, Tensor]], site: str, choice: str) -> Vector:
+    """A site's term under this choice; without Rao-Blackwellisation there is no baseline either."""
+    for wanted in (choice, NO_BASELINE, AS_IT_IS):
+        if (site, wanted) in by_choice:
+            return by_choice[site, wanted]
+    raise KeyError(site)
+
+
+def _sum(vectors: Iterable[Vector]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for vector in vectors:
+        _add(total, vector)
+    return total
+
+
+def _add(total: dict[str, Tensor], vector: Vector) -> None:
+    for name, value in vector.items():
+        total[name] = total[name] + value if name in total else value

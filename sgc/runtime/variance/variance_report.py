@@ -1,0 +1,199 @@
+"""What ``loss_module.gradient_variance`` has found: a table, a chart, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import SiteNode
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SMALL_SHARE = 0.2
+"""Below this part of the variance nothing is advised about a site."""
+
+_SMALL_GAIN = 1.05
+"""A baseline without which the variance is less than this many times larger does next to nothing."""
+
+_ROWS = 20
+"""The printed table has at most so many sites and parameters, those with the largest variance."""
+
+
+@dataclass(frozen=True)
+class SiteVariance:
+    """What one site's term of the surrogate has to do with the variance.
+
+    ``variance`` is the covariance of the term's gradient with the whole gradient, so that those of all terms add up to
+    the whole variance; it is negative where the term lowers it. The others are what the whole variance would be if this
+    site alone had no baseline, or if its score function were multiplied by all costs, without a baseline; None where
+    that is what it has.
+    """
+
+    site: str
+    variance: float
+    without_baseline: float | None
+    without_rao_blackwellisation: float | None
+
+
+@dataclass(frozen=True)
+class ParameterVariance:
+    """The variance of the gradient of one parameter (unconstrained), summed over its elements.
+
+    ``mean_norm`` is the Euclidean norm of the mean gradient.
+    """
+
+    name: str
+    variance: float
+    mean_norm: float
+    elements: int
+
+
+@dataclass(frozen=True)
+class GradientVariance:
+    """The variance of the gradient: the sum over all elements of all parameters, at one point and on one batch.
+
+    ``samples`` is how many gradients were drawn; None if all outcomes were weighted instead. ``without_baselines`` is
+    what the variance would be without any, ``without_rao_blackwellisation`` if, besides, every score function were
+    multiplied by all costs; None where the program has nothing of the kind.
+    """
+
+    samples: int | None
+    total: float
+    without_baselines: float | None
+    without_rao_blackwellisation: float | None
+    sites: tuple[SiteVariance, ...]
+    parameters: tuple[ParameterVariance, ...]
+    graph: StochasticGraph = field(repr=False, compare=False)
+
+    def site(self, name: str) -> SiteVariance:
+        """The row of a site.
+
+        :raises KeyError: if it has no score function.
+        """
+        return next((row for row in self.sites if row.site == name), None) or _missing(name)
+
+    def share(self, name: str) -> float:
+        """The part of the whole variance that a site's term has, from 0 to 1 (or less than 0, see `SiteVariance`)."""
+        return self.site(name).variance / self.total if self.total else 0.0
+
+    def advice(self) -> tuple[str, ...]:
+        """What would lower the variance, the site with the largest part first."""
+        return tuple(self._advice())
+
+    def _advice(self) -> Iterator[str]:
+        for row in self._ranked():
+            node = self.graph.payload(row.site) if row.site in self.graph else None
+            share = row.variance / self.total if self.total else 0.0
+            if share < _SMALL_SHARE or not isinstance(node, SiteNode):
+                continue
+            where = f"{row.site} ({node.source}) has {share:.0%} of the variance"
+            if row.without_baseline is None:
+                yield (
+                    f"{where} and no baseline: infer={{'baseline': {{'use_decaying_avg_baseline': True}}}}, a network "
+                    "(nn_baseline), or with num_particles=2 or more use_leave_one_out"
+                )
+            elif row.without_baseline < _SMALL_GAIN * self.total:
+                yield (
+                    f"{where}, and its baseline lowers it by next to nothing: train it longer, give it another input, "
+                    "or take use_leave_one_out with num_particles=2 or more"
+                )
+            else:
+                yield f"{where}, of its score function, with a baseline: more particles divide it by their number"
+            if node.has_rsample:
+                yield f"{row.site} can be reparameterised: infer={{'estimator': 'pathwise'}}, or leave the option out"
+
+    def _ranked(self) -> list[SiteVariance]:
+        return sorted(self.sites, key=lambda row: -row.variance)
+
+    def __str__(self) -> str:
+        how = "weighted over all outcomes" if self.samples is None else f"from {self.samples} gradients"
+        lines = [f"variance of the gradient, {how}: {self.total:.4g}"]
+        for text, value in self._instead():
+            lines.append(f"  {text}: {value:.4g}{_times(value, self.total)}")
+        lines += ["", *_columns(self._site_cells())]
+        lines += ["", *_columns(self._parameter_cells())]
+        advice = self.advice()
+        if advice:
+            lines += ["", *advice]
+        return "\n".join(lines)
+
+    def _instead(self) -> Iterator[tuple[str, float]]:
+        if self.without_baselines is not None:
+            yield "without baselines", self.without_baselines
+        if self.without_rao_blackwellisation is not None:
+            yield "without baselines and Rao-Blackwellisation", self.without_rao_blackwellisation
+
+    def _site_cells(self) -> list[list[str]]:
+        rows = [["term of", "share", "without its baseline", "with all costs"]]
+        ranked = self._ranked()
+        for row in ranked[:_ROWS]:
+            share = f"{row.variance / self.total:.1%}" if self.total else "0"
+            others = (row.without_baseline, row.without_rao_blackwellisation)
+            rows.append([row.site, share, *("" if v is None else _factor(v, self.total) for v in others)])
+        return rows + _left_out(ranked, "terms")
+
+    def _parameter_cells(self) -> list[list[str]]:
+        rows = [["gradient of", "variance", "share", "standard deviation / norm of the mean"]]
+        ranked = sorted(self.parameters, key=lambda row: -row.variance)
+        for row in ranked[:_ROWS]:
+            share = f"{row.variance / self.total:.1%}" if self.total else "0"
+            noise = f"{max(row.variance, 0.0) ** 0.5 / row.mean_norm:.3g}" if row.mean_norm else ""
+            rows.append([row.name, f"{row.variance:.4g}", share, noise])
+        return rows + _left_out(ranked, "parameters")
+
+    def _repr_html_(self) -> str:
+        lines = str(self).partition("\n")[0]
+        others = "".join(
+            f"<li>{escape(text)}: {value:.4g}{escape(_times(value, self.total))}</li>"
+            for text, value in self._instead()
+        )
+        tables = "".join(map(_html_table, (self._site_cells(), self._parameter_cells())))
+        advice = "".join(f"<li>{escape(line)}</li>" for line in self.advice())
+        return f"<p>{escape(lines)}</p><ul>{others}</ul>{tables}<ul>{advice}</ul>"
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """A bar for the share of each site's term, the largest on top; needs matplotlib."""
+        if axes is None:
+            import matplotlib.pyplot as plt
+
+            _, axes = plt.subplots(figsize=(6, 0.8 + 0.3 * min(len(self.sites), _ROWS)), layout="constrained")
+        ranked = self._ranked()[:_ROWS][::-1]
+        shares = [100 * row.variance / self.total if self.total else 0.0 for row in ranked]
+        axes.barh([row.site for row in ranked], shares)
+        axes.set_xlabel("share of the gradient's variance, %")
+        return axes
+
+
+def _missing(name: str) -> Any:
+    raise KeyError(f"{name!r} has no score function, and so no term of its own")
+
+
+def _factor(value: float, total: float) -> str:
+    return f"x {value / total:.3g}" if total > 0 else f"{value:.3g}"
+
+
+def _times(value: float, total: float) -> str:
+    return f" (x {value / total:.3g})" if total > 0 else ""
+
+
+def _left_out(ranked: list[Any], what: str) -> list[list[str]]:
+    return [[f"... {len(ranked) - _ROWS} more {what}"]] if len(ranked) > _ROWS else []
+
+
+def _columns(rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    for row in rows:
+        first, *others = row
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False))]
+        yield "  " + "  ".join(cells).rstrip()
+
+
+def _html_table(rows: list[list[str]]) -> str:
+    head, *body = rows
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body)
+    return f"<table><thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table>"

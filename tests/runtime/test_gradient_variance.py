@@ -1,0 +1,222 @@
+"""``gradient_variance``: exact where all outcomes are enumerated, and a sample's within stated bounds of that."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import sgc
+from sgc.errors import ArgumentError, SgcError
+from sgc.guards.base import Call
+from sgc.runtime.variance.moments import Moments
+from sgc.runtime.variance.sampling import drawn, summary
+from sgc.runtime.variance.terms import OTHER_TERMS, emit_terms
+from sgc.runtime.variance.variance_report import GradientVariance
+
+X, BASELINE = 0.7, -1.5
+
+
+def model() -> None:
+    top = pyro.sample("top", dist.Bernoulli(0.3))
+    low = pyro.sample("low", dist.Bernoulli(0.2 + 0.5 * top))
+    pyro.sample("x", dist.Normal(pyro.param("shift", torch.tensor(0.4)) * low, 1.0), obs=torch.tensor(X))
+
+
+def guide(*shape: int) -> None:
+    """A guide, and the shape of what its baseline is for."""
+    a = pyro.param("a", torch.tensor(0.3))
+    b = pyro.param("b", torch.tensor(-0.2))
+    top = pyro.sample(
+        "top", dist.Bernoulli(logits=a), infer={"baseline": {"baseline_value": torch.full(shape, BASELINE)}}
+    )
+    pyro.sample("low", dist.Bernoulli(logits=b + top))
+
+
+def by_hand() -> dict[str, list[tuple[float, Tensor]]]:
+    """For each choice the outcomes: a probability, and the gradient of the loss in (a, b, shift)."""
+    outcomes: dict[str, list[tuple[float, Tensor]]] = {}
+    for top, low in itertools.product((0.0, 1.0), repeat=2):
+        a, b, shift = (torch.tensor(v, requires_grad=True) for v in (0.3, -0.2, 0.4))
+        q_top, q_low = dist.Bernoulli(logits=a), dist.Bernoulli(logits=b + top)
+        top_, low_ = torch.tensor(top), torch.tensor(low)
+        log_q_top, log_q_low = q_top.log_prob(top_), q_low.log_prob(low_)
+        log_p_top, log_p_low = (dist.Bernoulli(p).log_prob(v) for p, v in ((0.3, top_), (0.2 + 0.5 * top, low_)))
+        log_p_x = dist.Normal(shift * low_, 1.0).log_prob(torch.tensor(X))
+        whole = (log_p_top + log_p_low + log_p_x - log_q_top - log_q_low).detach()
+        below = (log_p_low + log_p_x - log_q_low).detach()
+        probability = math.exp(log_q_top.item() + log_q_low.item())
+        choices = {
+            "own": (whole - BASELINE, below),
+            "without baseline top": (whole, below),
+            "all costs top": (whole, below),
+            "all costs low": (whole - BASELINE, whole),
+            "no baselines": (whole, below),
+            "no Rao-Blackwellisation": (whole, whole),
+        }
+        for name, (of_top, of_low) in choices.items():
+            surrogate = log_p_x + log_q_top * of_top + log_q_low * of_low
+            gradient = torch.autograd.grad(-surrogate, (a, b, shift), retain_graph=True)
+            outcomes.setdefault(name, []).append((probability, torch.stack(gradient)))
+    return outcomes
+
+
+def variance(outcomes: list[tuple[float, Tensor]]) -> float:
+    mean = sum(p * gradient for p, gradient in outcomes)
+    return float(sum(p * (gradient - mean).square().sum() for p, gradient in outcomes))
+
+
+def enumerated(loss_module: sgc.LossModule, sites: tuple[str, ...], *args: Any) -> GradientVariance:
+    """The report of all outcomes of some Bernoulli sites."""
+    loss_module.initialize(*args)
+    specialization, tensors = loss_module._choose(Call(args, {}))
+    terms = emit_terms(specialization.graph, sites)
+    shapes = [specialization.graph.payload(site).shape for site in sites]
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def outcomes() -> Iterator[tuple[float, Any]]:
+        for values in itertools.product((0.0, 1.0), repeat=sum(sizes)):
+            parts = torch.tensor(values).split(sizes)
+            forced = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+            values_of = dict(zip(sites, forced, strict=True))
+            yield _probability(guide, values_of), drawn(specialization, terms, tensors, forced)
+
+    return summary(specialization, terms, outcomes(), exact=True)
+
+
+def _probability(program: Callable[..., Any], values: dict[str, Tensor]) -> float:
+    trace = pyro.poutine.trace(pyro.poutine.condition(program, values)).get_trace()
+    return math.exp(trace.log_prob_sum().item())
+
+
+def test_it_is_exact_over_all_outcomes() -> None:
+    report = enumerated(sgc.compile(model, guide, backend="eager"), ("top", "low"))
+    expected = {name: variance(outcomes) for name, outcomes in by_hand().items()}
+    assert report.samples is None
+    assert report.total == pytest.approx(expected["own"], rel=1e-5)
+    assert report.without_baselines == pytest.approx(expected["no baselines"], rel=1e-5)
+    assert report.without_rao_blackwellisation == pytest.approx(expected["no Rao-Blackwellisation"], rel=1e-5)
+    top, low = report.site("top"), report.site("low")
+    assert top.without_baseline == pytest.approx(expected["without baseline top"], rel=1e-5)
+    assert low.without_baseline is None and top.without_rao_blackwellisation is None
+    assert low.without_rao_blackwellisation == pytest.approx(expected["all costs low"], rel=1e-5)
+    assert sum(row.variance for row in report.sites) == pytest.approx(report.total, rel=1e-6)
+    assert sum(row.variance for row in report.parameters) == pytest.approx(report.total, rel=1e-6)
+    mean = sum(p * gradient for p, gradient in by_hand()["own"])
+    norms = {row.name: row.mean_norm for row in report.parameters}
+    assert [norms[name] for name in ("a", "b", "shift")] == pytest.approx(mean.abs().tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("particles", "vectorize"), [(1, False), (3, False), (3, True), (6, False)], ids=["1", "3", "3 in a plate", "6"]
+)
+def test_a_sample_gives_the_same_within_five_standard_errors(particles: int, vectorize: bool) -> None:
+    """And of several particles a variance divided by their number, however they are run."""
+    pyro.set_rng_seed(1)
+    samples = 400
+    program = partial(guide, particles) if vectorize else guide
+    options: dict[str, Any] = {"num_particles": particles, "vectorize_particles": vectorize, "max_plate_nesting": 0}
+    loss_module = sgc.compile(model, program, backend="eager", **options)
+    report = loss_module.gradient_variance(samples=samples)
+    outcomes = by_hand()["own"]
+    mean = sum(p * gradient for p, gradient in outcomes)
+    squares = [(p, (gradient - mean).square().sum()) for p, gradient in outcomes]
+    expected = sum(p * square for p, square in squares)
+    error = math.sqrt(sum(p * (square - expected) ** 2 for p, square in squares) / samples)
+    assert abs(report.total - expected / particles) < 5 * max(error, expected * math.sqrt(2 / samples)) / particles
+    assert report.samples == samples
+
+
+def test_nothing_changes() -> None:
+    def averaged() -> None:
+        a = pyro.param("a", torch.tensor(0.3))
+        pyro.sample("top", dist.Bernoulli(logits=a), infer={"baseline": {"use_decaying_avg_baseline": True}})
+        pyro.sample("low", dist.Bernoulli(0.5))
+
+    loss_module = sgc.compile(model, averaged, backend="eager")
+    loss_module().backward()
+    state = {name: value.clone() for name, value in loss_module.state_dict().items()}
+    gradients = {name: p.grad.clone() for name, p in loss_module.named_parameters() if p.grad is not None}
+    before = torch.get_rng_state()
+    one, two = (loss_module.gradient_variance(samples=20) for _ in range(2))
+    assert one == two
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in loss_module.state_dict().items())
+    assert all(torch.equal(p.grad, gradients[name]) for name, p in loss_module.named_parameters() if name in gradients)
+
+
+def test_a_pathwise_program_has_one_term() -> None:
+    def normal_model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(X))
+
+    def normal_guide() -> None:
+        loc = pyro.param("loc", torch.tensor(0.5))
+        pyro.sample("z", dist.Normal(loc, 2.0))
+
+    report = sgc.compile(normal_model, normal_guide, backend="eager").gradient_variance(samples=1000)
+    assert [row.site for row in report.sites] == [OTHER_TERMS]
+    # The gradient in loc is z + (z - x), and z has the standard deviation 2.
+    assert report.total == pytest.approx(16.0, rel=5 * math.sqrt(2 / 1000))
+    assert report.without_baselines is None and report.advice() == ()
+    assert "without baselines" not in str(report)
+
+
+def test_what_is_printed_and_advised() -> None:
+    report = enumerated(sgc.compile(model, guide, backend="eager"), ("top", "low"))
+    text = str(report)
+    assert text.startswith("variance of the gradient, weighted over all outcomes: ")
+    assert "without baselines and Rao-Blackwellisation: " in text
+    assert all(name in text for name in ("top", "low", "shift", OTHER_TERMS))
+    (advice,) = [line for line in report.advice() if line.startswith("low")]
+    assert "test_gradient_variance.py" in advice and "no baseline" in advice
+    assert "<table>" in report._repr_html_()
+    axes = report.plot()
+    assert [label.get_text() for label in axes.get_yticklabels()][-1] == report._ranked()[0].site
+    with pytest.raises(KeyError, match="'x' has no score function"):
+        report.site("x")
+
+
+def test_moments_are_those_of_numpy() -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(50, 2, 3)
+    moments = Moments([("x", "x"), ("x", "y")])
+    for x, y in draws:
+        moments.add({"x": {"p": x}, "y": {"p": y + 2 * x}})
+    x, y = draws[:, 0].double(), (draws[:, 1] + 2 * draws[:, 0]).double()
+    assert moments.covariance("x", "x")["p"] == pytest.approx(float(x.var(0).sum()))
+    expected = ((x - x.mean(0)) * (y - y.mean(0))).sum() / 49
+    assert moments.covariance("x", "y")["p"] == pytest.approx(float(expected))
+
+
+def test_a_part_that_is_not_always_there_is_zero() -> None:
+    moments = Moments([("x", "x")])
+    for k in range(4):
+        moments.add({"x": {"p": torch.tensor([1.0])} if k % 2 else {}})
+    assert moments.covariance("x", "x")["p"] == pytest.approx(1 / 3)
+
+
+def test_wrong_requests_are_told() -> None:
+    with pytest.raises(ArgumentError, match="at least 2 samples"):
+        sgc.compile(model, guide, backend="eager").gradient_variance(samples=1)
+
+
+def test_a_call_that_fails_a_check_is_told() -> None:
+    def bad(scale: Tensor) -> None:
+        pyro.sample("x", dist.Normal(0.0, scale), obs=torch.tensor(X))
+
+    def empty(scale: Tensor) -> None:
+        pyro.param("a", torch.tensor(0.3))
+
+    loss_module = sgc.compile(bad, empty, backend="eager")
+    loss_module(torch.tensor(1.0))
+    with pytest.raises(SgcError, match="fails a check of Pyro's validation"):
+        loss_module.gradient_variance(torch.tensor(-1.0), samples=2)
