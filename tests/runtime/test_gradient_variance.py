@@ -177,7 +177,7 @@ def test_what_is_printed_and_advised() -> None:
     assert "without baselines and Rao-Blackwellisation: " in text
     assert all(name in text for name in ("top", "low", "shift", OTHER_TERMS))
     (advice,) = [line for line in report.advice() if line.startswith("low")]
-    assert "test_gradient_variance.py" in advice and "no baseline" in advice
+    assert "test_gradient_variance.py:" in advice and "without a baseline" in advice
     assert "<table>" in report._repr_html_()
     axes = report.plot()
     assert [label.get_text() for label in axes.get_yticklabels()][-1] == report._ranked()[0].site

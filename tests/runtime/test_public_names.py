@@ -33,6 +33,7 @@ def test_a_loss_module_shows_what_its_docstring_and_its_docstrings_say(made_by: 
         *(
             "initialize",
             "verify",
+            "gradient_variance",
             "graph",
             "module",
             "code",

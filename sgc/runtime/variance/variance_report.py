@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SMALL_SHARE = 0.2
-"""Below this part of the variance nothing is advised about a site."""
+"""Below this part of the variance nothing is advised about sites."""
 
 _SMALL_GAIN = 1.05
 """A baseline without which the variance is less than this many times larger does next to nothing."""
+
+_NAMED = 3
+"""An advice names at most so many sites."""
 
 _ROWS = 20
 """The printed table has at most so many sites and parameters, those with the largest variance."""
@@ -85,26 +88,37 @@ class GradientVariance:
         return tuple(self._advice())
 
     def _advice(self) -> Iterator[str]:
+        groups: dict[str, list[SiteVariance]] = {}
         for row in self._ranked():
-            node = self.graph.payload(row.site) if row.site in self.graph else None
-            share = row.variance / self.total if self.total else 0.0
-            if share < _SMALL_SHARE or not isinstance(node, SiteNode):
-                continue
-            where = f"{row.site} ({node.source}) has {share:.0%} of the variance"
-            if row.without_baseline is None:
-                yield (
-                    f"{where} and no baseline: infer={{'baseline': {{'use_decaying_avg_baseline': True}}}}, a network "
-                    "(nn_baseline), or with num_particles=2 or more use_leave_one_out"
-                )
-            elif row.without_baseline < _SMALL_GAIN * self.total:
-                yield (
-                    f"{where}, and its baseline lowers it by next to nothing: train it longer, give it another input, "
-                    "or take use_leave_one_out with num_particles=2 or more"
-                )
-            else:
-                yield f"{where}, of its score function, with a baseline: more particles divide it by their number"
-            if node.has_rsample:
-                yield f"{row.site} can be reparameterised: infer={{'estimator': 'pathwise'}}, or leave the option out"
+            if row.site in self.graph:
+                groups.setdefault(self._remedy(row), []).append(row)
+        for remedy, rows in groups.items():
+            share = sum(row.variance for row in rows) / self.total if self.total else 0.0
+            if share >= _SMALL_SHARE:
+                yield f"{self._named(rows)}: {share:.0%} of the variance, {remedy}"
+
+    def _remedy(self, row: SiteVariance) -> str:
+        if row.without_baseline is None:
+            return (
+                "without a baseline: give one, infer={'baseline': {'use_decaying_avg_baseline': True}}, or an "
+                "nn_baseline, or with num_particles=2 or more use_leave_one_out"
+            )
+        if row.without_baseline < _SMALL_GAIN * self.total:
+            return (
+                "with baselines that do next to nothing: train them longer, give them other inputs, or take "
+                "use_leave_one_out with num_particles=2 or more"
+            )
+        return "with baselines that help: more particles divide what is left by their number"
+
+    def _named(self, rows: list[SiteVariance]) -> str:
+        names = [self._with_line(row.site) for row in rows[:_NAMED]]
+        more = len(rows) - _NAMED
+        return ", ".join(names) + (f" and {more} more" if more > 0 else "")
+
+    def _with_line(self, site: str) -> str:
+        node = self.graph.payload(site)
+        source = node.source if isinstance(node, SiteNode) else None
+        return site if source is None else f"{site} ({source.file}:{source.line})"
 
     def _ranked(self) -> list[SiteVariance]:
         return sorted(self.sites, key=lambda row: -row.variance)
@@ -128,13 +142,13 @@ class GradientVariance:
             yield "without baselines and Rao-Blackwellisation", self.without_rao_blackwellisation
 
     def _site_cells(self) -> list[list[str]]:
-        rows = [["term of", "share", "without its baseline", "with all costs"]]
+        rows = [["term of", "share", "without its baseline", "without Rao-Blackwellisation"]]
         ranked = self._ranked()
         for row in ranked[:_ROWS]:
             share = f"{row.variance / self.total:.1%}" if self.total else "0"
             others = (row.without_baseline, row.without_rao_blackwellisation)
             rows.append([row.site, share, *("" if v is None else _factor(v, self.total) for v in others)])
-        return rows + _left_out(ranked, "terms")
+        return rows + _left_out(ranked)
 
     def _parameter_cells(self) -> list[list[str]]:
         rows = [["gradient of", "variance", "share", "standard deviation / norm of the mean"]]
@@ -143,7 +157,7 @@ class GradientVariance:
             share = f"{row.variance / self.total:.1%}" if self.total else "0"
             noise = f"{max(row.variance, 0.0) ** 0.5 / row.mean_norm:.3g}" if row.mean_norm else ""
             rows.append([row.name, f"{row.variance:.4g}", share, noise])
-        return rows + _left_out(ranked, "parameters")
+        return rows + _left_out(ranked)
 
     def _repr_html_(self) -> str:
         lines = str(self).partition("\n")[0]
@@ -180,8 +194,8 @@ def _times(value: float, total: float) -> str:
     return f" (x {value / total:.3g})" if total > 0 else ""
 
 
-def _left_out(ranked: list[Any], what: str) -> list[list[str]]:
-    return [[f"... {len(ranked) - _ROWS} more {what}"]] if len(ranked) > _ROWS else []
+def _left_out(ranked: list[Any]) -> list[list[str]]:
+    return [[f"and {len(ranked) - _ROWS} more"]] if len(ranked) > _ROWS else []
 
 
 def _columns(rows: list[list[str]]) -> Iterator[str]:
