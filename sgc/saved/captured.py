@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.emit.rollback import rolled_back_if_invalid
 from sgc.errors import SavedProgramError
 from sgc.graph.aliasing import shared
-from sgc.graph.program import Input, InputKind, ValueGuard
+from sgc.graph.effects import ancestors, dependencies
+from sgc.graph.meta_keys import KEEPS
+from sgc.graph.program import Input, InputKind, Site, ValueGuard
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
 from sgc.guards.environment_guard import EnvironmentGuard
@@ -124,15 +126,26 @@ class _Saver:
     # -- what no file can hold
 
     def _refuse_calls_of_python(self) -> None:
-        """Refuse opaque calls, and operators that are not torch's own, with the site if it is known."""
-        for site in self._program.sites:
-            if site.opaque:
-                raise SavedProgramError(
-                    f"a {site.distribution} is sampled or scored by a call of Python, which no file holds",
-                    site=site.name,
-                    source=site.source,
-                    remedy=_REMEDY,
-                )
+        """Refuse opaque calls, with the site that is drawn or scored by the first of them."""
+        opaque = next((node for node in self._program.module.graph.nodes if KEEPS.of(node) is not None), None)
+        if opaque is None:
+            return
+        depends = dependencies(self._program.module.graph)
+        named = {node: site for site in self._program.sites for node in self._nodes_of(site)}
+        behind = (named[node] for node in depends if node in named and opaque in ancestors([node], depends))
+        site = next(behind, None)
+        what = "the program has" if site is None else f"a {site.distribution} is sampled or scored by"
+        raise SavedProgramError(
+            f"{what} a call of Python, which no file holds",
+            site=None if site is None else site.name,
+            source=None if site is None else site.source,
+            remedy=_REMEDY,
+        )
+
+    def _nodes_of(self, site: Site) -> Iterator[fx.Node]:
+        """The fx nodes of a site's value and densities."""
+        densities = [each.log_prob for each in (site.model, site.guide) if each is not None]
+        yield from (self._program.node(name) for name in (site.value, *densities) if name is not None)
 
     def _refuse_shared(self, examples: list[Tensor]) -> None:
         """Refuse tensors that share memory with one that is trained or written: in a file each has its own."""

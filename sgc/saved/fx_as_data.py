@@ -36,7 +36,8 @@ def module_as_data(module: fx.GraphModule, keep: Callable[[Tensor], int]) -> lis
             nodes.append([node.name, "output", [value_as_data(result) for result in node.args[0]]])
         elif node.op == "call_function" and is_allowed(node.target):
             kwargs = {name: value_as_data(value) for name, value in node.kwargs.items()}
-            nodes.append([node.name, name_of(node.target), [value_as_data(value) for value in node.args], kwargs])
+            args = [value_as_data(value) for value in node.args]
+            nodes.append([node.name, name_of(node.target), args, *([kwargs] if kwargs else [])])
         else:
             raise NotPlain(f"a call of {node.target}")
     return nodes
@@ -75,7 +76,7 @@ def module_of_data(data: Sequence[Any], tensors: Sequence[Tensor], inputs: int, 
                 raise ValueError("a result that no node gives")
             graph.output(given)
         else:
-            args, kwargs = parts
+            args, kwargs = parts if len(parts) == 2 else (*parts, {})
             target = named(kind)
             values = tuple(value_of_data(value, known) for value in args)
             options = {key: value_of_data(value, known) for key, value in kwargs.items()}

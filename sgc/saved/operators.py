@@ -43,21 +43,22 @@ _VARIANTS = {
 
 _REFUSED = re.compile(
     r"from_file|set|set_|set_data|data|resize.*|record_stream|rename.*|refine_names|align_.*|backward|retain_grad"
-    r"|pin_memory|is_pinned|.*sparse.*|to_mkldnn|mkldnn_.*|.*quantize.*|q_.*|fbgemm_.*|cudnn_(?!batch_norm).*|miopen_(?!batch_norm).*|nested_.*"
-    r"|.*_nested.*|crow_indices.*|col_indices.*|ccol_indices.*|row_indices.*|coalesce|is_coalesced|indices.*|values.*"
-    r"|int_repr|copy_sparse.*|requires_grad_|output_nr|_version|is_leaf|unsafe_chunk"
+    r"|pin_memory|is_pinned|.*sparse.*|to_mkldnn|mkldnn_.*|.*quantize.*|q_.*|fbgemm_.*|cudnn_(?!batch_norm).*"
+    r"|miopen_(?!batch_norm).*|nested_.*|.*_nested.*|crow_indices.*|col_indices.*|ccol_indices.*|row_indices.*|coalesce"
+    r"|is_coalesced|indices.*|values.*|int_repr|copy_sparse.*|requires_grad_|output_nr|_version|is_leaf|unsafe_chunk"
 )
 
 _UNDERSCORED = re.compile(
     r"__\w+__|_foreach_.*|_softmax.*|_log_softmax.*|_safe_softmax|_masked_softmax.*|_fft_.*|_linalg_.*|_adaptive_.*"
     r"|_upsample_.*|_native_batch_norm.*|_batch_norm_.*|_scaled_dot_product_.*|_cdist_.*|_pdist_.*|_euclidean_dist"
-    r"|_embedding_bag.*|_grid_sampler_.*|_thnn_.*|_to_copy|_unsafe_view|_reshape_alias|_reshape_copy|_unsafe_index.*"
-    r"|_unsafe_masked_index.*|_index_put_impl_?|_standard_gamma.*|_sample_dirichlet|_dirichlet_grad|_assert_.*"
+    r"|_embedding_bag.*|_grid_sampler_.*|_thnn_.*|_to_copy|_unsafe_view|_reshape_copy|_unsafe_index.*|_int_mm|_lu_with_info"
+    r"|_unsafe_masked_index.*|_index_put_impl_?|_standard_gamma.*|_sample_dirichlet|_dirichlet_grad|_assert_.*|_dim_arange"
     r"|_local_scalar_dense|_weight_norm.*|_prelu_kernel.*|_trilinear|_conj.*|_neg_view.*|_fused_dropout|_fused_rms_norm.*"
-    r"|_convolution.*|_addmm_activation|_cholesky_solve_helper|_logcumsumexp.*|_cummax_helper|_cummin_helper"
-    r"|_ctc_loss.*|_unique|_unique2|_stack|_cat|_chunk_cat|_segment_reduce.*|_aminmax|_int_mm|_lu_with_info"
-    r"|_compute_linear_combination.*|_dim_arange|_lstm_cell.*|_rowwise_prune|_log_softmax|_philox.*|_functional_assert_.*|_flash_attention_.*|_efficient_attention_.*|_fused_sdp_choice|_conv_depthwise2d.*"
-    r"|_slow_conv2d_.*|_pack_padded_sequence.*|_pad_packed_sequence|_is_all_true|_is_any_true|_masked_scale|_shape_as_tensor"
+    r"|_convolution.*|_addmm_activation|_cholesky_solve_helper|_logcumsumexp.*|_cummax_helper|_cummin_helper|_ctc_loss.*"
+    r"|_unique|_unique2|_stack|_cat|_chunk_cat|_segment_reduce.*|_aminmax|_compute_linear_combination.*|_lstm_cell.*"
+    r"|_philox.*|_functional_assert_.*|_flash_attention_.*|_efficient_attention_.*|_fused_sdp_choice|_conv_depthwise2d.*"
+    r"|_slow_conv2d_.*|_pack_padded_sequence.*|_pad_packed_sequence|_is_all_true|_is_any_true|_masked_scale"
+    r"|_shape_as_tensor"
 )
 
 

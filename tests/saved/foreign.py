@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -69,6 +70,16 @@ DAMAGES: tuple[Mutation, ...] = (*(flipped, flipped, truncated, overwritten, len
 """What befalls a file by accident."""
 
 # -- files of somebody who knows the format: the digest is right
+
+
+def sealed(path: Path, entries: dict[str, bytes], compression: int) -> None:
+    """Write entries, compressed perhaps, with the digest that they should have."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        archive.comment = b"sgc sha256 " + b"0" * 64
+    content = path.read_bytes()[:-64]
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
 
 
 def entries_of(content: bytes) -> dict[str, bytes]:
@@ -141,7 +152,7 @@ OPERATORS = (
 
 def _operator(entries: dict[str, bytes], chance: random.Random, trap: Path) -> None:
     data = json.loads(entries["programs/0.json"])
-    nodes = [node for node in data[chance.choice(("gradient", "loss"))] if len(node) == 4]
+    nodes = [node for node in data[chance.choice(("gradient", "loss"))] if "::" in node[1]]
     chance.choice(nodes)[1] = chance.choice(OPERATORS)
     entries["programs/0.json"] = json.dumps(data).encode()
 
@@ -152,8 +163,8 @@ def _name(entries: dict[str, bytes], chance: random.Random, trap: Path) -> None:
     code = f"x):\n  __import__('os').mkdir({str(trap)!r})\n  def f(y"
     nodes = data[chance.choice(("gradient", "loss"))]
     node = chance.choice(nodes[:-1])
-    if len(node) == 4 and chance.random() < 0.5:
-        node[3][chance.choice((code, "x=1, **{}", "lambda"))] = 1
+    if "::" in node[1] and chance.random() < 0.5:
+        node[3:] = [{chance.choice((code, "x=1, **{}", "lambda")): 1}]
     else:
         node[0] = chance.choice((code, "a b", "", "import", "1", "é", "x" * 1000))
     entries["programs/0.json"] = json.dumps(data).encode()

@@ -9,17 +9,15 @@ import time
 import zipfile
 from pathlib import Path
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
 
 import sgc
 from sgc.errors import SavedProgramError, SgcError
 from sgc.saved.archive import write_archive
 from sgc.saved.operators import is_allowed, named
-from tests.saved.foreign import DAMAGES, OPERATORS, Bomb, entries_of, forged
+from tests.saved.fixture import DATA, fixture
+from tests.saved.foreign import DAMAGES, OPERATORS, Bomb, entries_of, forged, sealed
 
 FORMAT_1 = Path(__file__).with_name("format_1.sgc")
 
@@ -83,13 +81,18 @@ def test_a_later_format_says_which_sgc_reads_it(content: bytes, tmp_path: Path) 
         sgc.load(tmp_path / "later.sgc")
 
 
-def test_a_zip_bomb_is_not_unpacked(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zipfile, "ZIP_STORED", zipfile.ZIP_DEFLATED)
-    write_archive(tmp_path / "bomb.sgc", {**entries_of(content), "tensors/0": bytes(10**8)}.items())
-    monkeypatch.undo()
-    assert (tmp_path / "bomb.sgc").stat().st_size < 10**6
+def test_a_zip_bomb_is_not_unpacked(content: bytes, tmp_path: Path) -> None:
+    path, entries = tmp_path / "bomb.sgc", entries_of(content)
+    sealed(path, entries, zipfile.ZIP_STORED)
+    assert sgc.load(path)(DATA).isfinite()
+    for name in ("manifest.json", "programs/0.json", "tensors/0"):
+        sealed(path, entries | {name: bytes(10**8)}, zipfile.ZIP_DEFLATED)
+        assert path.stat().st_size < 10**6
+        with pytest.raises(SavedProgramError, match="the entries are larger than the file"):
+            sgc.load(path)
+    sealed(path, entries, zipfile.ZIP_LZMA)
     with pytest.raises(SavedProgramError, match="larger than the file|compressed or encrypted"):
-        sgc.load(tmp_path / "bomb.sgc")
+        sgc.load(path)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -105,38 +108,12 @@ def test_what_programs_are_made_of_is_allowed() -> None:
         assert named(f"aten::{target.overloadpacket.__name__}.{target._overloadname}") is target
 
 
-def coin(data: Tensor) -> None:
-    q = pyro.sample("q", dist.Beta(2.0, 2.0))
-    with pyro.plate("data", len(data)):
-        z = pyro.sample("z", dist.Bernoulli(q))
-        pyro.sample("x", dist.Normal(z, 0.5), obs=data)
-
-
-def guide(data: Tensor) -> None:
-    pyro.sample("q", dist.Beta(pyro.param("a", torch.tensor(2.0)), pyro.param("b", torch.tensor(3.0))))
-    with pyro.plate("data", len(data)):
-        logits = pyro.param("logits", torch.tensor([0.5, -0.5, 0.25]))
-        pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
-
-
-DATA = torch.tensor([0.25, -0.5, 1.25])
-
-
-def fixture() -> sgc.LossModule:
-    """What ``format_1.sgc`` was saved of, after one call with the seed 0."""
-    pyro.clear_param_store()
-    module = sgc.compile(coin, guide, backend="eager")
-    pyro.set_rng_seed(0)
-    module(DATA).backward()
-    return module
-
-
 def test_a_file_of_this_version_stays_readable() -> None:
     """It was written by sgc 0.1.0; do not write it anew: a later sgc has to read it."""
     assert FORMAT_1.stat().st_size < 20_000
     loaded, module = sgc.load(FORMAT_1), fixture()
     assert loaded.written.format == 1 and loaded.written.sgc == "0.1.0"
-    assert loaded.optimizer_state is not None and list(loaded.optimizer_state["state"]) == [0, 1, 2]
+    assert loaded.optimizer_state is not None and list(loaded.optimizer_state["state"]) == [0, 1]
     for each in (loaded, module):
         for parameter in each.parameters():
             parameter.grad = None
