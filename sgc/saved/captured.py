@@ -16,7 +16,7 @@ from sgc.emit.rollback import rolled_back_if_invalid
 from sgc.errors import SavedProgramError
 from sgc.graph.aliasing import shared
 from sgc.graph.effects import ancestors, dependencies
-from sgc.graph.meta_keys import KEEPS
+from sgc.graph.meta_keys import DRAWS, KEEPS
 from sgc.graph.program import Input, InputKind, Site, ValueGuard
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
@@ -89,7 +89,6 @@ class _Saver:
     def data(self) -> dict[str, Any]:
         """The program as :class:`~sgc.saved.saved_program.SavedProgram` takes it."""
         specialization = self._specialization
-        self._refuse_calls_of_python()
         leaves = [self._leaf(*leaf) for leaf in self._leaves]
         structure = structure_as_data(self._arguments.structure)
         inputs = [self._input(declared) for declared in specialization.inputs]
@@ -125,17 +124,17 @@ class _Saver:
 
     # -- what no file can hold
 
-    def _refuse_calls_of_python(self) -> None:
-        """Refuse opaque calls, with the site that is drawn or scored by the first of them."""
-        opaque = next((node for node in self._program.module.graph.nodes if KEEPS.of(node) is not None), None)
-        if opaque is None:
-            return
-        depends = dependencies(self._program.module.graph)
+    def _not_held(self, reason: NotPlain) -> SavedProgramError:
+        """The error for a program with something that no file holds; with the site, if it is an opaque call."""
+        graph = self._program.module.graph
+        calls = [node for node in graph.nodes if KEEPS.of(node) is not None or DRAWS.of(node)]
+        if not calls or "sgc." not in str(reason):
+            return SavedProgramError(f"the program has {reason}, which no file holds", remedy=_REMEDY)
+        depends = dependencies(graph)
         named = {node: site for site in self._program.sites for node in self._nodes_of(site)}
-        behind = (named[node] for node in depends if node in named and opaque in ancestors([node], depends))
-        site = next(behind, None)
+        site = next((named[n] for n in depends if n in named and calls[0] in ancestors([n], depends)), None)
         what = "the program has" if site is None else f"a {site.distribution} is sampled or scored by"
-        raise SavedProgramError(
+        return SavedProgramError(
             f"{what} a call of Python, which no file holds",
             site=None if site is None else site.name,
             source=None if site is None else site.source,
@@ -259,7 +258,7 @@ class _Saver:
         try:
             return module_as_data(module, self._contents.keep)
         except NotPlain as reason:
-            raise SavedProgramError(f"the program has {reason}, which no file holds", remedy=_REMEDY) from reason
+            raise self._not_held(reason) from reason
 
     def _conditions(self) -> fx.GraphModule:
         """The program as a module of its checks, each a truth value."""
