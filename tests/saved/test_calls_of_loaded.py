@@ -240,7 +240,7 @@ def test_constants_are_shown_and_may_be_changed(loaded_of: Callable[..., sgc.Loa
 
 
 def test_what_is_no_loss_module_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"sgc.save takes a loss module, not a Linear"):
+    with pytest.raises(ArgumentError, match=r"sgc.save takes a loss module or an SVI, not a Linear"):
         sgc.save(nn.Linear(1, 1), tmp_path / "loss.sgc")  # type: ignore[arg-type]
     module = sgc.compile(rows, guide, backend="eager")
     with pytest.raises(sgc.errors.SgcError, match="nothing has been captured yet"):
@@ -248,7 +248,13 @@ def test_what_is_no_loss_module_is_refused(tmp_path: Path) -> None:
     module.initialize(batch(3), 0.5)
     with pytest.raises(ArgumentError, match="the optimizer to be saved is a dict"):
         sgc.save(module, tmp_path / "loss.sgc", optimizer={})  # type: ignore[arg-type]
+    svi = sgc.SVI(rows, guide, pyro.optim.Adam({"lr": 0.1}), sgc.infer.TraceGraph_ELBO(backend="eager"))
+    svi.step(batch(3), 0.5)
+    with pytest.raises(ArgumentError, match="an optimizer of pyro.optim has one of torch's for each parameter"):
+        sgc.save(svi, tmp_path / "loss.sgc")
     assert not list(tmp_path.iterdir())
+    sgc.save(svi.loss_module, tmp_path / "loss.sgc")
+    assert sgc.load(tmp_path / "loss.sgc").optimizer_state is None
 
 
 def test_arguments_that_no_file_holds_are_named(tmp_path: Path) -> None:

@@ -157,6 +157,22 @@ def test_training_goes_on_from_a_file_as_if_it_had_never_stopped(make: Any, opti
     assert_same(dict(loaded.state_dict()), dict(state))
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+def test_an_svi_is_saved_with_its_optimizer(backend: str, tmp_path: Path) -> None:
+    elbo = sgc.infer.TraceGraph_ELBO(backend=backend, rng="torch")
+    svi = sgc.SVI(model, guide, lambda parameters: torch.optim.Adam(parameters, lr=0.05), elbo)
+    for _ in range(5):
+        svi.step(DATA)
+    sgc.save(svi, tmp_path / "half.sgc")
+    loaded = sgc.load(tmp_path / "half.sgc")
+    optimizer = torch.optim.Adam(loaded.parameters(), lr=0.7)
+    optimizer.load_state_dict(loaded.optimizer_state or {})
+    random = torch.get_rng_state()
+    expected = [svi.step(DATA) for _ in range(5)]
+    torch.set_rng_state(random)
+    torch.testing.assert_close(trained(loaded, optimizer, 5), expected)
+
+
 def test_what_was_loaded_and_trained_is_saved_again(tmp_path: Path) -> None:
     module = sgc.compile(model, guide, backend="eager").initialize(DATA)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
