@@ -9,7 +9,7 @@ becomes (``loaded_loss.py``). What reads a file imports neither Pyro nor what im
   strides, the names under which ``named_parameters()`` and ``named_buffers()`` show them, the state of an optimizer.
 - ``programs/0.json`` and so on, one for each specialization that fits what is around the model now: how arguments are
   put together, what is asked of them (shapes, dtypes, which sizes may differ, values that Python read), the stochastic
-  computation graph, and three fx graphs: of loss and gradients, of the loss alone, of the checks of values.
+  computation graph, and fx graphs: of loss and gradients, of the loss alone, of the guide's samples, of the checks.
 - ``tensors/0`` and so on: the elements of each tensor, as they lie in memory.
 
 **Why not torch.export's own format.** ``torch.export.save`` (2.11 to 2.13) writes sample inputs, and tensors that are

@@ -15,7 +15,7 @@ from sgc.emit.rewrites.singular_matrices import failures_are_nan
 from sgc.emit.rollback import rolled_back_if_invalid
 from sgc.errors import SavedProgramError
 from sgc.graph.aliasing import shared
-from sgc.graph.effects import ancestors, dependencies
+from sgc.graph.effects import ancestors, dependencies, is_random
 from sgc.graph.meta_keys import DRAWS, KEEPS
 from sgc.graph.program import Input, InputKind, Site, ValueGuard
 from sgc.guards.argument_guard import ArgumentGuard
@@ -105,6 +105,8 @@ class _Saver:
             if validity is not None:
                 failures_are_nan(validity, validates=False)
             reads = [self._read(guard, own) for guard in self._program.value_guards]
+            drawn = [site for site in self._program.latent_sites() if site.guide is not None]
+            samples = operators_of(self._sampler(drawn), own) if drawn else None
         return {
             "arguments": structure,
             "leaves": leaves,
@@ -115,6 +117,8 @@ class _Saver:
             "loss": self._nodes(_undone(loss)),
             "validity": None if validity is None else self._nodes(validity),
             "checks": [str(check) for check in specialization.checks],
+            "samples": None if samples is None else self._nodes(samples),
+            "sampled": [site.name for site in drawn],
             "repeats": specialization.repeats,
             "written": [i for i, declared in enumerate(specialization.inputs) if self._is_written(declared)],
             "sizes": None if specialization.capture.sizes is None else self._sizes(specialization.capture.sizes),
@@ -268,6 +272,23 @@ class _Saver:
         graph.graph_copy(program.module.graph, copied)
         checks = [graph.call_function(torch.all, (copied[program.node(check.node)],)) for check in program.checks]
         graph.output(tuple(checks))
+        return fx.GraphModule(program.module, graph)
+
+    def _sampler(self, sites: Sequence[Site]) -> fx.GraphModule:
+        """The guide as a module of the values of these sites, which draws what it draws until the last of them."""
+        program = self._program
+        values = [program.node(site.value) for site in sites if site.value is not None]
+        depends = dependencies(program.module.graph)
+        needed = ancestors(values, depends)
+        last = max(position for position, node in enumerate(depends) if node in needed)
+        drawn = (node for position, node in enumerate(depends) if position < last and is_random(node))
+        needed |= ancestors(drawn, depends)
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        for node in depends:
+            if node in needed or node.op == "placeholder":
+                copied[node] = graph.node_copy(node, copied.__getitem__)
+        graph.output(tuple(copied[value] for value in values))
         return fx.GraphModule(program.module, graph)
 
     def _read(self, guard: ValueGuard, inputs: list[Tensor]) -> dict[str, Any]:

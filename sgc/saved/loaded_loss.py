@@ -114,6 +114,17 @@ class LoadedLoss(nn.Module):
             warnings.warn("Encountered NaN: loss", stacklevel=2)  # as Pyro says it
         return loss
 
+    def sample(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """A draw from the guide: the value of each of its latent sites by name, as ``poutine.trace(guide)`` would give.
+
+        Parameters are not checked, and no gradient passes through. Vectorized particles are drawn all at once.
+
+        :param args: those of a call, likewise ``kwargs``.
+        :raises sgc.errors.ArgumentError: as in a call.
+        """
+        program, inputs = self._choose(args, kwargs)
+        return program.sample(inputs)
+
     def _choose(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[SavedProgram, list[Tensor]]:
         refused: list[ArgumentError] = []
         for program in self._programs:

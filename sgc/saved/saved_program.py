@@ -232,6 +232,8 @@ class SavedProgram:
         self.module = module_of_data(data["gradient"], tensors, total, 1 + len(gradient_of) + validates)
         self._loss = module_of_data(data["loss"], tensors, count, 1 + validates)
         self._validity = module_of_data(data["validity"], tensors, count, len(self.checks)) if validates else None
+        self._sampled = tuple(map(str, data["sampled"]))
+        self._samples = module_of_data(data["samples"], tensors, count, len(self._sampled)) if self._sampled else None
         self.gradient = Run(self._run(self.module), gradient_of)
         self.loss = Run(self._run(self._loss), ())
         self.graph: SavedGraph = graph_of_data(data["graph"])
@@ -295,6 +297,13 @@ class SavedProgram:
         if not is_dense(tensor.shape, strides):
             return tensor.contiguous()
         return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+    def sample(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """A draw of each latent site of the guide."""
+        if self._samples is None:
+            return {}
+        with torch.no_grad():
+            return {name: value.clone() for name, value in zip(self._sampled, self._samples(*inputs), strict=True)}
 
     def broken_checks(self, inputs: Sequence[Tensor]) -> list[str]:
         """Which checks of parameters and values fail for these inputs, from the present random state on."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import sgc
 
+AVERAGE = {"baseline": {"use_decaying_avg_baseline": True}}
 DATA = torch.tensor([0.25, -0.5, 1.25])
 
 
@@ -22,7 +23,7 @@ def model(data: Tensor) -> None:
 def guide(data: Tensor) -> None:
     logits = pyro.param("logits", torch.tensor([0.5, -0.5, 0.25]))
     with pyro.plate("data", len(data)):
-        pyro.sample("z", dist.Bernoulli(logits=logits), infer={"baseline": {"use_decaying_avg_baseline": True}})
+        pyro.sample("z", dist.Bernoulli(logits=logits), infer=AVERAGE)
 
 
 def fixture() -> sgc.LossModule:

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -92,6 +93,21 @@ def test_loss_gradients_and_state_are_equal_to_the_last_bit(name: str, tmp_path:
         assert [n for n, _ in loaded.named_parameters()] == [n for n, _ in module.named_parameters()]
         for seed in (2, 3):
             assert_same(evaluated(loaded, case, seed), evaluated(module, case, seed))
+        if not case.options.get("vectorize_particles"):
+            assert_same(dict(sorted(drawn(loaded, case).items())), dict(sorted(drawn_by_pyro(case).items())))
+
+
+def drawn(loaded: sgc.LoadedLoss, case: Case) -> dict[str, Tensor]:
+    pyro.set_rng_seed(4)
+    return loaded.sample(*case.args, **case.kwargs)
+
+
+def drawn_by_pyro(case: Case) -> dict[str, Tensor]:
+    pyro.set_rng_seed(4)
+    with torch.no_grad():
+        trace = pyro.poutine.trace(case.guide).get_trace(*case.args, **case.kwargs)
+    sites = {name: trace.nodes[name] for name in trace.stochastic_nodes}
+    return {name: site["value"] for name, site in sites.items() if not isinstance(site["fn"], _Subsample)}
 
 
 DATA = torch.tensor([0.4, -0.3, 1.2, 0.1])
