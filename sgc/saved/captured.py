@@ -89,6 +89,7 @@ class _Saver:
     def data(self) -> dict[str, Any]:
         """The program as :class:`~sgc.saved.saved_program.SavedProgram` takes it."""
         specialization = self._specialization
+        modes = next(guard for guard in specialization.guards if isinstance(guard, ModeGuard))
         leaves = [self._leaf(*leaf) for leaf in self._leaves]
         structure = structure_as_data(self._arguments.structure)
         inputs = [self._input(declared) for declared in specialization.inputs]
@@ -116,10 +117,11 @@ class _Saver:
             "gradient_of": list(gradient.gradient_of),
             "loss": self._nodes(_undone(loss)),
             "validity": None if validity is None else self._nodes(validity),
-            "checks": [str(check) for check in specialization.checks],
+            "checks": [f"{_OTHER_BRANCH * check.assumed}{check}" for check in specialization.checks],
             "samples": None if samples is None else self._nodes(samples),
             "sampled": [site.name for site in drawn],
             "repeats": specialization.repeats,
+            "default_dtype": str(modes.default_dtype).removeprefix("torch."),
             "written": [i for i, declared in enumerate(specialization.inputs) if self._is_written(declared)],
             "sizes": None if specialization.capture.sizes is None else self._sizes(specialization.capture.sizes),
             "reads": reads,
@@ -325,6 +327,8 @@ class _Saver:
                 remedy="save a loss module that was called with sizes of one kind",
             ) from error
 
+
+_OTHER_BRANCH = "it takes another branch on a sample than the program in the file, which assumes that "
 
 _REMEDY = "use a distribution that sgc traces, or operators of torch's own; or keep loss_module.state_dict()"
 

@@ -15,7 +15,7 @@ from sgc.errors import ArgumentError, InvalidValueError
 from sgc.runtime.autograd import Loss
 from sgc.saved.contents import Contents
 from sgc.saved.graph_nodes_as_data import SavedGraph
-from sgc.saved.saved_program import SavedProgram
+from sgc.saved.saved_program import SavedProgram, without_autocast
 
 
 @dataclass
@@ -97,17 +97,17 @@ class LoadedLoss(nn.Module):
         with_gradient = torch.is_grad_enabled()
         run = program.gradient if with_gradient else program.loss
         tensors = inputs + [self._shown(name) for name in program.averages] if with_gradient else inputs
-        if not program.checks:
-            loss: Tensor = Loss.apply(run, tensors, None, *(tensors[i] for i in run.gradient_of))
-        else:
-            checked, before = _Checked(), _RandomState(tensors)
-            loss = Loss.apply(run, tensors, checked, *(tensors[i] for i in run.gradient_of))
+        checked = _Checked() if program.checks else None
+        before = _RandomState(tensors) if program.checks else None
+        with without_autocast(tensors):
+            loss: Tensor = Loss.apply(run, tensors, checked, *(tensors[i] for i in run.gradient_of))
+        if checked is not None and before is not None:
             if not checked.valid:
                 before.restore()
                 broken = program.broken_checks(inputs)
                 before.restore()
                 raise InvalidValueError(
-                    f"a parameter or a value is not valid: {'; '.join(broken) or _UNTOLD}",
+                    f"the call is not valid: {'; '.join(broken) or _UNTOLD}",
                     remedy="nothing has changed: look at the parameters and the arguments",
                 )
         if loss.is_cpu and math.isnan(loss.item()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -219,6 +220,7 @@ class SavedProgram:
         self.averages = tuple(map(str, data["averages"]))
         self.checks = tuple(map(str, data["checks"]))
         self.repeats = int(data["repeats"])
+        self._default_dtype: torch.dtype = of_torch(data["default_dtype"])
         if self.repeats < 1:
             raise ValueError("a program that is run less than once")
         count, validates = len(self._inputs), bool(self.checks)
@@ -257,6 +259,11 @@ class SavedProgram:
         :param shown: the parameter, buffer or constant of a name.
         :raises sgc.errors.ArgumentError: if the program is not for such a call; the text names what differs.
         """
+        if torch.get_default_dtype() is not self._default_dtype:
+            raise ArgumentError(
+                f"the default dtype is {torch.get_default_dtype()}; the program was saved under {self._default_dtype}",
+                remedy=f"call torch.set_default_dtype({self._default_dtype})",
+            )
         values = leaves_of(self._structure, args, kwargs)
         made: list[Tensor | None] = []
         for leaf, value in zip(self.leaves, values, strict=True):
@@ -302,18 +309,28 @@ class SavedProgram:
         """A draw of each latent site of the guide."""
         if self._samples is None:
             return {}
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(inputs):
             return {name: value.clone() for name, value in zip(self._sampled, self._samples(*inputs), strict=True)}
 
     def broken_checks(self, inputs: Sequence[Tensor]) -> list[str]:
         """Which checks of parameters and values fail for these inputs, from the present random state on."""
         assert self._validity is not None
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(inputs):
             holds = self._validity(*copies(list(inputs)))
         return [text for text, each in zip(self.checks, holds, strict=True) if not each]
 
     def __str__(self) -> str:
         return ", ".join(f"{leaf.name}: {leaf}" for leaf in self.leaves)
+
+
+@contextmanager
+def without_autocast(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Compute as was captured: what autocast was in force then stands in the graph."""
+    with ExitStack() as stack:
+        for kind in {"cpu", *(tensor.device.type for tensor in tensors)}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _leaf(data: dict[str, Any]) -> SavedTensor | SavedNumber | SavedConstant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -196,6 +197,78 @@ def test_parameters_of_another_kind_are_an_error(loaded_of: Callable[..., sgc.Lo
     with pytest.raises(ArgumentError, match=r"param_store.loc is float64\[\]; the program was saved for float32\[\]"):
         loaded(batch(3), 0.5)
     assert loaded.float()(batch(3), 0.5).isfinite()
+
+
+def test_modes_of_torch_do_not_change_what_is_computed(loaded_of: Callable[..., sgc.LoadedLoss]) -> None:
+    net = nn.Linear(3, 2)
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(net(x) * z, 1.0).to_event(1), obs=torch.ones(2))
+
+    module = sgc.compile(model, guide, backend="eager").initialize(torch.ones(3))
+    loaded = loaded_of(module)
+    torch.manual_seed(1)
+    expected = module(torch.ones(3))
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loaded(torch.ones(3)), expected)
+    torch.set_default_dtype(torch.float64)
+    with pytest.raises(
+        ArgumentError, match=r"the default dtype is torch.float64; the program was saved under torch.fl"
+    ):
+        loaded(torch.ones(3, dtype=torch.float32))
+
+
+def test_what_was_captured_under_autocast_computes_so(loaded_of: Callable[..., sgc.LoadedLoss]) -> None:
+    net = nn.Linear(3, 2)
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(net(x).float() * z, 1.0).to_event(1), obs=torch.ones(2))
+
+    module = sgc.compile(model, guide, backend="eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(1)
+        expected = module(torch.linspace(0, 1, 3))
+        loaded = loaded_of(module)
+    torch.manual_seed(1)
+    assert torch.equal(loaded(torch.linspace(0, 1, 3)), expected)
+
+
+def test_another_branch_than_was_assumed_is_an_error(loaded_of: Callable[..., sgc.LoadedLoss]) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        scale = 1.0 if z < 3.0 else 2.0
+        pyro.sample("x", dist.Normal(z, scale), obs=torch.tensor(1.0))
+
+    loaded = loaded_of(sgc.compile(model, guide, backend="eager", dynamic="speculate").initialize())
+    assert loaded().isfinite()
+    with torch.no_grad():
+        dict(loaded.named_parameters())["param_store.loc"].fill_(30.0)
+    with pytest.raises(
+        InvalidValueError, match="it takes another branch on a sample than the program in the file"
+    ) as no:
+        loaded()
+    assert "scale = 1.0 if z < 3.0 else 2.0" in str(no.value)
+
+
+def test_copies_of_loss_modules_and_of_loaded_ones(loaded_of: Callable[..., sgc.LoadedLoss]) -> None:
+    module = sgc.compile(rows, guide, backend="eager").initialize(batch(3), 0.5)
+    own = copy.deepcopy(module).initialize(batch(3), 0.5)
+    with torch.no_grad():
+        pyro.param("loc").fill_(5.0)
+    loaded = loaded_of(own)
+    (parameter,) = loaded.parameters()
+    assert parameter.item() == pytest.approx(0.2)
+    other = copy.deepcopy(loaded)
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    assert [p.item() for p in other.parameters()] == pytest.approx([0.2])
+    torch.manual_seed(1)
+    expected = own(batch(3), 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(other(batch(3), 0.5), expected)
 
 
 class Pair(NamedTuple):

@@ -148,7 +148,9 @@ def trained(module: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: in
     ],
     ids=["Adam", "SGD", "AdamW of two groups"],
 )
-@pytest.mark.parametrize("options", [{}, {"num_particles": 3}, {"num_particles": 6, "validate": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_particles": 3}, {"num_particles": 6}, {"num_particles": 6, "validate": False}]
+)
 def test_training_goes_on_from_a_file_as_if_it_had_never_stopped(make: Any, options: Any, tmp_path: Path) -> None:
     whole = sgc.compile(model, guide, backend="eager", **options).initialize(DATA)
     pyro.set_rng_seed(5)
