@@ -14,16 +14,33 @@ if TYPE_CHECKING:
     from sgc.graph.graph import StochasticGraph
     from sgc.infer.svi import SVI
     from sgc.runtime.loss_module import LossModule
+    from sgc.saved.loaded_loss import LoadedLoss
+    from sgc.saved.loading import load
+    from sgc.saved.saving import save
 
-__all__ = ["SVI", "LossModule", "StochasticGraph", "capture", "compile", "errors", "infer"]
+__all__ = [
+    "SVI",
+    "LoadedLoss",
+    "LossModule",
+    "StochasticGraph",
+    "capture",
+    "compile",
+    "errors",
+    "infer",
+    "load",
+    "save",
+]
 __version__ = "0.1.0"
 
 _MODULES = {
     "SVI": "sgc.infer.svi",
+    "LoadedLoss": "sgc.saved.loaded_loss",
     "LossModule": "sgc.runtime.loss_module",
     "StochasticGraph": "sgc.graph.graph",
     "capture": "sgc.api",
     "compile": "sgc.api",
+    "load": "sgc.saved.loading",
+    "save": "sgc.saved.saving",
 }
 
 

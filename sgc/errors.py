@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import linecache
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class SourceLine:
-    """A line of the user's program: where a site was declared or an error arose."""
+    """A line of the user's program: where a site was declared or an error arose.
+
+    ``kept`` is the line itself, of a program that was loaded where its source need not be.
+    """
 
     file: str
     line: int
     function: str = ""
+    kept: str = field(default="", compare=False, repr=False)
 
     @property
     def text(self) -> str:
         """The line itself, stripped; empty where the file cannot be read (a REPL, say)."""
-        return linecache.getline(self.file, self.line).strip()
+        return self.kept or linecache.getline(self.file, self.line).strip()
 
     def __str__(self) -> str:
         shown = f"{self.file}:{self.line}"
@@ -103,6 +107,10 @@ class InvalidValueError(SgcError, ValueError):
 
 class CopyError(SgcError, TypeError):
     """A loss module that cannot be copied or pickled, because a function holds tensors that it trains."""
+
+
+class SavedProgramError(SgcError, ValueError):
+    """A file that :func:`sgc.load` cannot read, or a program that no file can hold."""
 
 
 class RespecializationWarning(UserWarning):

@@ -19,7 +19,7 @@ LAYERS = (
     {"training", "api"},
     {"infer"},
     {"__init__"},
-    {"doctor"},
+    {"doctor", "saved"},
 )
 INDEPENDENT = {"tracing", "passes", "emit"}
 WITHIN_EMIT = (

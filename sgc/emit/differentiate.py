@@ -81,6 +81,21 @@ def without_gradient(module: fx.GraphModule, tensors: list[Tensor]) -> Different
     return Differentiated(traced, (), validates)
 
 
+def operators_of(module: fx.GraphModule, tensors: list[Tensor]) -> fx.GraphModule:
+    """What a module computes, without a gradient, as operators: a module of the same results, a tuple or one tensor.
+
+    :param tensors: examples of the inputs; their values are not used.
+    """
+
+    def results(*inputs: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            given = module(*inputs)
+        return [given] if isinstance(given, Tensor) else list(given)
+
+    with _recurrent_cells_in_torch(module):
+        return trace(results, tensors)
+
+
 @contextmanager
 def _recurrent_cells_in_torch(module: fx.GraphModule) -> Iterator[None]:
     """Trace GRUs and LSTMs as torch's own cells.

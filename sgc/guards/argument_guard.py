@@ -161,6 +161,18 @@ class ArgumentGuard(Guard):
             and difference("", leaf.func, self._notes[position].parts[0]) is None
         )
 
+    @property
+    def structure(self) -> Any:
+        """How the arguments are put together (:class:`~sgc.guards.base.Call`)."""
+        return self._spec
+
+    def leaves(self) -> Iterator[tuple[str, Meta | None, Any]]:
+        """Of each leaf its name, the metadata of a tensor, and its value; of any number of one kind, that type."""
+        for name, expected, constant, noted in zip(
+            self._names, self._expected, self._constants, self._notes, strict=True
+        ):
+            yield name, expected, noted.kind if isinstance(noted, Free) else constant
+
     def describe(self) -> Iterator[str]:
         for name, expected, constant, noted in zip(
             self._names, self._expected, self._constants, self._notes, strict=True

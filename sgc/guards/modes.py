@@ -28,6 +28,11 @@ class ModeGuard(Guard):
         self._device = _default_device()
         self._autocast = _autocast()
 
+    @property
+    def default_dtype(self) -> torch.dtype:
+        """Torch's default dtype while the program was captured."""
+        return self._dtype
+
     def conditions(self) -> list[Condition]:
         own = [
             conditions.is_same(conditions.entry(vars(module), "training"), training)

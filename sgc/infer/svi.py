@@ -217,7 +217,8 @@ class SVI(pyro.infer.SVI):
     def state_dict(self) -> dict[str, Any]:
         """Parameters, buffers, baseline averages, the optimizer with its schedulers, and the random state.
 
-        ``torch.save`` takes it. A run that goes on from it takes, to the last bit, the steps that it would have taken.
+        ``torch.save`` takes it, and ``torch.load`` reads it with ``weights_only=True``. A run that goes on from it
+        takes, to the last bit, the steps that it would have taken.
 
         :raises sgc.errors.SgcError: if no step has been taken, or the loss is not one of sgc's.
         """

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sgc.emit.inductor.compile_graph import Runner
 from sgc.graph.aliasing import have_own_storage
-from sgc.runtime.program_text import Rewritten
 
-if TYPE_CHECKING:
-    from sgc.runtime.validity import Trial
+if TYPE_CHECKING:  # a loss that comes from a file needs none of these
+    from sgc.emit.inductor.compile_graph import Runner
+    from sgc.runtime.program_text import Rewritten
 
 
 class Change(Protocol):
@@ -61,11 +60,24 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+class Runnable(Protocol):
+    """What gives a loss and gradients, as a :class:`Compiled` does."""
+
+    run: Runner
+    separate: bool | None
+
+
+class Judged(Protocol):
+    """A call that is checked; whether it was valid is known after it."""
+
+    valid: Tensor | bool | None
+
+
 class Loss(torch.autograd.Function):
     """One compiled call gives loss and gradients; ``backward`` only scales what was computed."""
 
     @staticmethod
-    def forward(ctx: Any, compiled: Compiled, tensors: list[Tensor], trial: Trial | None, *wanted: Tensor) -> Tensor:
+    def forward(ctx: Any, compiled: Runnable, tensors: list[Tensor], trial: Judged | None, *wanted: Tensor) -> Tensor:
         loss, *gradients = compiled.run(*tensors)
         if trial is not None:
             trial.valid = gradients.pop()

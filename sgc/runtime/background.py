@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sgc.config import Options
 from sgc.emit.backends.protocol import Backend, BackgroundBackend
+from sgc.emit.fx.values_as_data import NotPlain
 from sgc.emit.inductor.background.compile_request import Answer, CompileRequest
 from sgc.emit.inductor.background.compiler_process import LONG, PendingCompilation, compiler, cores, hindrance, log
-from sgc.emit.inductor.background.graph_as_data import NotPlain
 from sgc.native import library
 from sgc.runtime.specialization import Specialization
 

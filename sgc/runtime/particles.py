@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sgc.emit.inductor.compile_graph import Runner
+if TYPE_CHECKING:
+    from sgc.emit.inductor.compile_graph import Runner
 
 
 class Repeated:

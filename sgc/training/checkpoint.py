@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgc.errors import SgcError
 from sgc.runtime.loss_module import LossModule
-from sgc.tracing.state.random_state import random_state, restore_random_state
+from sgc.tracing.state.random_state import plain_random_state, random_state, restore_random_state
 from sgc.training.stepper import Stepper
 
 _ENTRIES = ("loss_module", "optimizer", "started", "random")
@@ -30,7 +30,7 @@ def state_dict(stepper: Stepper) -> dict[str, Any]:
             "loss_module": {name: _copied(value) for name, value in loss_module.state_dict().items()},
             "optimizer": copy.deepcopy(stepper.optimizing.state_dict()),
             "started": stepper.started,
-            "random": random_state(),
+            "random": plain_random_state(),
         }
 
 
@@ -99,7 +99,7 @@ def _check_random_state(saved: Any) -> None:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise SgcError(
             f"the saved random state cannot be put back ({type(error).__name__}: {error})",
-            remedy="pass what svi.state_dict() returned; torch.load needs weights_only=False to read it",
+            remedy="pass what svi.state_dict() returned",
         ) from error
     finally:
         restore_random_state(present)

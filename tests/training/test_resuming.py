@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.optim
@@ -17,6 +19,7 @@ from torch.distributions import constraints
 
 import sgc
 from sgc.errors import SgcError, StandInWarning
+from sgc.tracing.state.random_state import random_state
 from tests.training.programs import DATA, GAUSSIAN, adam, fresh, gaussian_model, make_svi, values
 
 FOUR = torch.arange(4.0)
@@ -42,6 +45,44 @@ def test_a_state_from_before_the_first_step_has_no_momentum(make: Callable[[], A
     svi.load_state_dict(state)
     assert torch.equal(svi.run(5, DATA).losses, losses)
     assert values() == expected
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: adam,
+        lambda: lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        lambda: lambda parameters: torch.optim.LBFGS(parameters, max_iter=2),
+        lambda: pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.9}),
+        lambda: pyro.optim.StepLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "step_size": 2}),
+        lambda: pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.1}, "gamma": 0.9}),
+    ],
+    ids=["Adam", "SGD", "LBFGS", "ClippedAdam", "StepLR", "ExponentialLR"],
+)
+@pytest.mark.filterwarnings("ignore::sgc.errors.StandInWarning")
+def test_a_state_is_read_as_weights_only(make: Callable[[], Any], uncompiled: None, tmp_path: Path) -> None:
+    """Tensors and plain values: what is loaded runs nothing, numpy's random state included."""
+    svi = fresh(make(), program=GAUSSIAN)
+    svi.run(3, DATA)
+    torch.save(svi.state_dict(), tmp_path / "state.pt")
+    after_saving = np.random.rand()
+    losses, expected = svi.run(3, DATA).losses, values()
+    svi.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert np.random.rand() == after_saving
+    assert torch.equal(svi.run(3, DATA).losses, losses)
+    assert values() == expected
+
+
+def test_a_state_with_numpys_own_array_is_taken_too(uncompiled: None) -> None:
+    """As sgc wrote it before."""
+    svi = fresh(program=GAUSSIAN)
+    svi.run(3, DATA)
+    state = svi.state_dict() | {"random": random_state()}
+    drawn = np.random.rand()
+    losses = svi.run(3, DATA).losses
+    svi.load_state_dict(state)
+    assert np.random.rand() == drawn
+    assert torch.equal(svi.run(3, DATA).losses, losses)
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_a_resumed_run_goes_on_to_the_last_bit(uncompiled: None, tmp_path: Any) 
     pyro.clear_param_store()
     pyro.set_rng_seed(99)
     resumed = make_svi(adam).initialize(DATA)
-    resumed.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=False))
+    resumed.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
     assert torch.equal(resumed.run(STEPS, DATA).losses, losses)
     same(values(), expected)
 

@@ -37,9 +37,21 @@ def random_state() -> dict[str, Any]:
     return state
 
 
+def plain_random_state() -> dict[str, Any]:
+    """As :func:`random_state`, of tensors and plain values: ``torch.load`` reads it with ``weights_only=True``."""
+    state = random_state()
+    name, key, *others = state["numpy"]
+    return state | {"numpy": (name, torch.from_numpy(key.astype(np.int64)), *others)}
+
+
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put back what :func:`random_state` returned; a checkpoint may bring one from a machine with other devices."""
-    set_rng_state(state | {"torch": state["torch"].cpu()})
+    """Put back what :func:`random_state` returned, or :func:`plain_random_state`.
+
+    A checkpoint may bring one from a machine with other devices.
+    """
+    name, key, *others = state["numpy"]
+    key = key.cpu().numpy().astype(np.uint32) if isinstance(key, Tensor) else key
+    set_rng_state(state | {"torch": state["torch"].cpu(), "numpy": (name, key, *others)})
     accelerator = _accelerator()
     if accelerator is None:
         return

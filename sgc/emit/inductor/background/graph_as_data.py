@@ -6,7 +6,6 @@ graphs (``torch.fx._graph_pickler``) imports all of Inductor, and its bytes diff
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,12 +17,8 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from sgc.emit.fx.lazy_modules import graph_module
 from sgc.emit.fx.rewriting import depends_on_data
+from sgc.emit.fx.values_as_data import NotPlain, value_as_data, value_of_data
 from sgc.graph.meta_keys import DRAWS, IS_GRADIENT, IS_LITERAL, KEEPS
-
-
-class NotPlain(Exception):
-    """A graph has something that another process would not know; the text says what."""
-
 
 _NOTES = (IS_GRADIENT, IS_LITERAL)
 """What is noted on nodes for those that come after the rewrites."""
@@ -54,13 +49,13 @@ def tensor_as_data(tensor: Tensor) -> list[Any]:
     sizes = [*tensor.shape, *tensor.stride()]
     if not all(type(size) is int for size in sizes):
         raise NotPlain(_UNSIZED)
-    return [list(tensor.shape), list(tensor.stride()), _value_as_data(tensor.dtype), _value_as_data(tensor.device)]
+    return [list(tensor.shape), list(tensor.stride()), value_as_data(tensor.dtype), value_as_data(tensor.device)]
 
 
 def tensor_of_data(data: Sequence[Any]) -> Tensor:
     """A tensor of such a kind, with any values."""
     shape, strides, dtype, device = data
-    return torch.empty_strided(shape, strides, dtype=_value_of(dtype, {}), device=_value_of(device, {}))
+    return torch.empty_strided(shape, strides, dtype=value_of_data(dtype, {}), device=value_of_data(device, {}))
 
 
 # -- graphs
@@ -81,10 +76,10 @@ def graph_as_data(module: fx.GraphModule) -> list[Any]:
         if node.op == "placeholder":
             nodes.append([node.name, "", [], {}, notes])
         elif node.op == "output":
-            nodes.append([node.name, "output", _value_as_data(node.args), {}, notes])
+            nodes.append([node.name, "output", value_as_data(node.args), {}, notes])
         elif node.op == "call_function":
-            kwargs = {name: _value_as_data(value) for name, value in node.kwargs.items()}
-            nodes.append([node.name, _target_as_data(node.target), _value_as_data(node.args), kwargs, notes])
+            kwargs = {name: value_as_data(value) for name, value in node.kwargs.items()}
+            nodes.append([node.name, _target_as_data(node.target), value_as_data(node.args), kwargs, notes])
         else:
             raise NotPlain(f"a node of another kind ({node.op} {node.target})")
     return nodes
@@ -101,10 +96,10 @@ def graph_of_data(data: Sequence[Any], examples: Sequence[Tensor]) -> fx.GraphMo
         if not target:
             node = graph.create_node("placeholder", name, name=name)
         elif target == "output":
-            node = graph.create_node("output", "output", _value_of(args, known), name=name)
+            node = graph.create_node("output", "output", value_of_data(args, known), name=name)
         else:
-            named = {key: _value_of(value, known) for key, value in kwargs.items()}
-            node = graph.create_node("call_function", _target_of(target), _value_of(args, known), named, name=name)
+            named = {key: value_of_data(value, known) for key, value in kwargs.items()}
+            node = graph.create_node("call_function", _target_of(target), value_of_data(args, known), named, name=name)
         node.meta.update(notes)
         known[name] = node
     module = graph_module({}, graph)
@@ -131,51 +126,3 @@ def _target_of(text: str) -> Callable[..., Any]:
     packet, _, overload = name.rpartition(".")
     operator_: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     return operator_
-
-
-# -- arguments
-
-_OF_TORCH = (torch.dtype, torch.layout, torch.memory_format)
-
-
-def _value_as_data(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else ["float", str(value)]
-    if isinstance(value, fx.Node):
-        return ["node", value.name]
-    if isinstance(value, (list, tuple)):
-        return ["tuple" if isinstance(value, tuple) else "list", *map(_value_as_data, value)]
-    if isinstance(value, complex):
-        return ["complex", str(value)]
-    if isinstance(value, slice):
-        return ["slice", *map(_value_as_data, (value.start, value.stop, value.step))]
-    if isinstance(value, torch.device):
-        return ["device", str(value)]
-    if isinstance(value, _OF_TORCH):
-        return ["torch", str(value).removeprefix("torch.")]
-    raise NotPlain(f"an argument that is a {type(value).__name__}")
-
-
-def _value_of(data: Any, known: dict[str, fx.Node]) -> Any:
-    if not isinstance(data, list):
-        return data
-    kind, *parts = data
-    match kind:
-        case "node":
-            return known[parts[0]]
-        case "list":
-            return [_value_of(part, known) for part in parts]
-        case "tuple":
-            return tuple(_value_of(part, known) for part in parts)
-        case "slice":
-            return slice(*(_value_of(part, known) for part in parts))
-        case "float":
-            return float(parts[0])
-        case "complex":
-            return complex(parts[0])
-        case "device":
-            return torch.device(parts[0])
-        case _:
-            return getattr(torch, parts[0])
