@@ -11,7 +11,7 @@ import torch
 import sgc
 from sgc.graph.drawing.drawn_graph import drawn_graph
 from sgc.graph.drawing.folded_names import FoldedNames
-from sgc.graph.drawing.folding import FEWEST, Folding, fold
+from sgc.graph.drawing.folding import FEWEST, FoldedEdge, Folding, fold
 from sgc.graph.drawing.relation import relation_of
 from sgc.graph.nodes import PartialSumNode
 from sgc.graph.program import SiteKind
@@ -40,6 +40,19 @@ def arrows(folding: Folding) -> set[str]:
     }
 
 
+def told(edge: FoldedEdge) -> set[tuple[str, str]]:
+    """The edges that the description of a folded edge gives."""
+    relation = edge.relation
+    return {
+        (source, target)
+        for source, own in zip(edge.source.members, edge.source.numbers, strict=True)
+        for target, theirs in zip(edge.target.members, edge.target.numbers, strict=True)
+        if all(link.holds(own[link.source], theirs[link.target]) for link in relation.links)
+        and all(own[place] in values for place, values in relation.sources.items())
+        and all(theirs[place] in values for place, values in relation.targets.items())
+    }
+
+
 def check_laws(nodes: Sequence[str], edges: Edges, folding: Folding) -> None:
     """Each node is in one folded node, each edge in one folded edge, of the folded nodes that hold its ends."""
     assert sorted(member for node in folding.nodes for member in node.members) == sorted(nodes)
@@ -47,6 +60,7 @@ def check_laws(nodes: Sequence[str], edges: Edges, folding: Folding) -> None:
     for folded_edge in folding.edges:
         for source, target in folded_edge.edges:
             assert folding.of[source] is folded_edge.source and folding.of[target] is folded_edge.target
+        assert not folded_edge.relation.exact or told(folded_edge) == {*folded_edge.edges}
     assert len({(id(edge.source), id(edge.target)) for edge in folding.edges}) == len(folding.edges)
     assert all(node.is_single or len(node.members) >= FEWEST for node in folding.nodes)
 
@@ -81,6 +95,12 @@ def test_two_steps_back_all_steps_before_and_all_after() -> None:
     nodes = [f"z_{t}" for t in STEPS]
     two = [(f"z_{s}", f"z_{t}") for t in STEPS for s in (t - 1, t - 2) if s >= 0]
     assert arrows(folded(nodes, two)) == {"z_t -> z_t (t → t+1, t+2)"}
+    five = [(f"z_{s}", f"z_{t}") for t in STEPS for s in range(t - 4, t) if s >= 0]
+    assert arrows(
+        folded([*nodes, "z_6", "z_7"], [*five, *((f"z_{s}", f"z_{t}") for t in (6, 7) for s in range(t - 4, t))])
+    ) == {"z_t -> z_t (t → t+1 … t+4)"}
+    and_next = [(f"c_{s}", f"z_{t}") for t in STEPS for s in range(t - 1, 6) if s >= 0]
+    assert arrows(folded([*nodes, *(f"c_{t}" for t in STEPS)], and_next)) == {"c_t -> z_t (each t' ≥ t-1)"}
     before = [(f"z_{s}", f"z_{t}") for t in STEPS for s in range(t)]
     assert arrows(folded(nodes, before)) == {"z_t -> z_t (each t' < t)"}
     after = [(f"c_{s}", f"z_{t}") for t in STEPS for s in range(t, 6)]

@@ -6,10 +6,10 @@ a letter from ``t`` on if a link goes from one step to another, from ``i`` on if
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
-from sgc.graph.drawing.folding import FoldedNode, Folding
+from sgc.graph.drawing.folding import FoldedEdge, FoldedNode, Folding
 from sgc.graph.drawing.numbered_names import NumberedName, listed, spelled
 from sgc.graph.drawing.relation import Link, Relation
 
@@ -79,8 +79,12 @@ class FoldedNames:
             said += [f"{self.letters(node)[at]} = {listed(values)}" for at, values in limits.items()]
         return ", ".join(said if relation.exact else [*said, "some"])
 
-    def in_words(self, source: FoldedNode, target: FoldedNode, relation: Relation) -> tuple[str, str]:
-        """The sources of one target: their name in its letters, and for which numbers: ``z_t'``, ``t' ≥ t``."""
+    def in_words(self, edge: FoldedEdge) -> Iterator[tuple[str, str]]:
+        """The sources of one target: their names in its letters, and for which numbers: ``z_t'``, ``t' ≥ t``."""
+        for relation in edge.relation.one_by_one():
+            yield self._in_words(edge.source, edge.target, relation)
+
+    def _in_words(self, source: FoldedNode, target: FoldedNode, relation: Relation) -> tuple[str, str]:
         own, theirs = list(self.letters(source)), self.letters(target)
         linked = {link.source: link for link in relation.links}
         conditions = []
@@ -97,8 +101,7 @@ class FoldedNames:
                 own[position] = _plus(theirs[link.target], link.shift)
             else:
                 letter = own[position] = f"{theirs[link.target]}'"
-                order = f"{letter} {link.order} {theirs[link.target]}" if link.order else ""
-                conditions.append(order or _window(link, theirs))
+                conditions.append(_condition(link, theirs[link.target]))
         conditions += [f"where {theirs[at]} = {listed(values)}" for at, values in relation.targets.items()]
         return self.with_words(source, own), ", ".join(conditions if relation.exact else [*conditions, "some of them"])
 
@@ -107,17 +110,28 @@ class FoldedNames:
         if link.shift is not None:
             return f"{letter} → {_plus(letter, -link.shift)}" if link.shift else ""
         if link.order:
-            return f"each {letter}' {link.order} {letter}"
-        return f"{letter} → {', '.join(_plus(letter, -shift) for shift in sorted(link.differences, reverse=True)[:4])}"
+            return f"each {_condition(link, letter)}"
+        return f"{letter} → {_shifted(letter, [-shift for shift in link.differences])}"
 
 
 def _plus(letter: str, shift: int) -> str:
     return f"{letter}{shift:+d}" if shift else letter
 
 
-def _window(link: Link, letters: Sequence[str]) -> str:
-    letter = letters[link.target]
-    return f"{letter}' = {', '.join(_plus(letter, shift) for shift in sorted(link.differences)[:4])}"
+def _condition(link: Link, letter: str) -> str:
+    """Which numbers ``t'`` of the source go with a number ``t`` of the target."""
+    if not link.order:
+        return f"{letter}' = {_shifted(letter, link.differences)}"
+    strictly = {("≥", 1): ">", ("≤", -1): "<"}.get((link.order, link.bound))
+    return f"{letter}' {strictly} {letter}" if strictly else f"{letter}' {link.order} {_plus(letter, link.bound)}"
+
+
+def _shifted(letter: str, shifts: Iterable[int]) -> str:
+    """``t, t+1``, or ``t-1 … t+3``."""
+    ordered = sorted(shifts)
+    if len(ordered) > 3 and ordered[-1] - ordered[0] == len(ordered) - 1:
+        return f"{_plus(letter, ordered[0])} … {_plus(letter, ordered[-1])}"
+    return ", ".join(_plus(letter, shift) for shift in ordered)
 
 
 def _column(node: FoldedNode, position: int) -> tuple[int, ...]:

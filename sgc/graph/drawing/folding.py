@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sgc.graph.drawing.numbered_names import NumberedName
 from sgc.graph.drawing.relation import Mapped, Numbers, Relation, mappings, relation_of
@@ -35,8 +36,7 @@ _Entry = tuple[_Text, Mapped, Numbers]
 class FoldedNode:
     """Nodes that are alike but for the numbers in their names; most often one node.
 
-    ``varying`` are the places, among the numbers of the name, of those that differ; ``numbers`` holds these of each
-    member.
+    ``varying`` are the places, among the numbers of the name, of those that differ.
     """
 
     members: tuple[str, ...]
@@ -51,10 +51,15 @@ class FoldedNode:
         varying = tuple(place for place, column in enumerate(columns) if len(set(column)) > 1)
         return cls(tuple(members), names[0].text, tuple(name.numbers for name in names), varying)
 
-    @property
+    @cached_property
     def numbers(self) -> tuple[Numbers, ...]:
         """The numbers that vary, of each member."""
         return tuple(tuple(numbers[place] for place in self.varying) for numbers in self.every_number)
+
+    @cached_property
+    def numbers_of(self) -> dict[str, Numbers]:
+        """The numbers that vary, by the member."""
+        return dict(zip(self.members, self.numbers, strict=True))
 
     @property
     def first(self) -> str:
@@ -95,9 +100,8 @@ class Folding:
 
     def relation(self, source: FoldedNode, target: FoldedNode, pairs: Iterable[tuple[str, str]]) -> Relation:
         """Describe pairs of members of two folded nodes."""
-        return relation_of(
-            source.numbers, target.numbers, {(_of(source, one), _of(target, other)) for one, other in pairs}
-        )
+        own, theirs = source.numbers_of, target.numbers_of
+        return relation_of(source.numbers, target.numbers, {(own[one], theirs[other]) for one, other in pairs})
 
     def between(self, pairs: Iterable[tuple[str, str]]) -> tuple[FoldedEdge, ...]:
         """The folded edges of pairs of nodes, whether they are edges of the graph or not."""
@@ -153,11 +157,6 @@ def fold(
     folding = Folding(tuple(dict.fromkeys(of[key] for key in signatures)), of=of)
     folding.edges = folding.between(edges)
     return folding
-
-
-def _of(node: FoldedNode, member: str) -> Numbers:
-    numbers = NumberedName.of(member).numbers
-    return tuple(numbers[place] for place in node.varying)
 
 
 def _alike(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from os import sep
+from pathlib import Path
 
 from sgc.graph import keys
 from sgc.graph.drawing.boxes import Box, boxes_of
@@ -207,9 +209,10 @@ def _own_ranges(names: FoldedNames, node: FoldedNode, boxes: tuple[Box, ...]) ->
 
 
 def _tooltip(graph: StochasticGraph, node: FoldedNode) -> str:
+    """The user's line, its file as seen from the working directory, or the key."""
     payload = graph.payload(node.first) if node.first in graph else None
     source = payload.source if isinstance(payload, SiteNode | CostNode) else None
-    return node.first if source is None else str(source)
+    return node.first if source is None else str(source).removeprefix(f"{Path.cwd()}{sep}")
 
 
 def _edge(drawn: DrawnGraph, names: FoldedNames, edge: FoldedEdge, faded: set[str]) -> SceneEdge:

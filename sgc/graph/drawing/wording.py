@@ -46,7 +46,7 @@ class Wording:
     def each(self, key: str, of: Callable[[str], Iterable[str]]) -> list[tuple[str, str]]:
         """The names of nodes that go with each node, and under which conditions: ``("z_t'", "t' ≤ t")``."""
         pairs = [(other, member) for member in self.members(key) for other in of(member)]
-        return [self._names.in_words(edge.source, edge.target, edge.relation) for edge in self._folding.between(pairs)]
+        return [named for edge in self._folding.between(pairs) for named in self._names.in_words(edge)]
 
     def depends_on(self, key: str, of: Callable[[str], Iterable[str]]) -> str:
         """The same in words, in the order of the alphabet."""
