@@ -89,6 +89,10 @@ class BackendError(SgcError, RuntimeError):
     """The chosen backend is unknown or cannot work on this machine."""
 
 
+class DrawingError(SgcError, RuntimeError):
+    """A picture cannot be made, because Graphviz or the package that calls it is missing, or fails."""
+
+
 class ArgumentError(SgcError, TypeError):
     """An argument of sgc's own functions is of the wrong kind."""
 

@@ -11,7 +11,7 @@ import sgc
 
 ROOT = Path(sgc.__file__).parent
 LAYERS = (
-    {"errors", "config", "native"},
+    {"errors", "config", "html_table", "native"},
     {"graph"},
     {"tracing", "passes", "emit"},
     {"guards"},

@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sgc.graph.derived_nodes import SurrogateTermNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import Estimator
+
+if TYPE_CHECKING:
+    from sgc.graph.drawing.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ class EstimatorRule(ABC):
         """Its laws: what is wrong at a site that has it, in a graph that need not have been through all passes."""
         yield from ()
 
-    def words(self, graph: StochasticGraph, site: str) -> Iterator[str]:
-        """How the gradient is estimated at a site, in the lines of the printed graph."""
+    def words(self, graph: StochasticGraph, site: str, wording: Wording) -> Iterator[str]:
+        """How the gradient is estimated at a site, and at all that it is folded with, in lines of the printed graph."""
         yield f"gradient: {self.estimator.value}"
 
 

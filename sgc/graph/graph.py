@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import networkx as nx
@@ -169,10 +171,55 @@ class StochasticGraph(nx.DiGraph):
             raise KeyError(f"{site!r} is not a latent site; the latent sites are: {latent}")
         return payload
 
+    # -- showing
+
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, *, unfold: bool = False) -> str:
+        """The graph in words, as it is printed: inputs, sites, costs, the objective; at each latent site its gradient.
+
+        :param unfold: write each step of what is repeated, which is folded else.
+        """
         from sgc.graph.render import as_text
 
-        return as_text(self)
+        return as_text(self, unfold=unfold)
+
+    def to_dot(self, *, unfold: bool = False, highlight: str | None = None) -> str:
+        """The graph in DOT, the language of Graphviz; see :meth:`draw`."""
+        from sgc.graph.drawing.dot_text import as_dot
+        from sgc.graph.drawing.scene import scene_of
+
+        return as_dot(scene_of(self, unfold=unfold, highlight=highlight))
+
+    def to_mermaid(self, *, unfold: bool = False, highlight: str | None = None) -> str:
+        """The graph as a Mermaid flowchart, which GitHub and JupyterLab draw; see :meth:`draw`."""
+        from sgc.graph.drawing.mermaid_text import as_mermaid
+        from sgc.graph.drawing.scene import scene_of
+
+        return as_mermaid(scene_of(self, unfold=unfold, highlight=highlight))
+
+    def draw(self, path: str | PathLike[str], *, unfold: bool = False, highlight: str | None = None) -> Path:
+        """Write a picture of the graph, with a legend; needs Graphviz and the extra ``sgc[draw]``.
+
+        :param path: the file, which ends in ``.svg``, ``.png`` or ``.pdf``; it is written over.
+        :param unfold: draw each step of what is repeated, which is folded else.
+        :param highlight: a latent site: its downstream costs, score term and baseline are shown, the rest is faded.
+        :returns: the path.
+        :raises KeyError: if ``highlight`` is no latent site.
+        :raises sgc.errors.ArgumentError: if the file ends otherwise.
+        :raises sgc.errors.DrawingError: if Graphviz is missing.
+        """
+        from sgc.graph.drawing.picture_files import format_of, rendered
+
+        ending = format_of(path)
+        Path(path).write_bytes(rendered(self.to_dot(unfold=unfold, highlight=highlight), ending))
+        return Path(path)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from sgc.graph.drawing.notebook_bundle import bundle_of
+
+        return bundle_of(self)
 
 
 def all_provenances(graph: StochasticGraph) -> dict[str, frozenset[str]]:

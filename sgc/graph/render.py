@@ -1,45 +1,60 @@
-"""Prints a stochastic computation graph as text that explains the gradient."""
+"""Prints a stochastic computation graph as text that explains the gradient; what is repeated is folded."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator
+
+import networkx as nx
 
 from sgc.graph.derived_nodes import MeanNode, NegationNode, SurrogateTermNode, TotalNode
+from sgc.graph.drawing.wording import Wording
 from sgc.graph.estimator_rules import rule_of
+from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import CostNode, InputNode, Payload, SiteNode
 from sgc.graph.program import Particles, SiteKind
 
-if TYPE_CHECKING:
-    from sgc.graph.graph import StochasticGraph
+
+def as_text(graph: StochasticGraph, *, unfold: bool = False) -> str:
+    """A paragraph each for inputs, sites and costs; at every latent site, how its gradient is estimated.
+
+    :param unfold: fold nothing.
+    """
+    return "\n".join(_lines(graph, Wording(graph, unfold=unfold)))
 
 
-def as_text(graph: StochasticGraph) -> str:
-    """A paragraph each for inputs, sites and costs; at every latent site, how its gradient is estimated."""
-    return "\n".join(_lines(graph))
-
-
-def _lines(graph: StochasticGraph) -> Iterator[str]:
+def _lines(graph: StochasticGraph, wording: Wording) -> Iterator[str]:
     latent = graph.sites(SiteKind.LATENT)
     sizes = f"{len(latent)} latent sites, {len(graph.costs())} cost nodes, {len(graph)} nodes"
     yield f"stochastic computation graph: {sizes}"
+    if wording.folded:
+        yield "what is alike is written once; graph.to_text(unfold=True) writes all"
+    shown = [graph.payload(node.first) for node in wording.nodes if node.first in graph]
     yield "inputs"
-    for node in graph.of_type(InputNode):
-        suffix = ", trained" if node.requires_grad else ""
-        yield f"  {node.key}: {node.dtype.removeprefix('torch.')}{list(node.shape)}{suffix}"
+    for node in shown:
+        if isinstance(node, InputNode):
+            suffix = ", trained" if node.requires_grad else ""
+            yield f"  {wording.name(node.key)}: {node.dtype.removeprefix('torch.')}{list(node.shape)}{suffix}"
     yield "sites"
-    for site in graph.of_type(SiteNode):
-        yield from _site(graph, site)
+    for site in shown:
+        if isinstance(site, SiteNode):
+            yield from _site(graph, site, wording)
     yield "costs"
-    for cost in graph.of_type(CostNode):
-        upstream = ", ".join(sorted(graph.provenance(cost.key))) or "no sample"
-        yield f"  {cost.key}: {list(cost.shape)}, depends on {upstream}"
+    provenance = _provenance(graph)
+    for cost in shown:
+        if isinstance(cost, CostNode):
+            upstream = wording.depends_on(cost.key, provenance) or "no sample"
+            yield f"  {wording.name(cost.key)}: {list(cost.shape)}, depends on {upstream}"
     losses = list(graph.of_type(NegationNode))
     if losses:
         yield "objective"
     for loss in losses:
         yield from _objective(graph, loss)
+
+
+def _provenance(graph: StochasticGraph) -> Callable[[str], Collection[str]]:
+    """The provenance of each node, found at once unless the graph is illegal."""
+    return all_provenances(graph).__getitem__ if nx.is_directed_acyclic_graph(graph) else graph.provenance
 
 
 def _objective(graph: StochasticGraph, loss: NegationNode) -> Iterator[str]:
@@ -69,19 +84,35 @@ def _over(particles: Particles) -> str:
     return f", the mean over {particles.count} particles, {how}"
 
 
-def _site(graph: StochasticGraph, site: SiteNode) -> Iterator[str]:
+def _site(graph: StochasticGraph, site: SiteNode, wording: Wording) -> Iterator[str]:
     details = [f"{site.role.value} {site.distribution}", str(list(site.shape))]
     if site.plates:
-        details.append("in " + ", ".join(plate.name for plate in site.plates))
+        details.append("in " + ", ".join(_plate(graph, site, place, wording) for place in range(len(site.plates))))
     if isinstance(site.scale, str) or (site.scale is not None and site.scale != 1.0):
         details.append(f"scaled by {site.scale}")
     details += ["masked"] * site.masked + ["opaque sampler"] * site.opaque
-    yield f"  {site.key}: {', '.join(details)}"
+    yield f"  {wording.name(site.key)}: {', '.join(details)}"
     if site.source is not None:
-        yield f"      at {site.source}"
+        yield f"      at {site.source}{_and_others(graph, site, wording)}"
     if site.role is not SiteKind.LATENT:
         return
     if site.estimator is None:
         return
-    for line in rule_of(site.estimator).words(graph, site.key):
+    for line in rule_of(site.estimator).words(graph, site.key, wording):
         yield f"      {line}"
+
+
+def _plate(graph: StochasticGraph, site: SiteNode, place: int, wording: Wording) -> str:
+    def name(member: str) -> str:
+        payload = graph.payload(member)
+        assert isinstance(payload, SiteNode)
+        return payload.plates[place].name
+
+    return wording.of_each(site.key, name)
+
+
+def _and_others(graph: StochasticGraph, site: SiteNode, wording: Wording) -> str:
+    """How many other lines the sites stand in that it is folded with."""
+    payloads = [graph.payload(member) for member in wording.members(site.key)]
+    others = {str(payload.source) for payload in payloads if isinstance(payload, SiteNode)} - {str(site.source)}
+    return f" (and {len(others)} other lines)" if others else ""

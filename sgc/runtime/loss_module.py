@@ -173,6 +173,9 @@ class LossModule(Choosing):
         """The Python of :attr:`module`."""
         return str(self.module.code)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return self.graph._repr_mimebundle_() if self._specializations else {"text/plain": repr(self)}
+
     def guards(self) -> str:
         """What the latest specialization relies on, in words."""
         return "\n".join(self._latest().describe())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sgc.html_table import html_table
+from sgc.training.loss_curve import loss_curve
 
 
 @dataclass
@@ -73,3 +77,15 @@ class RunResult:
         count = len(self.losses)
         last = f", the mean loss of the last {min(count, 100)}: {self.losses[-100:].mean():.4f}" if count else ""
         return f"{count} steps in {self.seconds:.1f} s{last}"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        rows = [("steps", str(len(self.losses))), ("seconds", f"{self.seconds:.1f}")]
+        if len(self.losses):
+            last = self.losses[-100:]
+            rows += [
+                ("first loss", f"{self.losses[0]:.4f}"),
+                ("last loss", f"{self.losses[-1]:.4f}"),
+                (f"mean loss of the last {len(last)}", f"{last.mean():.4f}"),
+            ]
+        table = html_table("run of training", (), rows, below=loss_curve(self.losses))
+        return {"text/plain": str(self), "text/html": table}

@@ -18,6 +18,7 @@ from sgc.errors import EstimatorError
 from sgc.graph import estimator_rules, keys
 from sgc.graph.arithmetic import Arithmetic, Value
 from sgc.graph.derived_nodes import SurrogateTermNode
+from sgc.graph.drawing.wording import Wording
 from sgc.graph.estimator_rules import EstimatorRule, Needs, Sampler, register
 from sgc.graph.nodes import CostNode, Estimator, Payload, ScorePartNode
 from sgc.graph.verify import verify
@@ -172,7 +173,7 @@ class WholeCost(EstimatorRule):
         if keys.SURROGATE in graph and not isinstance(term, WholeScoreTermNode):
             yield f"the site {site!r} has no term of all costs"
 
-    def words(self, graph: sgc.StochasticGraph, site: str) -> Iterator[str]:
+    def words(self, graph: sgc.StochasticGraph, site: str, wording: Wording) -> Iterator[str]:
         yield f"gradient: score function times all {len(graph.costs())} costs"
 
 

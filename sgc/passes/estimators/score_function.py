@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -20,6 +21,9 @@ from sgc.graph.estimator_rules import EstimatorRule, Needs, Sampler
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode, DownstreamCostNode, Estimator, InputNode, Payload, ScorePartNode
 from sgc.graph.program import InputKind
+
+if TYPE_CHECKING:
+    from sgc.graph.drawing.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -111,18 +115,16 @@ class ScoreFunction(EstimatorRule):
         if isinstance(term, ScoreTermNode) and term.operands != (keys.score_function(site), expected):
             yield f"{term.key!r} is made of {list(term.operands)}, not of the site's score function and {expected!r}"
 
-    def words(self, graph: StochasticGraph, site: str) -> Iterator[str]:
+    def words(self, graph: StochasticGraph, site: str, wording: Wording) -> Iterator[str]:
         yield f"gradient: {self.estimator.value}{_hidden(graph, site)}"
         downstream, baseline = graph.downstream_cost(site), graph.baseline(site)
         if downstream is not None:
-            costs = " ".join(
-                key if key.startswith("-") else f"+ {key}" for key in graph.costs() if key in downstream.costs
-            )
-            yield f"times: {costs.removeprefix('+ ').replace(' -log', ' - log')}, as {list(downstream.shape)}"
+            costs = wording.sum_of_costs(site, partial(_costs, graph))
+            yield f"times: {costs}, as {list(downstream.shape)}"
         if baseline is not None:
             parts = [baseline.words()] if baseline.words() else []
             if baseline.learned:
-                parts.append(f"learned from {_upstream(graph, baseline.learned)}")
+                parts.append(f"learned from {_learned_from(graph, site, wording)}")
             yield f"minus the baseline: {' + '.join(parts)}"
 
 
@@ -144,9 +146,22 @@ def _hidden(graph: StochasticGraph, site: str) -> str:
     return ", without hidden entries: they reach no cost"
 
 
-def _upstream(graph: StochasticGraph, key: str) -> str:
-    """What a node depends on directly; parameters are only counted where there are many."""
-    parents = [graph.payload(parent) for parent in graph.predecessors(key)]
-    parameters = [p.key for p in parents if isinstance(p, InputNode) and p.role is InputKind.PARAMETER]
-    others = [p.key for p in parents if p.key not in parameters]
-    return ", ".join([*others, *(parameters if len(parameters) <= 2 else [f"{len(parameters)} parameters"])])
+def _costs(graph: StochasticGraph, site: str) -> list[str]:
+    downstream = graph.downstream_cost(site)
+    return [key for key in graph.costs() if downstream is not None and key in downstream.costs]
+
+
+def _learned_from(graph: StochasticGraph, site: str, wording: Wording) -> str:
+    """What a baseline depends on directly; parameters are only counted where there are many."""
+
+    def inputs(member: str) -> list[str]:
+        return [*graph.predecessors(keys.baseline_input(member))]
+
+    def is_parameter(key: str) -> bool:
+        payload = graph.payload(key)
+        return isinstance(payload, InputNode) and payload.role is InputKind.PARAMETER
+
+    others = wording.listed(site, lambda member: [key for key in inputs(member) if not is_parameter(key)])
+    count = sum(map(is_parameter, inputs(site)))
+    parameters = wording.listed(site, lambda member: [key for key in inputs(member) if is_parameter(key)])
+    return ", ".join([*others, *(parameters if count <= 2 else [f"{count} parameters"])])

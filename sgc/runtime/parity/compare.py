@@ -17,6 +17,7 @@ from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
 from sgc.graph.program import SiteKind
 from sgc.guards.base import Call
+from sgc.html_table import html_table
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.restore_on_error import saved
@@ -93,10 +94,9 @@ class Verification:
     def __str__(self) -> str:
         rows = self._rows()
         width = max(len(difference.name) for _, difference in rows)
-        judged = "DIFFERENT" if not self.ok else "equal but where sgc differs by design" if self.reasons else "equal"
-        lines = [f"sgc ({self.backend}) against eager Pyro under one seed: {judged}"]
+        lines = [self._title()]
         for kind, difference in rows:
-            mark = "by design" if difference.by_design else "ok" if difference.within(self.tolerance) else "!!"
+            mark = self._mark(difference)
             note = f"  {difference.note}" if difference.note else ""
             lines.append(
                 f"  {mark:<9} {kind:<8} {difference.name:<{width}}  |difference| {difference.difference:.2e}"
@@ -106,6 +106,23 @@ class Verification:
             lines.append(f"  by design: {reason.text}")
             lines.append(f"    so differ {', '.join(reason.names)}; see {reason.section}")
         return "\n".join(lines)
+
+    def _title(self) -> str:
+        judged = "DIFFERENT" if not self.ok else "equal but where sgc differs by design" if self.reasons else "equal"
+        return f"sgc ({self.backend}) against eager Pyro under one seed: {judged}"
+
+    def _mark(self, difference: Difference) -> str:
+        return "by design" if difference.by_design else "ok" if difference.within(self.tolerance) else "!!"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        rows = [
+            (self._mark(row), kind, row.name, f"{row.difference:.2e}", f"{row.magnitude:.2e}", row.note)
+            for kind, row in self._rows()
+        ]
+        for why in self.reasons:
+            rows.append(("by design", "", ", ".join(why.names), "", "", f"{why.text}; see {why.section}"))
+        table = html_table(self._title(), ("", "", "", "|difference|", "of", ""), rows)
+        return {"text/plain": str(self), "text/html": table}
 
 
 @dataclass(frozen=True)
