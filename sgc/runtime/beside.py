@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest
 from sgc.emit.inductor.apart.compiler_process import LONG, Beside, compiler, cores, hindrance, log
 from sgc.emit.inductor.apart.graph_as_data import NotPlain
 from sgc.native import library
+from sgc.runtime.postponed import Postponed, note_seconds
 from sgc.runtime.specialization import Specialization
 
 _VARIABLE = "SGC_WAIT"
@@ -29,7 +30,7 @@ def beside(specialization: Specialization, backend: Backend, tensors: Sequence[T
     """
     if not isinstance(backend, BesideBackend) or waits(specialization.options):
         return None
-    if any(tensor.device.type != "cpu" for tensor in tensors) or specialization.capture.sizes is not None:
+    if any(tensor.device.type != "cpu" for tensor in tensors):
         return None
     return backend.beside()
 
@@ -42,9 +43,18 @@ def waits(options: Options) -> bool:
     return asked or torch.are_deterministic_algorithms_enabled() or cores() < 2 or hindrance() is not None
 
 
-def begun(specialization: Specialization, what: str, request: CompileRequest | None) -> Beside | None:
-    """Have another process compile; None if it cannot, after a line in the log that says why."""
+def begun(
+    specialization: Specialization, what: str, make_request: Callable[[], CompileRequest | None]
+) -> Beside | Postponed | None:
+    """Have another process compile; None if it cannot, after a line in the log that says why.
+
+    What has sizes that differ from call to call is nothing that another process can be told: that is put off.
+    """
     about = _about(specialization, what)
+    if specialization.capture.sizes is not None:
+        log.info("%s runs operator by operator until it pays to compile it in this process", about)
+        return Postponed()
+    request = make_request()
     if request is None:
         log.info("%s is compiled in this process: inputs that it writes share memory with others", about)
         return None
@@ -70,12 +80,21 @@ def told(specialization: Specialization, what: str) -> Iterator[None]:
     log.info("compiling %s", about)
     yield
     seconds = time.perf_counter() - began
+    note_seconds(seconds)
     if seconds > LONG:
         log.info("compiled %s, in %.1f s", about, seconds)
 
 
 def _about(specialization: Specialization, what: str) -> str:
     return f"{what} ({specialization.reason})"
+
+
+def taken(asked: object) -> Answer | None:
+    """What another process has compiled; None where it is to be compiled here."""
+    answer = asked.taken() if isinstance(asked, Beside) else None
+    if isinstance(asked, Beside):
+        note_seconds(asked.seconds)
+    return answer
 
 
 @contextmanager
