@@ -292,11 +292,7 @@ def value_of(number: Any) -> Any:
 # -- Python's operators
 
 PLAIN_NUMBERS = (bool, int, float)
-
-
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-
-
 _DIVISIONS = frozenset(("truediv", "floordiv", "mod"))
 
 
