@@ -16,7 +16,7 @@ from sgc.emit.inductor.apart.compile_request import Answer, CompileRequest
 from sgc.emit.inductor.apart.compiler_process import LONG, Beside, compiler, cores, hindrance, log
 from sgc.emit.inductor.apart.graph_as_data import NotPlain
 from sgc.native import library
-from sgc.runtime.postponed import Postponed, note_seconds
+from sgc.runtime.postponed import Postponed, note_begun, note_seconds
 from sgc.runtime.specialization import Specialization
 
 _VARIABLE = "SGC_WAIT"
@@ -67,6 +67,7 @@ def begun(
         log.warning("%s is compiled in this process: no other can be started (%s)", about, error)
         return None
     if not asked.is_done():
+        note_begun(asked)
         log.info("compiling %s, beside the steps", about)
         if library.is_there():
             specialization.watch_natively()

@@ -9,10 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from sgc.emit.inductor.apart.compiler_process import Beside
+
 _LEAST = 2.0
 """Seconds that a compilation takes at least, as far as nothing is known of it."""
 
 _longest = [_LEAST]
+_under_way: list[tuple[Beside, float]] = []
 
 
 def note_seconds(seconds: float) -> None:
@@ -20,12 +23,24 @@ def note_seconds(seconds: float) -> None:
     _longest[0] = max(_longest[0], seconds)
 
 
+def note_begun(asked: Beside) -> None:
+    """Note a compilation that begins now in another process."""
+    _under_way.append((asked, time.perf_counter()))
+
+
+def _longest_so_far() -> float:
+    """How long the longest compilation has taken, or has been under way by now."""
+    _under_way[:] = [(asked, began) for asked, began in _under_way if not asked.is_done()]
+    now = time.perf_counter()
+    return max(_longest[0], *(now - began for _, began in _under_way), 0.0)
+
+
 @dataclass
 class Postponed:
     """Runs a program operator by operator until that has taken as long as the longest compilation so far.
 
     So the time that is lost, in waiting or in running uncompiled, is at most twice what it has to be. It has the
-    methods of :class:`sgc.emit.inductor.apart.compiler_process.Beside`.
+    methods of :class:`~sgc.emit.inductor.apart.compiler_process.Beside`.
     """
 
     spent: float = 0.0
@@ -44,7 +59,7 @@ class Postponed:
 
     def is_done(self) -> bool:
         """Whether it is to be compiled now."""
-        return self.spent >= _longest[0]
+        return self.spent >= _longest[0] and self.spent >= _longest_so_far()
 
     def taken(self) -> None:
         """No other process has compiled it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import pyro
@@ -11,11 +12,21 @@ import pyro.optim
 import pytest
 
 import sgc
-from sgc.emit.inductor.apart.compiler_process import compiled_by
-from sgc.runtime import postponed
-from tests.infer.test_symbolic_sizes import PROGRAMS, Averaged, Coinciding, Minibatch, Program, Switches, by_itself
+from sgc.emit.inductor.apart.compiler_process import Beside, compiled_by
+from sgc.runtime import beside, postponed
+from tests.infer.test_symbolic_sizes import (
+    PROGRAMS,
+    Averaged,
+    Coinciding,
+    Minibatch,
+    Program,
+    Switches,
+    by_itself,
+    of_pyro,
+    of_sgc,
+    trained,
+)
 from tests.infer.test_symbolic_sizes import fresh as fresh  # a fixture
-from tests.infer.test_symbolic_sizes import of_pyro, of_sgc, trained
 from tests.training.compilers import AtRequest
 
 PROGRAMS_TO_RUN = [kind for kind in PROGRAMS if kind.__name__ != "Opaque"]  # what calls Python is waited for
@@ -59,6 +70,7 @@ def test_compiled_once_it_pays(
 ) -> None:
     """The compilation is waited for after the uncompiled program has run for as long as that may take."""
     monkeypatch.setattr(postponed, "_longest", [1e-9])
+    monkeypatch.setattr(beside, "note_begun", lambda asked: None)  # that of the first size never ends here
     made: list[sgc.SVI] = []
 
     def ours(model: Any, guide: Any) -> sgc.SVI:
@@ -75,3 +87,19 @@ def test_compiled_once_it_pays(
             assert trained(Switches, ours) == pytest.approx(of_pyros_steps(Switches), rel=1e-4)
     assert any("until it pays" in record.message for record in caplog.records)
     assert any(record.message.startswith("compiling") and "shape" in record.message for record in caplog.records)
+
+
+def test_a_compilation_that_is_under_way_counts_for_as_long_as_it_has_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postponed, "_longest", [0.01])
+    monkeypatch.setattr(postponed, "_under_way", [])
+    compiler = AtRequest()
+    asked = postponed.Postponed(spent=5.0)
+    assert asked.is_done()
+    postponed.note_begun(Beside("a program", compiler.submit("")))
+    postponed._under_way[0] = (postponed._under_way[0][0], time.perf_counter() - 100.0)
+    assert not asked.is_done()
+    asked.spent = 101.0
+    assert asked.is_done()
+    asked.spent = 5.0
+    compiler.due = True
+    assert asked.is_done()
