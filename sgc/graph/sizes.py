@@ -87,6 +87,11 @@ def is_symbolic(value: Any) -> bool:
     return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
+def is_formula(value: Any) -> bool:
+    """Whether it is a number of torch's that is a formula of sizes, and is known for those of the capture."""
+    return isinstance(value, (torch.SymInt, torch.SymFloat)) and value.node.hint is not None
+
+
 def is_sized_by_call(tensor: torch.Tensor) -> bool:
     """Whether a traced tensor has a size that differs from call to call."""
     return tensor.layout is torch.strided and any(isinstance(size_of(size), Size) for size in tensor.shape)

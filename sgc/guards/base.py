@@ -21,7 +21,7 @@ LEAVES = frozenset((Tensor, nn.Parameter, bool, int, float, complex, str, bytes,
 class Call:
     """The arguments of one call, flattened."""
 
-    __slots__ = ("args", "kwargs", "leaves", "spec")
+    __slots__ = ("__weakref__", "args", "kwargs", "leaves", "spec")
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args

@@ -23,6 +23,7 @@ from sgc.runtime.loss_module import LossModule
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import tell_parameters
 from sgc.runtime.turns import TURN
+from sgc.runtime.unused_versions import NotWorthCapturing
 from sgc.tracing.pyro_loss import pyro_elbo
 from sgc.tracing.source import warn
 
@@ -45,6 +46,8 @@ class Settings:
 
 class CompiledELBO(LossModule):
     """A :class:`sgc.LossModule` that stands in for a Pyro ELBO of one model and guide."""
+
+    _needs_captures = False
 
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], settings: Settings) -> None:
         super().__init__(model, guide, settings.options)
@@ -71,6 +74,8 @@ class CompiledELBO(LossModule):
         while not self._eager_only:
             try:
                 return super()._called(args, kwargs)
+            except NotWorthCapturing:
+                return self._uncaptured(Call(args, kwargs))
             except SgcError as error:
                 if not self._goes_on_after(error):
                     raise

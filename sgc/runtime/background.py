@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ from sgc.emit.fx.values_as_data import NotPlain
 from sgc.emit.inductor.background.compile_request import Answer, CompileRequest
 from sgc.emit.inductor.background.compiler_process import LONG, PendingCompilation, compiler, cores, hindrance, log
 from sgc.native import library
+from sgc.runtime.postponed import Postponed, note_begun, note_seconds
 from sgc.runtime.specialization import Specialization
 
 _VARIABLE = "SGC_WAIT"
@@ -31,7 +32,7 @@ def background_backend(
     """
     if not isinstance(backend, BackgroundBackend) or waits(specialization.options):
         return None
-    if any(tensor.device.type != "cpu" for tensor in tensors) or specialization.capture.sizes is not None:
+    if any(tensor.device.type != "cpu" for tensor in tensors):
         return None
     return backend.in_background()
 
@@ -44,9 +45,18 @@ def waits(options: Options) -> bool:
     return asked or torch.are_deterministic_algorithms_enabled() or cores() < 2 or hindrance() is not None
 
 
-def begun(specialization: Specialization, what: str, request: CompileRequest | None) -> PendingCompilation | None:
-    """Have another process compile; None if it cannot, after a line in the log that says why."""
+def begun(
+    specialization: Specialization, what: str, make_request: Callable[[], CompileRequest | None]
+) -> PendingCompilation | Postponed | None:
+    """Have another process compile; None if it cannot, after a line in the log that says why.
+
+    What has sizes that differ from call to call is nothing that another process can be told: that is put off.
+    """
     about = _about(specialization, what)
+    if specialization.capture.sizes is not None:
+        log.info("%s runs operator by operator until it pays to compile it in this process", about)
+        return Postponed()
+    request = make_request()
     if request is None:
         log.info("%s is compiled in this process: inputs that it writes share memory with others", about)
         return None
@@ -59,6 +69,7 @@ def begun(specialization: Specialization, what: str, request: CompileRequest | N
         log.warning("%s is compiled in this process: no other can be started (%s)", about, error)
         return None
     if not asked.is_done():
+        note_begun(asked)
         log.info("compiling %s in the background", about)
         if library.is_there():
             specialization.watch_natively()
@@ -72,12 +83,21 @@ def told(specialization: Specialization, what: str) -> Iterator[None]:
     log.info("compiling %s", about)
     yield
     seconds = time.perf_counter() - began
+    note_seconds(seconds)
     if seconds > LONG:
         log.info("compiled %s, in %.1f s", about, seconds)
 
 
 def _about(specialization: Specialization, what: str) -> str:
     return f"{what} ({specialization.reason})"
+
+
+def taken(asked: object) -> Answer | None:
+    """What another process has compiled; None where it is to be compiled here."""
+    answer = asked.taken() if isinstance(asked, PendingCompilation) else None
+    if isinstance(asked, PendingCompilation):
+        note_seconds(asked.seconds)
+    return answer
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from sgc.emit.inductor.background.compiler_process import PendingCompilation
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.rewrites.optimize import Optimized
 from sgc.runtime.autograd import Compiled
-from sgc.runtime.background import told, usable
+from sgc.runtime.background import taken, told, usable
 from sgc.runtime.compiling import compiling
 from sgc.runtime.particles import Repeated
+from sgc.runtime.postponed import Postponed
 from sgc.runtime.specialization import Specialization
 
 
@@ -30,7 +31,7 @@ class ChangeOver:
     backend: BackgroundBackend
     optimized: Optimized
     validates: bool
-    asked: PendingCompilation
+    asked: PendingCompilation | Postponed
 
     def is_due(self) -> bool:
         """Whether the other process is done with it, in either way."""
@@ -48,7 +49,7 @@ class ChangeOver:
 
     def build(self, examples: list[Tensor]) -> Runner:
         """The compiled program; where the other process has failed, it is compiled here."""
-        specialization, answer = self.specialization, self.asked.taken()
+        specialization, answer = self.specialization, taken(self.asked)
         if answer is not None:
             with usable(answer):
                 run = self.backend.of_answer(answer).build(self.optimized, examples, specialization.options.rng)

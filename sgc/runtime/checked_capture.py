@@ -19,6 +19,7 @@ from sgc.guards.structure import StructureGuard
 from sgc.guards.tensor_guard import TensorGuard
 from sgc.guards.value_guard import ValuesGuard
 from sgc.runtime.moving_capture import MovingCapture
+from sgc.runtime.residue.kept_results import refuse_kept_results
 from sgc.runtime.residue.leaked_tensors import LeakedTensors, roots
 from sgc.runtime.specialization import Specialization
 from sgc.tracing.declare import Capture
@@ -48,11 +49,13 @@ def capture_checked(
     moving = MovingCapture(program, call, run, plan, earlier)
     named = zip(moving.names, call.leaves, strict=True)
     leaks = LeakedTensors(roots(program.model, program.guide, named, run.modules))
+    moving.put_back = leaks.put_back
     try:
         captured, transcript = moving.capture()
     finally:
         left = leaks.put_back()
     leaks.refuse_lasting(left)
+    refuse_kept_results(captured, call, run.began, leaks)
     leaks.warn(left)
     surroundings = moving.surroundings
     surroundings.refuse_used_up()

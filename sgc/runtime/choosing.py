@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from sgc.runtime.misses import Misses
 from sgc.runtime.restore_on_error import state_restored_on_error
 from sgc.runtime.specialization import FIRST_CALL, OTHER_BRANCHES, SizesNeededError, Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
+from sgc.runtime.unused_versions import NotWorthCapturing, UnusedVersions
 from sgc.runtime.view.module_view import Showing
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun, run_prototype
@@ -52,6 +54,7 @@ class Choosing(Showing):
         super()._begin(program, store)
         self._specializations: list[Specialization] = []
         self._misses: list[Miss] = []
+        self._unused = UnusedVersions()
 
     @untraced
     def specialization_for(self, *args: Any, **kwargs: Any) -> tuple[Specialization, list[Tensor]]:
@@ -84,13 +87,19 @@ class Choosing(Showing):
         own = [nothing_captured(), compiles, conditions.is_same(latest, specialization)]
         return [*own, *specialization.baselines.conditions()]
 
-    def _choose(self, call: Call) -> tuple[Specialization, list[Tensor]]:
-        """The specialization for a call, captured if need be, and its inputs."""
+    def _choose(self, call: Call, *, needed: bool = True) -> tuple[Specialization, list[Tensor]]:
+        """The specialization for a call, captured if need be, and its inputs.
+
+        :param needed: whether the call cannot be made without one.
+        :raises NotWorthCapturing: if it can, and would most likely be the only one that is served.
+        """
         chosen = self._match(call)
         if chosen is not None:
             return chosen
         reason = self._specializations[-1].miss(call) if self._specializations else None
         recreated = any(known.tensors.gone() for known in self._specializations)
+        if not needed and not recreated and not self._is_worth_capturing():
+            raise NotWorthCapturing
         with self._capturing():
             program = self._program_of(call)
             run = self._run_prototype(program)
@@ -117,10 +126,15 @@ class Choosing(Showing):
             specialization = self._specializations[position]
             inputs = specialization.inputs_of(call)
             if inputs is not None:
+                specialization.note_call(call)
                 if position != len(self._specializations) - 1:
                     self._specializations.append(self._specializations.pop(position))
                 return specialization, inputs
         return None
+
+    def _is_worth_capturing(self) -> bool:
+        averaged = any(known.emitted.averages for known in self._specializations)  # each has averages of its own
+        return averaged or self._unused.allow(self._specializations)
 
     def _program_of(self, call: Call) -> ProgramCall:
         return ProgramCall(*self._program, call.args, call.kwargs, self.options)
@@ -136,6 +150,7 @@ class Choosing(Showing):
         try:
             specialization = specialize(program, call, run, self._specializations)
             specialization.reason = reason
+            specialization.captured_for = weakref.ref(call)
             self._tell_of_idle_baselines(specialization)
         except BaseException:
             run.empty_again()

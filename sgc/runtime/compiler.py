@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor, fx
 
@@ -25,7 +26,9 @@ from sgc.emit.backends.protocol import Backend, StepBackend
 from sgc.emit.backends.registry import backend_of
 from sgc.emit.differentiate import Differentiated, differentiate, without_gradient
 from sgc.emit.emitter import emit_surrogate
+from sgc.emit.inductor.background.compiler_process import PendingCompilation
 from sgc.emit.inductor.background.uncompiled_graphs import operator_by_operator
+from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.particle_loop import emit_particle_loop
 from sgc.emit.rollback import rolled_back_if_invalid
@@ -37,11 +40,12 @@ from sgc.native import library
 from sgc.passes.pipeline import run_passes
 from sgc.passes.site_plan import make_plan
 from sgc.runtime.autograd import Compiled
-from sgc.runtime.background import background_backend, begun, told, usable
+from sgc.runtime.background import background_backend, begun, taken, told, usable
 from sgc.runtime.change_over import ChangeOver, built_here, repeated
 from sgc.runtime.checked_capture import capture_checked, guards_of
 from sgc.runtime.compiling import compiling
 from sgc.runtime.generated_sources import forget_with, known_sources
+from sgc.runtime.postponed import Postponed
 from sgc.runtime.program_text import Rewritten
 from sgc.runtime.specialization import SizesNeededError, Specialization
 from sgc.tracing.program_call import ProgramCall
@@ -107,7 +111,8 @@ def compile_loss(
     while wait and compiled.change is not None and not compiled.change.is_due():
         time.sleep(_PAUSE)
     if compiled.change is not None and compiled.change.is_due():
-        compiled = specialization.compiled[key] = compiled.change.made(compiled, tensors)
+        with _any_size(specialization):
+            compiled = specialization.compiled[key] = compiled.change.made(compiled, tensors)
     return compiled
 
 
@@ -130,12 +135,12 @@ def _compile(specialization: Specialization, tensors: list[Tensor], with_gradien
         optimized = (background or backend).after_gradient(module, examples, options.rng)
         change = None
         if background is not None:
-            asked = begun(specialization, what, background.request(optimized, examples, options.rng))
+            asked = begun(specialization, what, partial(background.request, optimized, examples, options.rng))
             if asked is not None:
                 change = ChangeOver(specialization, what, background, optimized, differentiated.validates, asked)
         if change is not None and not change.is_due():
             assert optimized.plain is not None
-            run = operator_by_operator(optimized.plain)
+            run = _counted(operator_by_operator(optimized.plain), change.asked)
         elif change is not None:
             run, change = change.build(examples), None
         else:
@@ -178,12 +183,13 @@ def build_step(
 def compile_step(specialization: Specialization, built: BuiltStep) -> None:
     """Compile a whole step; or let another process do that, while it runs operator by operator."""
     if built.uncompiled is not None and built.awaited is None:
-        built.awaited = begun(specialization, _STEP, built.request())
+        built.awaited = begun(specialization, _STEP, built.request)
+        built.run = built.uncompiled = _counted(built.uncompiled, built.awaited)
     awaited = built.awaited
     if awaited is not None and not awaited.is_done():
         return
     with compiling(specialization), _any_size(specialization):
-        answer = None if awaited is None else awaited.taken()
+        answer = taken(awaited)
         built.awaited = None
         if answer is not None:
             with usable(answer):
@@ -193,6 +199,11 @@ def compile_step(specialization: Specialization, built: BuiltStep) -> None:
             with told(specialization, _STEP):
                 built.compile()
         specialization.watch_natively()
+
+
+def _counted(run: Runner, asked: PendingCompilation | Postponed | None) -> Runner:
+    """An uncompiled program, whose time counts where its compilation is put off."""
+    return asked.timed(run) if isinstance(asked, Postponed) else run
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyro.util
 import torch
+from pyro import poutine
 from torch import Tensor, fx
 
 from sgc.emit.backends.protocol import Backend
-from sgc.errors import SgcError
+from sgc.errors import SgcError, StandInWarning
 from sgc.graph.graph import StochasticGraph
 from sgc.guards.base import Call
 from sgc.guards.handlers import unobserved
@@ -23,13 +24,18 @@ from sgc.runtime.autograd import Compiled, Loss
 from sgc.runtime.choosing import Choosing
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.dynamo import untraced
+from sgc.runtime.eager_loss import eager_loss
 from sgc.runtime.restore_on_error import state_restored_on_error
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import speculate
 from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
 from sgc.runtime.validity import RandomState, Trial, error_of_call_before, judge
+from sgc.tracing.prototype import validated
+from sgc.tracing.pyro_loss import pyro_elbo
+from sgc.tracing.source import warn
 from sgc.tracing.state.param_store import Store
+from sgc.tracing.state.writes import undone_writes
 
 if TYPE_CHECKING:
     from sgc.runtime.parity.compare import Verification
@@ -48,7 +54,10 @@ class LossModule(Choosing):
     or register, ``param_store`` of Pyro's parameters, ``closed_over`` leaf tensors, and the ``baselines``' averages.
     """
 
-    _OF_CAPTURES = frozenset(("_specializations", "_misses", "_unchecked", "_unjudged"))
+    _OF_CAPTURES = frozenset(("_specializations", "_misses", "_unused", "_unchecked", "_unjudged"))
+
+    _needs_captures = True
+    """Whether there is no other way to make a call than by a specialization."""
 
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
         super()._begin(program, store)
@@ -78,7 +87,7 @@ class LossModule(Choosing):
 
     def _evaluated(self, call: Call, backend: Backend | None) -> Tensor:
         with TURN:
-            specialization, inputs = self._choose(call)
+            specialization, inputs = self._choose(call, needed=self._needs_captures)
             with_gradient = torch.is_grad_enabled()
             averaged = specialization.with_averages(inputs)  # makes those that are not there yet
             tensors = averaged if with_gradient else inputs
@@ -103,6 +112,29 @@ class LossModule(Choosing):
                 self._raise_if_invalid(trial)
             self._warn_if_nan(loss)
             return loss
+
+    def _uncaptured(self, call: Call) -> Tensor:
+        """Eager Pyro's loss for a call that is not worth capturing, with the gradient of its surrogate."""
+        if not self._unused.is_told:
+            self._unused.is_told = True
+            warn(
+                "this program differs from call to call, so that what is compiled for one serves no other. Calls that "
+                f"are like none of those are made by eager Pyro from now on. It was compiled anew\n{self.misses()}",
+                StandInWarning,
+            )
+        elbo = pyro_elbo(self.options, self._latest().prototype.max_plate_nesting)
+        with (
+            capturing(),
+            self.param_store_scope(),
+            state_restored_on_error(),
+            undone_writes(on_error_only=True),
+            validated(self.options, at_least=False),
+            poutine.trace(param_only=True) as asked,
+        ):
+            loss = eager_loss(elbo, *self._program, call.args, call.kwargs)
+        self._show_asked(asked.trace.nodes)
+        self._warn_if_nan(loss.detach())
+        return loss
 
     def _goes_on_after(self, error: SgcError) -> bool:
         """Whether calls will be answered in another way after an error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class MovingCapture:
     earlier: Sequence[Specialization]
 
     def __post_init__(self) -> None:
+        self.put_back: Callable[[], object] = list  # takes away what a capture has left in the program's objects
         self.names = argument_names(self.call.args, self.call.kwargs)
         self.by_value = frozenset[Place]().union(*(known.by_value for known in self.earlier))
         self._moving = frozenset(self._moved()) - self.by_value
@@ -206,6 +207,7 @@ class MovingCapture:
             return None
 
     def _capture(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript]:
+        self.put_back()  # what the one before has left: no two have the same fake mode
         return capture_program(self.program, self.run, self.plan, records, self.moving)
 
 

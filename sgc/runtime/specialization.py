@@ -5,6 +5,7 @@ It is made, and compiled further when that is first needed, by :mod:`sgc.runtime
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -83,6 +84,9 @@ class Specialization:
     """The backend that it has moved to, for loss and gradients (true) or for the loss alone."""
     inputs_of: Ask = field(init=False)
     """The inputs of a call if every guard holds for it, or None."""
+    captured_for: weakref.ref[Call] | None = None
+    is_reused: bool = False
+    """Whether it has served another call than the one that it was captured for."""
     tally: Tally | None = field(init=False)
     """Counts calls, if branches on samples are assumed to go one way."""
 
@@ -167,6 +171,10 @@ class Specialization:
     def shares_memory(self) -> bool:
         """Whether it writes into memory that other inputs lie in, which not every backend sees."""
         return any(isinstance(guard, MemoryGuard) and guard.finds_shared for guard in self.guards)
+
+    def note_call(self, call: Call) -> None:
+        """Note that it serves a call."""
+        self.is_reused = self.is_reused or self.captured_for is None or self.captured_for() is not call
 
     # -- its guards
 

@@ -57,7 +57,8 @@ class PrototypeRun(Prototype):
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``written`` is the memory
     that the program writes into; ``filled`` are buffers that held None before it ran, by the identities of their
-    modules and their names; ``requests`` is what the guide's latent sites ask for.
+    modules and their names; ``requests`` is what the guide's latent sites ask for. ``began`` is the number that
+    autograd gave to its first operation.
     """
 
     modules: tuple[nn.Module, ...]
@@ -67,6 +68,7 @@ class PrototypeRun(Prototype):
     transcript: Transcript
     reads: ExternalReads
     requests: tuple[SiteRequest, ...]
+    began: int
 
     @property
     def prototype(self) -> Prototype:
@@ -87,7 +89,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
     :param store: where its parameters are; it is lent to Pyro by now.
     """
     callables = [part for part in (program.model, program.guide) if isinstance(part, nn.Module)]
-    start = random_state()
+    start, began = random_state(), torch._C._autograd._get_sequence_nr()  # there is no public way to tell what is older
     before = set(_parameter_ids(callables))
     elbo = pyro_elbo_of_a_run(program.options)
     reads = ExternalReads()
@@ -134,6 +136,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
         transcript,
         reads,
         requests.requests,
+        began,
     )
 
 

@@ -178,7 +178,20 @@ class Bound:
         note_state = torch.default_generator.get_state if self.specialization.checks else None
         native = self._call.native
         take = (native and native.taking(watched, Call, LEAVES, note_state, token)) or never
-        self.take = take if self.specialization.tally is None else self.specialization.tally.counting(take)
+        take = take if self.specialization.tally is None else self.specialization.tally.counting(take)
+        self.take = take if self.specialization.is_reused else self._noting_reuse(take)
+
+    def _noting_reuse(self, take: Taking) -> Taking:
+        """A function that takes a step, and notes that the specialization has served a call once it has."""
+
+        def take_and_note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            taken = take(args, kwargs)
+            if taken is not None:
+                self.specialization.is_reused = True
+                self.take = take if self.take is take_and_note else self.take
+            return taken
+
+        return take_and_note
 
     def shared_memory(self, tensors: list[Tensor]) -> str | None:
         """What :func:`memory_shared` says of a call's tensors; of those that have stayed it is not asked again."""

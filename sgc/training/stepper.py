@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import loss_by_pyro
 from sgc.runtime.turns import Token
+from sgc.runtime.unused_versions import NotWorthCapturing
 from sgc.runtime.validity import RandomState, Trial
 from sgc.tracing.source import warn
 from sgc.training.bound_step import Bound, Step
@@ -54,6 +56,8 @@ class Stepper:
     compiled: CompiledSteps = field(default_factory=CompiledSteps)
     latest: Bound | None = None
     token: Token = field(default_factory=Token)
+    _uncaptured: weakref.ref[Call] | None = None
+    """The latest call that was not worth capturing."""
 
     def step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
         """Take one step; the loss before it. If that is NaN, it warns and changes nothing.
@@ -109,6 +113,7 @@ class Stepper:
         if self.latest is not None and not self.latest.is_due():
             inputs = self.latest.inputs_of(call)
             if inputs is not None:
+                self.latest.specialization.is_reused = True
                 return self.latest.step(inputs)
         loss_module = self.loss_module()
         if loss_module._eager_only:
@@ -116,13 +121,16 @@ class Stepper:
         try:
             with loss_module.param_store_scope():
                 return loss_module._with_sizes_closed(self._ready, loss_module, call)
+        except NotWorthCapturing:
+            self._uncaptured = weakref.ref(call)
+            return None
         except SgcError as error:
             if not loss_module._goes_on_after(error):
                 raise
             return None
 
     def _ready(self, loss_module: LossModule, call: Call) -> Step | None:
-        specialization, inputs = loss_module._choose(call)
+        specialization, inputs = loss_module._choose(call, needed=loss_module._needs_captures)
         tensors = specialization.with_averages(inputs)
         self._note_replaced(loss_module)
         backend = specialization.backend_of(with_gradient=True)
@@ -182,19 +190,32 @@ class Stepper:
     def _eagerly(self, loss_module: LossModule, call: Call) -> Tensor:
         if loss_module._eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
+        if self._is_uncaptured(call):
+            buffers = [buffer for module in loss_module._modules_of() for buffer in module.buffers()]
+            return self._in_python(None, buffers, lambda: loss_module._uncaptured(call))
         specialization, inputs = loss_module._choose(call)
         self._note_replaced(loss_module)
         # A backend of steps is for the whole one, unless there will be none: the loss alone is not worth compiling.
         backend: Backend | None = None
         if isinstance(specialization.backend_of(with_gradient=True), StepBackend) and not self.compiled.outside:
             backend = backend_of(UNCOMPILED)
-        loss = self._in_python(specialization, inputs, lambda: loss_module._evaluate(call, backend))
+        written = specialization.written(specialization.with_averages(inputs))
+        loss = self._in_python(specialization, written, lambda: loss_module._evaluate(call, backend))
         self.started = True
         return loss
 
-    def _in_python(self, specialization: Specialization, inputs: list[Tensor], loss: Callable[[], Tensor]) -> Tensor:
-        """Take a step with the optimizer in Python; its loss. If that is NaN, buffers and averages stay."""
-        restore = saved(specialization.written(specialization.with_averages(inputs)))
+    def _is_uncaptured(self, call: Call) -> bool:
+        return self._uncaptured is not None and self._uncaptured() is call
+
+    def _in_python(
+        self, specialization: Specialization | None, written: list[Tensor], loss: Callable[[], Tensor]
+    ) -> Tensor:
+        """Take a step with the optimizer in Python; its loss. If that is NaN, buffers and averages stay.
+
+        :param specialization: None for a call that eager Pyro makes.
+        :param written: these buffers and averages.
+        """
+        restore = saved(written)
         with torch.enable_grad():
             value = self.optimizing.step_eagerly(specialization, loss)
         if math.isnan(value):
@@ -243,11 +264,10 @@ class Stepper:
 
     def _by_pyro(self, trial: Trial, failure: Exception | None) -> Tensor:
         """Take in Python a step for which an assumption of the compiled one is false; its loss is eager Pyro's."""
-        loss_module = self.loss_module()
+        loss_module, specialization = self.loss_module(), trial.specialization
         with loss_module.param_store_scope():
-            return self._in_python(
-                trial.specialization, trial.inputs, lambda: loss_by_pyro(loss_module, trial, failure)
-            )
+            written = specialization.written(specialization.with_averages(trial.inputs))
+            return self._in_python(specialization, written, lambda: loss_by_pyro(loss_module, trial, failure))
 
     def nan_error(self, step: str, call: Call) -> NanLossError:
         """The error for a step in Python whose loss was NaN.
@@ -255,7 +275,7 @@ class Stepper:
         :param step: which one, in words.
         """
         loss_module = self.loss_module()
-        if loss_module._eager_only:
+        if loss_module._eager_only or self._is_uncaptured(call):
             return NanLossError(f"the loss of {step} is NaN; the optimizer has not taken that step")
         specialization, inputs = loss_module._choose(call)
         return nan_loss_error(step, specialization, specialization.with_averages(inputs))

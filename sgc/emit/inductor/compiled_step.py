@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, fx
@@ -14,7 +14,6 @@ from sgc.config import Rng
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.rewriting import results_of, value_of
 from sgc.emit.inductor.background.compile_request import Answer, CompileRequest, GraphRequest
-from sgc.emit.inductor.background.compiler_process import PendingCompilation
 from sgc.emit.inductor.background.precompiled import Precompiled
 from sgc.emit.inductor.background.uncompiled_graphs import operator_by_operator
 from sgc.emit.inductor.compile_graph import Runner, compile_graph
@@ -26,6 +25,14 @@ from sgc.emit.rewrites.outline import Outlined
 from sgc.emit.rollback import written_inputs
 from sgc.graph.aliasing import shares_storage
 from sgc.native.switches import is_on
+
+
+class Compiling(Protocol):
+    """The compilation of a step that runs uncompiled."""
+
+    def is_done(self) -> bool:
+        """Whether the step can be compiled now, or loaded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class BuiltStep:
     library_of: Callable[[Sequence[str]], Callable[[], Any]] | None = None
     """What gives the library of the outlined functions, in place of compiling it."""
     uncompiled: Runner | None = None
-    awaited: PendingCompilation | None = None
+    awaited: Compiling | None = None
     """What another process compiles of it."""
     run: Runner | None = None
     native: NativeProgram | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
-from torch import nn
+from torch import Tensor, nn
 
 from sgc.errors import CaptureError, SideEffectWarning, SourceLine
 from sgc.guards.hooks import GLOBAL_HOOKS
@@ -37,6 +37,11 @@ class LeakedTensors:
         # On a parameter in the store a plate with a subsample notes its indices.
         self._visits = reachable((*roots, *current_store().tensors().items()))
         self._holders: list[Holder] = [holder for visit in self._visits.values() for holder in holders(visit)]
+
+    def label_of(self, tensor: Tensor) -> str | None:
+        """Where a tensor is, if it can be reached."""
+        places = (Visit(part, visit, step) for visit in self._visits.values() for step, part in parts(visit))
+        return next((place.label for place in places if place.value is tensor), None)
 
     def put_back(self) -> list[Visit]:
         """Put it back; return the places that held traced tensors."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgc.graph.sizes import is_formula
 from sgc.tracing import tracer
 from sgc.tracing.python.number_arithmetic import ARITHMETIC
 from sgc.tracing.values.reads import Reads
@@ -197,6 +198,8 @@ class Answers:
         """The tensor of a number, traced or not: float64 also of an int, which overflows as Python's do not."""
         if isinstance(number, TracedNumber):
             return number.tensor
+        if is_formula(number):
+            return torch.ones((), dtype=torch.float64, device="cpu") * number
         return torch.full((), number, dtype=torch.float64, device="cpu")
 
     def _guarded(self, value: Any, numbers: tuple[Any, ...]) -> Any:
@@ -204,6 +207,8 @@ class Answers:
         for number in numbers:
             if isinstance(number, TracedNumber):
                 number.read()
+            elif is_formula(number):
+                float(number)  # torch notes it
         return value
 
     def read(self, tensor: Tensor, value: Any) -> Any:
@@ -278,18 +283,16 @@ class Answers:
 
 
 def value_of(number: Any) -> Any:
-    """Python's own number for one that may be traced."""
+    """Python's own number for one that may be traced, or a formula of sizes."""
+    if is_formula(number):
+        return number.node.hint
     return number.value if isinstance(number, TracedNumber) else number
 
 
 # -- Python's operators
 
 PLAIN_NUMBERS = (bool, int, float)
-
-
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-
-
 _DIVISIONS = frozenset(("truediv", "floordiv", "mod"))
 
 
@@ -300,7 +303,7 @@ def _binary(name: str, compute: Callable[[Tensor, Tensor], Tensor], *, reflected
         if isinstance(other, Tensor):
             return NotImplemented
         pair = (other, self) if reflected else (self, other)
-        if not isinstance(other, (TracedNumber, *PLAIN_NUMBERS)):
+        if not isinstance(other, (TracedNumber, *PLAIN_NUMBERS)) and not is_formula(other):
             return python(*(part.read() if part is self else part for part in pair))
         made = self.answers.result(python(*map(value_of, pair)), compute, *pair)
         if type(made) in TRACED and name in _DIVISIONS and type(made.value) is not np.float64:

@@ -150,8 +150,7 @@ class TorchOptimizing(Optimizing):
         if isinstance(optimizer, torch.optim.LBFGS):
             search(optimizer, closure)
         elif not math.isnan(closure().detach()):
-            # Another branch of the program may have had other parameters.
-            (optimizer if specialization is None else self.optimizer).step()
+            self.optimizer.step()  # another branch of the program may have had other parameters
         optimizer.zero_grad()
         return losses[-1] if math.isnan(losses[-1]) else losses[0]
 

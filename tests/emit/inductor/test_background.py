@@ -21,9 +21,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from sgc.emit.fx.lift_tensors import lift_tensors
 from sgc.emit.fx.values_as_data import NotPlain
 from sgc.emit.inductor.background.compile_request import Answer, CompileRequest, GraphRequest, answer_path
-from sgc.emit.inductor.background.precompiled import LoadedProgram
 from sgc.emit.inductor.background.compiler_process import CompilerProcess
 from sgc.emit.inductor.background.graph_as_data import graph_as_data, graph_of_data
+from sgc.emit.inductor.background.precompiled import LoadedProgram
 from sgc.emit.inductor.compile_graph import compile_graph
 from sgc.emit.inductor.workarounds.order_of_draws import WORKAROUND
 

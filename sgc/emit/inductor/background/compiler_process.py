@@ -204,6 +204,8 @@ class PendingCompilation:
 
     about: str
     awaited: Awaited
+    seconds: float = 0.0
+    """How long it took, once it was taken."""
     _began: float = field(default_factory=time.perf_counter)
 
     def is_done(self) -> bool:
@@ -212,11 +214,11 @@ class PendingCompilation:
 
     def taken(self) -> Answer | None:
         """What the other process has compiled; None if it could not, after a line in the log that says why."""
-        answer, seconds = self.awaited.answer, time.perf_counter() - self._began
+        answer, self.seconds = self.awaited.answer, time.perf_counter() - self._began
         if answer is None:
             log.warning("compiling %s in another process has failed: %s", self.about, self.awaited.failure)
-        elif seconds > LONG:
-            log.info("compiled %s in the background, in %.1f s", self.about, seconds)
+        elif self.seconds > LONG:
+            log.info("compiled %s in the background, in %.1f s", self.about, self.seconds)
         return answer
 
 
