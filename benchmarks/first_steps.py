@@ -1,6 +1,6 @@
 """Measures how long a user waits for the first steps: the seconds until the 1st, 10th, 100th, 1,000th, 10,000th.
 
-    python -m benchmarks.first_steps                    # all; writes benchmarks/RESULTS_START.md and plots/start.png
+    python -m benchmarks.first_steps                    # all; writes benchmarks/RESULTS_START.md and start.png
     python -m benchmarks.first_steps --workload vae --output vae.md
 
 Each system takes ``svi.step`` (NumPyro ``jit(svi.update)``) one after another in a fresh process that has every core,
@@ -142,8 +142,7 @@ def draw(measured: dict[str, Climbs], path: Path) -> None:
     figure.supxlabel("steps taken")
     figure.supylabel("seconds")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(STYLES), frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
@@ -163,7 +162,7 @@ def heading(args: argparse.Namespace, load: float) -> str:
             f"- `~`: not waited for; after {args.seconds:g} s ({args.seconds / 4:g} s for Pyro, which goes on as it "
             "began) the pace of the last quarter is taken to go on",
             "",
-            "![seconds against steps taken](plots/start.png)",
+            "![seconds against steps taken](start.png)",
             "",
             "",
         ]
@@ -178,7 +177,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--patience", type=float, default=240.0, help="how long one step may take")
     parser.add_argument("--output", type=Path, default=_FOLDER / "RESULTS_START.md")
-    parser.add_argument("--plot", type=Path, default=_FOLDER / "plots" / "start.png")
+    parser.add_argument("--plot", type=Path, default=_FOLDER / "start.png")
     args = parser.parse_args()
     os.environ.pop("SGC_WAIT", None)  # what is measured is the default
     text = heading(args, warn_of_load())

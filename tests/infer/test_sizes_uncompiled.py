@@ -70,6 +70,7 @@ def test_compiled_once_it_pays(
 ) -> None:
     """The compilation is waited for after the uncompiled program has run for as long as that may take."""
     monkeypatch.setattr(postponed, "_longest", [1e-9])
+    monkeypatch.setattr(postponed, "_under_way", [])  # what other tests have asked for
     monkeypatch.setattr(background, "note_begun", lambda asked: None)  # that of the first size never ends here
     made: list[sgc.SVI] = []
 
