@@ -20,6 +20,9 @@ from sgc.saved.fx_as_data import module_of_data
 from sgc.saved.graph_nodes_as_data import SavedGraph, graph_of_data
 from sgc.saved.tensor_bytes import is_dense
 
+_MOST_REPEATS = 10**6
+"""How often a program is run in a call at most: once for each particle."""
+
 
 @dataclass
 class Run:
@@ -52,8 +55,8 @@ class SavedProgram:
         self.checks = tuple(map(str, data["checks"]))
         self.repeats = int(data["repeats"])
         self._default_dtype: torch.dtype = of_torch(data["default_dtype"])
-        if self.repeats < 1:
-            raise ValueError("a program that is run less than once")
+        if not 1 <= self.repeats <= _MOST_REPEATS:
+            raise ValueError(f"a program that is run {self.repeats} times in a call")
         count, validates = len(self._inputs), bool(self.checks)
         gradient_of = tuple(data["gradient_of"])
         total = count + len(self.averages)
