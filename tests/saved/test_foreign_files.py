@@ -81,6 +81,14 @@ def test_a_later_format_says_which_sgc_reads_it(content: bytes, tmp_path: Path) 
         sgc.load(tmp_path / "later.sgc")
 
 
+def test_a_device_that_is_not_there_is_named(content: bytes, tmp_path: Path) -> None:
+    entries = entries_of(content)
+    entries["manifest.json"] = entries["manifest.json"].replace(b'"device":"cpu"', b'"device":"cuda:99"', 1)
+    write_archive(tmp_path / "elsewhere.sgc", entries.items())
+    with pytest.raises(SavedProgramError, match=r"a tensor of .*elsewhere\.sgc cannot be made on cuda:99"):
+        sgc.load(tmp_path / "elsewhere.sgc")
+
+
 def test_a_zip_bomb_is_not_unpacked(content: bytes, tmp_path: Path) -> None:
     path, entries = tmp_path / "bomb.sgc", entries_of(content)
     sealed(path, entries, zipfile.ZIP_STORED)
