@@ -122,23 +122,46 @@ def test_other_files_are_refused(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "graphviz", None)
 
 
-def without_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_dot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("graphviz")
     monkeypatch.setenv("PATH", "")
 
 
+def with_another_dot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, mode: int) -> None:
+    pytest.importorskip("graphviz")
+    folder = tmp_path.with_name(f"{tmp_path.name}_programs")
+    folder.mkdir()
+    (folder / "dot").write_text(text)
+    (folder / "dot").chmod(mode)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def with_dot_that_cannot_be_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_another_dot(monkeypatch, tmp_path, "no program", 0o755)
+
+
+def with_dot_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_another_dot(monkeypatch, tmp_path, "#!/bin/sh\necho no memory >&2\nexit 1\n", 0o755)
+
+
 @pytest.mark.parametrize(
-    ("missing", "says"), [(without_package, r"pip install 'sgc\[draw\]'"), (without_dot, "apt-get install graphviz")]
+    ("missing", "says"),
+    [
+        (without_package, r"pip install 'sgc\[draw\]'"),
+        (without_dot, "apt-get install graphviz"),
+        (with_dot_that_cannot_be_run, "cannot be run"),
+        (with_dot_that_fails, r"cannot make this picture \(\.svg\): no memory"),
+    ],
 )
 def test_what_is_missing_is_said_and_nothing_is_written(
-    missing: Callable[[pytest.MonkeyPatch], None], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    missing: Callable[[pytest.MonkeyPatch, Path], None], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     graph = captured("coin")
-    missing(monkeypatch)
+    missing(monkeypatch, tmp_path)
     path = tmp_path / "coin.svg"
     path.write_text("before")
     with pytest.raises(DrawingError, match=says) as caught:

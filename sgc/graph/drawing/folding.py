@@ -8,9 +8,9 @@ before it, and stays with the others. A node that has another parent instead is 
 parameter of its own, beside ``z_t, t = 1 … 29``. Nodes into which nothing flows, inputs above all, are compared by
 where data flow from them instead.
 
-Alike nodes of which a number has :data:`FEWEST` values or more become one folded node. What follows a site (its costs, its score term, its baseline)
-is folded with the site or apart from it, but never across sites that are told apart. An edge of the folded graph holds
-all edges between the members of two folded nodes, with the relation of their numbers.
+Alike nodes of which a number has :data:`FEWEST` values or more become one folded node. What follows a site (its costs,
+its score term, its baseline) is folded with the site or apart from it, but never across sites that are told apart. An
+edge of the folded graph holds all edges between the members of two folded nodes, with the relation of their numbers.
 
 Hence two laws: each node is a member of one folded node, and each edge is in one folded edge; and a graph in which
 nothing is repeated stays as it is.
