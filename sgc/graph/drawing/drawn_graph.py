@@ -113,7 +113,7 @@ def _edges(graph: StochasticGraph, owner: dict[str, str | None]) -> Iterator[tup
     for downstream in graph.of_type(DownstreamCostNode):
         main = owner[downstream.key]
         assert main is not None
-        for cost in sorted(downstream.costs, key=lambda key: order.get(key, 0)):
+        for cost in sorted(downstream.costs & order.keys(), key=order.__getitem__):
             yield cost, main, False
 
 
