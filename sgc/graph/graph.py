@@ -66,6 +66,12 @@ class StochasticGraph(nx.DiGraph):
             copied.program = self.program
         return copied
 
+    def subgraph(self, nodes: Any) -> StochasticGraph:
+        """A view of some of the nodes, with their payloads; it can be printed and drawn."""
+        view: StochasticGraph = super().subgraph(nodes)
+        view._payloads, view.program = self._payloads, self.program
+        return view
+
     # -- reading
 
     def payload(self, key: str) -> Payload:
@@ -149,12 +155,14 @@ class StochasticGraph(nx.DiGraph):
     def baseline(self, site: str) -> BaselineNode | None:
         """The baseline of a latent site, None if it has none."""
         self._latent(site)
-        node = self._payloads.get(keys.baseline(site))
+        key = keys.baseline(site)
+        node = self._payloads.get(key) if key in self else None
         return node if isinstance(node, BaselineNode) else None
 
     def downstream_cost(self, site: str) -> DownstreamCostNode | None:
         """The reduction plan of a score-function site's downstream costs, None for other sites."""
-        node = self._payloads.get(keys.downstream(site))
+        key = keys.downstream(site)
+        node = self._payloads.get(key) if key in self else None
         return node if isinstance(node, DownstreamCostNode) else None
 
     @property

@@ -87,7 +87,7 @@ def _over(particles: Particles) -> str:
 def _site(graph: StochasticGraph, site: SiteNode, wording: Wording) -> Iterator[str]:
     details = [f"{site.role.value} {site.distribution}", str(list(site.shape))]
     if site.plates:
-        details.append("in " + ", ".join(_plate(graph, site, place, wording) for place in range(len(site.plates))))
+        details.append("in " + ", ".join(wording.plate(site.key, place) for place in range(len(site.plates))))
     if isinstance(site.scale, str) or (site.scale is not None and site.scale != 1.0):
         details.append(f"scaled by {site.scale}")
     details += ["masked"] * site.masked + ["opaque sampler"] * site.opaque
@@ -100,15 +100,6 @@ def _site(graph: StochasticGraph, site: SiteNode, wording: Wording) -> Iterator[
         return
     for line in rule_of(site.estimator).words(graph, site.key, wording):
         yield f"      {line}"
-
-
-def _plate(graph: StochasticGraph, site: SiteNode, place: int, wording: Wording) -> str:
-    def name(member: str) -> str:
-        payload = graph.payload(member)
-        assert isinstance(payload, SiteNode)
-        return payload.plates[place].name
-
-    return wording.of_each(site.key, name)
 
 
 def _and_others(graph: StochasticGraph, site: SiteNode, wording: Wording) -> str:

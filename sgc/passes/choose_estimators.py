@@ -37,8 +37,7 @@ def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
 
 
 def _rule(site: Site, plan: Plan) -> EstimatorRule:
-    has_score_function = site.guide is not None and site.guide.score_function is not None
-    sampler = Sampler(site.distribution, site.has_rsample, has_score_function)
+    sampler = _sampler(site)
     asked = plan.at(site.name).estimator
     if asked is None:
         return next(rule for rule in ESTIMATORS if rule.refuses(sampler) is None)
@@ -53,6 +52,22 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
             remedy=remedy,
         )
     return rule
+
+
+def _sampler(site: Site) -> Sampler:
+    has_score_function = site.guide is not None and site.guide.score_function is not None
+    return Sampler(site.distribution, site.has_rsample, has_score_function)
+
+
+def why_chosen(graph: StochasticGraph, site: str) -> str:
+    """Why a latent site has its estimator: it asks for it, or others cannot be had there, those before it first."""
+    if graph.is_asked(site):
+        return "it is asked for"
+    assert graph.program is not None
+    sampler = _sampler(graph.program.site(site))
+    place = next(at for at, rule in enumerate(ESTIMATORS) if rule.estimator == graph.estimator(site))
+    refusals = [rule.refuses(sampler) for rule in (*ESTIMATORS[:place], *ESTIMATORS[:place:-1])]
+    return next((refusal for refusal in refusals if refusal is not None), "it comes first")
 
 
 def scored_sites(graph: StochasticGraph) -> tuple[str, ...]:

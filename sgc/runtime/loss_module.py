@@ -38,6 +38,7 @@ from sgc.tracing.state.param_store import Store
 from sgc.tracing.state.writes import undone_writes
 
 if TYPE_CHECKING:
+    from sgc.runtime.explanation import Explanation
     from sgc.runtime.parity.compare import Verification
     from sgc.runtime.variance.variance_report import GradientVariance
 
@@ -211,6 +212,20 @@ class LossModule(Choosing):
     def guards(self) -> str:
         """What the latest specialization relies on, in words."""
         return "\n".join(self._latest().describe())
+
+    def explain(self) -> Explanation:
+        """What was made of the program, in tables that print as text and are shown as HTML in a notebook.
+
+        Of the latest specialization: each latent site with its estimator and why it has it, its downstream costs and
+        baseline; parameters; constants with their sizes in bytes; what is a call of Python; guards; why each
+        specialization was made; what each pass did once something is compiled.
+
+        :raises sgc.errors.SgcError: if nothing has been captured yet.
+        """
+        from sgc.runtime.explanation import explained
+
+        self._latest()
+        return explained(self._specializations)
 
     def _refresh(self) -> None:
         """Show the tensors that Pyro's store holds now; it may have been cleared and filled again by others.

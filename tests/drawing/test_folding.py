@@ -140,15 +140,27 @@ def test_what_is_not_alike_is_not_folded() -> None:
     assert "z_3" in shown(other) and len(other.nodes) == 2
     assert len(folded(["z_1", "z_01", "z_2", "z_3", "z_4"], []).nodes) == 5  # two nodes with one number
     assert shown(folded([f"z_0{t}" for t in range(5)], [])) == {"z_i, i = 0 … 4"}
+    assert len(folded([f"z_{t}_{i}" for t in range(2) for i in range(3)], []).nodes) == 6  # two steps, three places
     assert len(folded(["z", "y", "x", "w", "v"], []).nodes) == 5
 
 
+def test_inputs_are_alike_if_they_go_to_the_same_nodes() -> None:
+    inputs = [f"w_{k}" for k in range(8)]
+    edges = [(name, "x" if name in inputs[:4] else "y") for name in inputs]
+    assert shown(folded([*inputs, "x", "y"], edges)) == {"w_i, i = 0 … 3", "w_j, j = 4 … 7", "x", "y"}
+    per_step = [(f"w_{t}", f"z_{t}") for t in STEPS]
+    assert shown(folded([*inputs[:6], *(f"z_{t}" for t in STEPS)], [*per_step, *CHAIN])) == {
+        "w_t, t = 0 … 5",
+        "z_t, t = 0 … 5",
+    }
+
+
 def test_the_ends_of_edges_need_not_be_in_all_steps() -> None:
-    nodes = [*(f"z_{t}" for t in range(8)), *(f"x_{t}" for t in range(0, 8, 2)), "y"]
-    edges = [*((f"z_{t}", f"x_{t}") for t in range(0, 8, 2)), ("z_5", "y")]
+    nodes = [*(f"z_{t}" for t in range(8)), *(f"x_{t}" for t in range(0, 8, 2)), "p", "y"]
+    edges = [*((f"z_{t}", f"x_{t}") for t in range(0, 8, 2)), ("z_5", "y"), *(("p", f"z_{t}") for t in range(8))]
     folding = folded(nodes, edges)
-    assert shown(folding) == {"z_i, i = 0 … 7", "x_i, i = 0, 2 … 6", "y"}
-    assert arrows(folding) == {"z_i -> x_i", "z_i -> y (i = 5)"}
+    assert shown(folding) == {"z_i, i = 0 … 7", "x_i, i = 0, 2 … 6", "p", "y"}
+    assert arrows(folding) == {"p -> z_i", "z_i -> x_i", "z_i -> y (i = 5)"}
 
 
 def test_an_inexact_relation_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ import torch
 import sgc
 from sgc.errors import ArgumentError, DrawingError
 from sgc.graph.drawing.scene import Look, scene_of
+from sgc.graph.program import SiteKind
 from sgc.training.loss_curve import loss_curve
 from tests.drawing.goldens import GOLDENS, texts
 from tests.drawing.models import MODELS, captured, hidden_markov_model
@@ -64,6 +66,30 @@ def test_everything_is_drawn_where_it_is_asked_for() -> None:
     assert set(graph.sites()) | set(graph.costs()) <= names
     assert "what is alike" in str(graph) and "what is alike" not in graph.to_text(unfold=True)
     assert "z_4: latent Categorical" in graph.to_text(unfold=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parts_of_a_graph_are_printed_and_drawn(name: str) -> None:
+    """Whatever is taken out, what is left is shown."""
+    graph = captured(name)
+    for seed in range(12):
+        rng = random.Random(seed)
+        part = graph.subgraph(rng.sample(list(graph), rng.randint(0, len(graph))))
+        text = part.to_text(unfold=True)
+        assert all(f"  {site}: " in text for site in part.sites())
+        drawn = {key for node in scene_of(part).nodes for key in node.members}
+        assert {*part.sites(SiteKind.LATENT), *part.costs()} <= drawn <= set(graph)
+        assert part.to_dot() and part.to_mermaid(unfold=True) and str(part)
+
+
+def test_sizes_that_differ_from_call_to_call_are_shown_by_their_names() -> None:
+    loss_module = sgc.compile(*local_switches(), backend="eager")
+    for size in (3, 4, 5):
+        loss_module(torch.zeros(size))
+    boxes = {box.label for node in scene_of(loss_module.graph).nodes for box in node.boxes}
+    assert boxes == {"data: n"}
+    lines = {node.name: node.lines for node in scene_of(loss_module.graph).nodes}
+    assert lines["z"] == ("z", "Bernoulli [n]") and "data" not in lines
 
 
 def test_names_cannot_break_the_texts() -> None:
@@ -122,23 +148,46 @@ def test_other_files_are_refused(name: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "graphviz", None)
 
 
-def without_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_dot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("graphviz")
     monkeypatch.setenv("PATH", "")
 
 
+def with_another_dot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, mode: int) -> None:
+    pytest.importorskip("graphviz")
+    folder = tmp_path.with_name(f"{tmp_path.name}_programs")
+    folder.mkdir()
+    (folder / "dot").write_text(text)
+    (folder / "dot").chmod(mode)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def with_dot_that_cannot_be_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_another_dot(monkeypatch, tmp_path, "no program", 0o755)
+
+
+def with_dot_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_another_dot(monkeypatch, tmp_path, "#!/bin/sh\necho no memory >&2\nexit 1\n", 0o755)
+
+
 @pytest.mark.parametrize(
-    ("missing", "says"), [(without_package, r"pip install 'sgc\[draw\]'"), (without_dot, "apt-get install graphviz")]
+    ("missing", "says"),
+    [
+        (without_package, r"pip install 'sgc\[draw\]'"),
+        (without_dot, "apt-get install graphviz"),
+        (with_dot_that_cannot_be_run, "cannot be run"),
+        (with_dot_that_fails, r"cannot make this picture \(\.svg\): no memory"),
+    ],
 )
 def test_what_is_missing_is_said_and_nothing_is_written(
-    missing: Callable[[pytest.MonkeyPatch], None], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    missing: Callable[[pytest.MonkeyPatch, Path], None], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     graph = captured("coin")
-    missing(monkeypatch)
+    missing(monkeypatch, tmp_path)
     path = tmp_path / "coin.svg"
     path.write_text("before")
     with pytest.raises(DrawingError, match=says) as caught:

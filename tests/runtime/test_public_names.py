@@ -39,6 +39,7 @@ def test_a_loss_module_shows_what_its_docstring_and_its_docstrings_say(made_by: 
             "code",
             "specializations",
             "guards",
+            "explain",
             "misses",
             "profile",
             "stages",

@@ -4,7 +4,7 @@ The other nodes say how these are computed, and are drawn as part of what they b
 detached and the centred cost belong to the score term; what a baseline is learned from to the baseline; the score
 function and the entropy term to the ``-log q`` that they are made of; sums, means and signs to the loss. A partial sum
 is a way of adding up: an edge runs from each of its costs to the score term that they are added up for. An observed
-site stands between its data and its ``log p``.
+or deterministic site stands between what it is computed of and its ``log p``.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def drawn_graph(graph: StochasticGraph) -> DrawnGraph:
             drawn.follows[main] = site
     observed = {
         keys.cost_key(site, +1): (site, {*graph.parents(site)})
-        for site in graph.sites(SiteKind.OBSERVED)
+        for site in (*graph.sites(SiteKind.OBSERVED), *graph.sites(SiteKind.DETERMINISTIC))
         if keys.cost_key(site, +1) in graph
     }
     for source, target, across in _edges(graph, owner):
@@ -113,7 +113,7 @@ def _edges(graph: StochasticGraph, owner: dict[str, str | None]) -> Iterator[tup
     for downstream in graph.of_type(DownstreamCostNode):
         main = owner[downstream.key]
         assert main is not None
-        for cost in sorted(downstream.costs, key=lambda key: order.get(key, 0)):
+        for cost in sorted(downstream.costs & order.keys(), key=order.__getitem__):
             yield cost, main, False
 
 

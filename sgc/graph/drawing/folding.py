@@ -5,11 +5,12 @@ alike if they have the same text and the same signature (whatever else is to be 
 plates, estimator, baseline), and if data flow into them alike: from the same nodes, or from nodes whose numbers are
 their own plus a constant. A node may lack an edge from a node that is not there: the first step of a loop has no step
 before it, and stays with the others. A node that has another parent instead is told apart: ``z_0``, drawn from a
-parameter of its own, beside ``z_t, t = 1 … 29``.
+parameter of its own, beside ``z_t, t = 1 … 29``. Nodes into which nothing flows, inputs above all, are compared by
+where data flow from them instead.
 
-:data:`FEWEST` alike nodes or more become one folded node. What follows a site (its costs, its score term, its baseline)
-is folded with the site or apart from it, but never across sites that are told apart. An edge of the folded graph holds
-all edges between the members of two folded nodes, with the relation of their numbers.
+Alike nodes of which a number has :data:`FEWEST` values or more become one folded node. What follows a site (its costs,
+its score term, its baseline) is folded with the site or apart from it, but never across sites that are told apart. An
+edge of the folded graph holds all edges between the members of two folded nodes, with the relation of their numbers.
 
 Hence two laws: each node is a member of one folded node, and each edge is in one folded edge; and a graph in which
 nothing is repeated stays as it is.
@@ -25,10 +26,10 @@ from sgc.graph.drawing.numbered_names import NumberedName
 from sgc.graph.drawing.relation import Mapped, Numbers, Relation, mappings, relation_of
 
 FEWEST = 4
-"""The fewest alike nodes that are folded; fewer are read more easily one by one."""
+"""The fewest steps that are folded; fewer are read more easily one by one."""
 
 _Text = tuple[str, ...]
-_Parents = Mapping[str, Mapping[_Text, Sequence[Numbers]]]
+_Neighbours = Mapping[str, Mapping[_Text, Sequence[Numbers]]]
 _Entry = tuple[_Text, Mapped, Numbers]
 
 
@@ -126,7 +127,7 @@ def fold(
     :param signatures: of each node, by its name, whatever tells it apart.
     :param edges: from and to which nodes data flow.
     :param follows: the sites that nodes belong to, by the nodes' names.
-    :param fewest: the fewest alike nodes that are folded; None: nothing is.
+    :param fewest: the fewest steps that are folded; None: none are.
     """
     names = {key: NumberedName.of(key) for key in signatures}
     there: dict[_Text, set[Numbers]] = {}
@@ -136,11 +137,14 @@ def fold(
             twice.add(name.text)
         there[name.text].add(name.numbers)
     parents: dict[str, dict[_Text, list[Numbers]]] = {key: {} for key in signatures}
+    children: dict[str, dict[_Text, list[Numbers]]] = {key: {} for key in signatures}
     for source, target in edges:
         parents[target].setdefault(names[source].text, []).append(names[source].numbers)
+        children[source].setdefault(names[target].text, []).append(names[target].numbers)
 
     def enough(alike: Sequence[str]) -> bool:
-        return fewest is not None and len(alike) >= fewest
+        columns = zip(*(names[key].numbers for key in alike), strict=True)
+        return fewest is not None and any(len(set(column)) >= fewest for column in columns)
 
     of: dict[str, FoldedNode] = {}
     for following in (False, True):
@@ -151,7 +155,8 @@ def fold(
                 alone = key if names[key].text in twice else None
                 groups.setdefault((names[key].text, signature, site, alone), []).append(key)
         for group in groups.values():
-            for members in _alike(group, names, parents, there) if enough(group) else [group]:
+            neighbours = parents if any(parents[key] for key in group) else children
+            for members in _alike(group, names, neighbours, there) if enough(group) else [group]:
                 for some in [members] if enough(members) else [[key] for key in members]:
                     of.update(dict.fromkeys(some, FoldedNode.of(some)))
     folding = Folding(tuple(dict.fromkeys(of[key] for key in signatures)), of=of)
@@ -160,12 +165,12 @@ def fold(
 
 
 def _alike(
-    group: list[str], names: Mapping[str, NumberedName], parents: _Parents, there: Mapping[_Text, set[Numbers]]
+    group: list[str], names: Mapping[str, NumberedName], neighbours: _Neighbours, there: Mapping[_Text, set[Numbers]]
 ) -> Iterator[list[str]]:
-    """Part nodes of one text so that those of a part are alike in where data come from."""
+    """Part nodes of one text so that those of a part are alike in where data come from (or go to, see above)."""
     entries: dict[str, set[_Entry]] = {key: set() for key in group}
-    for text in dict.fromkeys(text for key in group for text in parents[key]):
-        pairs = [(key, numbers) for key in group for numbers in parents[key].get(text, ())]
+    for text in dict.fromkeys(text for key in group for text in neighbours[key]):
+        pairs = [(key, numbers) for key in group for numbers in neighbours[key].get(text, ())]
         mapped = _mapped(pairs, group, names, there[text])
         for key, numbers in pairs:
             entries[key].add((text, mapped, _entry(mapped, numbers, names[key].numbers)))

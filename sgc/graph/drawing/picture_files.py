@@ -49,6 +49,10 @@ def rendered(dot: str, ending: str) -> bytes:
             "pictures are made by Graphviz, whose program dot is not found on the PATH",
             remedy=f"{_INSTALL}, {_WITHOUT}",
         ) from error
+    except OSError as error:
+        raise DrawingError(
+            f"Graphviz's program dot cannot be run: {error}", remedy=f"{_INSTALL}, {_WITHOUT}"
+        ) from error
     except graphviz.CalledProcessError as error:
         said = bytes(error.stderr).decode(errors="replace").strip()
         raise DrawingError(

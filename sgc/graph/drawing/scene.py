@@ -127,7 +127,7 @@ def scene_of(graph: StochasticGraph, *, unfold: bool = False, highlight: str | N
         for node in shown
     ]
     faded = {node.name for node in nodes if node.faded}
-    edges = [_edge(drawn, names, edge, faded) for edge in folding.edges]
+    edges = [_edge(drawn, names, edge, faded) for edge in folding.edges if edge.target in around]
     return Scene(*together(nodes, edges), _estimators(graph))
 
 
@@ -142,7 +142,7 @@ def _is_idle_subsample(drawn: DrawnGraph, node: FoldedNode) -> bool:
     payload = drawn.graph.payload(node.first) if node.first in drawn.graph else None
     if not isinstance(payload, SiteNode) or payload.role is not SiteKind.SUBSAMPLE:
         return False
-    return not any(member in edge for member in node.members for edge in drawn.edges)
+    return not any(source in node.members for source, _ in drawn.edges)
 
 
 def _look(graph: StochasticGraph, key: str) -> Look:

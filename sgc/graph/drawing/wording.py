@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sgc.graph.drawing.drawn_graph import drawn_graph
 from sgc.graph.drawing.folded_names import FoldedNames
+from sgc.graph.nodes import SiteNode
 
 if TYPE_CHECKING:
     from sgc.graph.graph import StochasticGraph
@@ -42,6 +43,16 @@ class Wording:
         """A name that each node has: of the plate ``rows_3`` of ``z_3`` it is ``rows_t``."""
         node = self._folding.of[key]
         return self._names.of_each(node, [of(member) for member in node.members])
+
+    def plate(self, site: str, place: int) -> str:
+        """The name of a plate of a site, by its place."""
+
+        def name(member: str) -> str:
+            payload = self._graph.payload(member)
+            assert isinstance(payload, SiteNode)
+            return payload.plates[place].name
+
+        return self.of_each(site, name)
 
     def each(self, key: str, of: Callable[[str], Iterable[str]]) -> list[tuple[str, str]]:
         """The names of nodes that go with each node, and under which conditions: ``("z_t'", "t' ≤ t")``."""

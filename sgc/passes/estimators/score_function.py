@@ -119,7 +119,7 @@ class ScoreFunction(EstimatorRule):
         yield f"gradient: {self.estimator.value}{_hidden(graph, site)}"
         downstream, baseline = graph.downstream_cost(site), graph.baseline(site)
         if downstream is not None:
-            costs = wording.sum_of_costs(site, partial(_costs, graph))
+            costs = wording.sum_of_costs(site, partial(_costs, graph)) or "none of the costs here"
             yield f"times: {costs}, as {list(downstream.shape)}"
         if baseline is not None:
             parts = [baseline.words()] if baseline.words() else []
@@ -155,7 +155,8 @@ def _learned_from(graph: StochasticGraph, site: str, wording: Wording) -> str:
     """What a baseline depends on directly; parameters are only counted where there are many."""
 
     def inputs(member: str) -> list[str]:
-        return [*graph.predecessors(keys.baseline_input(member))]
+        key = keys.baseline_input(member)
+        return [*graph.predecessors(key)] if key in graph else []
 
     def is_parameter(key: str) -> bool:
         payload = graph.payload(key)
