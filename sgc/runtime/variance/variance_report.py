@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import SiteNode
+from sgc.html_table import html_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,14 +161,11 @@ class GradientVariance:
         return rows + _left_out(ranked)
 
     def _repr_html_(self) -> str:
-        lines = str(self).partition("\n")[0]
-        others = "".join(
-            f"<li>{escape(text)}: {value:.4g}{escape(_times(value, self.total))}</li>"
-            for text, value in self._instead()
-        )
-        tables = "".join(map(_html_table, (self._site_cells(), self._parameter_cells())))
+        head, *others = str(self).partition("\n\n")[0].splitlines()
         advice = "".join(f"<li>{escape(line)}</li>" for line in self.advice())
-        return f"<p>{escape(lines)}</p><ul>{others}</ul>{tables}<ul>{advice}</ul>"
+        sites, parameters = (html_table("", rows[0], _filled(rows)) for rows in (self._site_cells(), self._parameter_cells()))
+        before = "".join(f"<br>{escape(line)}" for line in others)
+        return f"<p><b>{escape(head)}</b>{before}</p>{sites}{parameters}<ul>{advice}</ul>"
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """A bar for the share of each site's term, the largest on top; needs matplotlib."""
@@ -206,8 +204,6 @@ def _columns(rows: list[list[str]]) -> Iterator[str]:
         yield "  " + "  ".join(cells).rstrip()
 
 
-def _html_table(rows: list[list[str]]) -> str:
-    head, *body = rows
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body)
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{lines}</tbody></table>"
+def _filled(rows: list[list[str]]) -> list[list[str]]:
+    """The rows below the first, as long as it is."""
+    return [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
