@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -99,3 +101,42 @@ def test_a_value_outside_is_still_pyros_error(model: Callable[..., None]) -> Non
         loss_module(rows(4, step), 0.5 + step)
     with pytest.raises(ValueError, match="support"):
         loss_module(rows(4, 0), -5.5 if model is of_an_argument else 100.0)
+
+
+INSTALLED = """
+import functools
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+
+
+def moved(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Model(PyroModule):
+    @moved
+    def forward(self, x, beta=1.0):
+        logits = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("rows", 100, subsample_size=len(x)), pyro.poutine.scale(scale=beta):
+            pyro.sample("x", dist.Multinomial(int(x.sum(1).max().item()), logits=logits), obs=x)
+"""
+
+
+def test_a_model_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "installed_counts.py").write_text(INSTALLED)
+    monkeypatch.syspath_prepend(str(folder))
+    model = importlib.import_module("installed_counts").Model()
+    loss_module = sgc.compile(model, guide, backend="eager")
+    for seed, n in enumerate((6, 6, 4, 6, 5, 4, 6, 6)):
+        loss_module(rows(n, seed), 0.3 + 0.1 * seed)
+        assert loss_module.verify(rows(n, seed), 0.3 + 0.1 * seed)
+    assert len(loss_module.specializations) <= 4
