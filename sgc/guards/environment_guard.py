@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from sgc.errors import CaptureError
 from sgc.guards.base import Call, Guard
 from sgc.guards.environment import Environment
+from sgc.guards.libraries import LIBRARY_ROOTS, is_of_a_library
 from sgc.guards.miss import Miss
 from sgc.native.conditions import Condition
 from sgc.tracing.state.external_reads import ExternalReads
@@ -38,6 +40,7 @@ class EnvironmentGuard(Guard):
         moving: Collection[Place] = (),
         owned: Collection[int] = (),
     ) -> None:
+        self._installed = [*_installed(model), *_installed(guide)]
         objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
         self._environment = Environment(model, guide, *objects, reads=reads, moving=moving)
         tied = self._environment.tied(owned)
@@ -56,8 +59,8 @@ class EnvironmentGuard(Guard):
 
     @property
     def functions(self) -> Sequence[FunctionType]:
-        """The functions of the program that are not a library's."""
-        return self._environment.functions
+        """The functions of the program that are not a library's, or are the model or the guide themselves."""
+        return [*self._environment.functions, *self._installed]
 
     def moved(self) -> Iterator[Place]:
         """The places that hold another tensor or number than they did, those of inputs among them."""
@@ -86,3 +89,15 @@ class EnvironmentGuard(Guard):
 
     def describe(self) -> Iterator[str]:
         yield from self._environment
+
+
+def _installed(part: Callable[..., Any]) -> Iterator[FunctionType]:
+    """The function of a model or guide that an installed package brings, other than those that sgc is made of.
+
+    It reads numbers of its arguments as a user's own does.
+    """
+    function = inspect.unwrap(type(part).forward if isinstance(part, nn.Module) else part)
+    function = getattr(function, "__func__", function)
+    module = getattr(function, "__module__", None) or ""
+    if isinstance(function, FunctionType) and is_of_a_library(module) and module.partition(".")[0] not in LIBRARY_ROOTS:
+        yield function

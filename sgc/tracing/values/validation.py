@@ -200,7 +200,7 @@ def _identity(value: Any) -> Hashable:
     """A key that is equal for equal constraints."""
     if isinstance(value, Constraint):
         return type(value), *((name, _identity(part)) for name, part in sorted(vars(value).items()))
-    return value if isinstance(value, (int, float)) else id(value)
+    return value if type(value) in (bool, int, float) else id(value)  # the hash of one that is traced would be a read
 
 
 def _name(distribution: Distribution) -> str:
