@@ -163,7 +163,9 @@ class GradientVariance:
     def _repr_html_(self) -> str:
         head, *others = str(self).partition("\n\n")[0].splitlines()
         advice = "".join(f"<li>{escape(line)}</li>" for line in self.advice())
-        sites, parameters = (html_table("", rows[0], _filled(rows)) for rows in (self._site_cells(), self._parameter_cells()))
+        sites, parameters = (
+            html_table("", rows[0], _filled(rows)) for rows in (self._site_cells(), self._parameter_cells())
+        )
         before = "".join(f"<br>{escape(line)}" for line in others)
         return f"<p><b>{escape(head)}</b>{before}</p>{sites}{parameters}<ul>{advice}</ul>"
 
