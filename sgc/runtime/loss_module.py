@@ -25,7 +25,7 @@ from sgc.runtime.choosing import Choosing
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.eager_loss import eager_loss
-from sgc.runtime.restore_on_error import state_restored_on_error
+from sgc.runtime.restore_on_error import saved, state_restored_on_error
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import speculate
 from sgc.runtime.stages import Stages, reports
@@ -35,7 +35,6 @@ from sgc.tracing.prototype import validated
 from sgc.tracing.pyro_loss import pyro_elbo
 from sgc.tracing.source import warn
 from sgc.tracing.state.param_store import Store
-from sgc.tracing.state.writes import undone_writes
 
 if TYPE_CHECKING:
     from sgc.runtime.explanation import Explanation
@@ -124,15 +123,21 @@ class LossModule(Choosing):
                 StandInWarning,
             )
         elbo = pyro_elbo(self.options, self._latest().prototype.max_plate_nesting)
-        with (
-            capturing(),
-            self.param_store_scope(),
-            state_restored_on_error(),
-            undone_writes(on_error_only=True),
-            validated(self.options, at_least=False),
-            poutine.trace(param_only=True) as asked,
-        ):
-            loss = eager_loss(elbo, *self._program, call.args, call.kwargs)
+        restore = saved([buffer for module in self._modules_of() for buffer in module.buffers()])
+        try:
+            with (
+                capturing(),
+                self.param_store_scope(),
+                state_restored_on_error(),
+                validated(self.options, at_least=False),
+                poutine.trace(param_only=True) as asked,
+            ):
+                loss = eager_loss(elbo, *self._program, call.args, call.kwargs)
+        except BaseException:
+            restore()
+            raise
+        if loss.detach().isnan():
+            restore()
         self._show_asked(asked.trace.nodes)
         self._warn_if_nan(loss.detach())
         return loss

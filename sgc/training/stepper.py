@@ -191,8 +191,7 @@ class Stepper:
         if loss_module._eager_only:
             return self.optimizing.step_eagerly(None, lambda: loss_module(*call.args, **call.kwargs))
         if self._is_uncaptured(call):
-            buffers = [buffer for module in loss_module._modules_of() for buffer in module.buffers()]
-            return self._in_python(None, buffers, lambda: loss_module._uncaptured(call))
+            return self._in_python(None, [], lambda: loss_module._uncaptured(call))
         specialization, inputs = loss_module._choose(call)
         self._note_replaced(loss_module)
         # A backend of steps is for the whole one, unless there will be none: the loss alone is not worth compiling.
