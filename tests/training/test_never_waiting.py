@@ -34,7 +34,7 @@ pytestmark = pytest.mark.cpu
 
 
 @pytest.fixture
-def of_answer() -> Iterator[AtRequest]:
+def elsewhere() -> Iterator[AtRequest]:
     """The process that compiles, under the control of the test."""
     compiler = AtRequest()
     with compiled_by(compiler):
