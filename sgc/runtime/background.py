@@ -94,9 +94,10 @@ def _about(specialization: Specialization, what: str) -> str:
 
 def taken(asked: object) -> Answer | None:
     """What another process has compiled; None where it is to be compiled here."""
-    answer = asked.taken() if isinstance(asked, PendingCompilation) else None
-    if isinstance(asked, PendingCompilation):
-        note_seconds(asked.seconds)
+    if not isinstance(asked, PendingCompilation):
+        return None
+    answer = asked.taken()
+    note_seconds(asked.seconds)
     return answer
 
 

@@ -39,8 +39,7 @@ def _longest_so_far() -> float:
 class Postponed:
     """Runs a program operator by operator until that has taken as long as the longest compilation so far.
 
-    So the time that is lost, in waiting or in running uncompiled, is at most twice what it has to be. It has the
-    methods of :class:`~sgc.emit.inductor.background.compiler_process.PendingCompilation`.
+    So the time that is lost, in waiting or in running uncompiled, is at most twice what it has to be.
     """
 
     spent: float = 0.0
@@ -60,6 +59,3 @@ class Postponed:
     def is_done(self) -> bool:
         """Whether it is to be compiled now."""
         return self.spent >= _longest[0] and self.spent >= _longest_so_far()
-
-    def taken(self) -> None:
-        """No other process has compiled it."""
