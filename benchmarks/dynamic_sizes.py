@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -23,6 +22,7 @@ from torch import Tensor
 import sgc
 import sgc.infer
 from benchmarks.systems.base import LEARNING_RATE
+from benchmarks.tuning import turn
 from benchmarks.workloads import make
 from benchmarks.workloads.data import words
 
@@ -111,13 +111,7 @@ def _serve(connection: Connection, title: str, batches: list[int]) -> None:
     torch.set_num_threads(1)
     step = trained(PROGRAMS[title], batches)
     while (seconds := connection.recv()) is not None:
-        count = 0
-        step()  # warms again, after the other's turn
-        start = time.perf_counter()
-        while (taken := time.perf_counter() - start) < seconds:
-            step()
-            count += 1
-        connection.send(taken / count)
+        connection.send(turn(step, seconds))
 
 
 def main() -> None:

@@ -57,17 +57,22 @@ def start(name: str, off: Sequence[str]) -> float:
         return first_call(name, off)[1]
 
 
+def turn(call: Callable[[], Any], seconds: float) -> float:
+    """Seconds a call, over this time."""
+    call()  # warms again, after the others' turns
+    count, start = 0, time.perf_counter()
+    while (taken := time.perf_counter() - start) < seconds:
+        call()
+        count += 1
+    return taken / count
+
+
 def steps(calls: dict[str, Callable[[], Any]], seconds: float, rounds: int) -> dict[str, float]:
     """Seconds a call: the medians over turns of so many seconds."""
     turns: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            call()  # warms again, after the others' turns
-            count, start = 0, time.perf_counter()
-            while (taken := time.perf_counter() - start) < seconds:
-                call()
-                count += 1
-            turns[name].append(taken / count)
+            turns[name].append(turn(call, seconds))
     return {name: statistics.median(times) for name, times in turns.items()}
 
 
