@@ -8,13 +8,13 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import pyro.infer
 import pytest
 import torch
 from pyro import poutine
 from torch import Tensor
 
 import sgc
+from tests.side_by_side import side_by_side
 
 Number = Callable[[Tensor, Any], Any]
 
@@ -105,19 +105,9 @@ def guide(data: Tensor, beta: float) -> None:
 
 def versions(model: Callable[..., Any], backend: str) -> int:
     """How many versions serve six calls, each of which gives Pyro's loss and gradient."""
-    loss_module, elbo = sgc.compile(model, guide, backend=backend), pyro.infer.TraceGraph_ELBO()
+    loss_module = sgc.compile(model, guide, backend=backend)
     for step, length in enumerate((3, 4, 7, 5, 9, 3)):
         data, beta = torch.linspace(-1, 1, length), 0.21 + 0.1 * step
-        found = []
-        for of_sgc in (True, False):
-            pyro.set_rng_seed(step)
-            if of_sgc:
-                loss = loss_module(data, beta)
-                loss.backward()
-            else:
-                loss = torch.tensor(elbo.loss_and_grads(model, guide, data, beta))
-            parameter = pyro.param("loc").unconstrained()  # type: ignore[union-attr]
-            found.append((loss.detach(), parameter.grad))
-            parameter.grad = None
-        torch.testing.assert_close(found[0], found[1])
+        of_sgc, of_pyro = side_by_side(loss_module, model, guide, data, beta, seed=step, parameter="loc")
+        torch.testing.assert_close(of_sgc, of_pyro)
     return len(loss_module.specializations)

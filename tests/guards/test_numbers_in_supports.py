@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import pyro.infer
 import pytest
 import torch
 from pyro import poutine
@@ -17,6 +16,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 import sgc
+from tests.side_by_side import side_by_side
 
 
 class Above(dist.TorchDistribution):
@@ -76,21 +76,11 @@ def rows(n: int, seed: int) -> Tensor:
 @pytest.mark.parametrize("sizes", [(6, 6, 6, 6, 6, 6), (6, 6, 4, 6, 5, 4)])
 @pytest.mark.parametrize("model", [of_the_batch, of_an_argument, trials, of_ones_own])
 def test_pyros_numbers_by_few_versions(model: Callable[..., None], sizes: tuple[int, ...]) -> None:
-    loss_module, elbo = sgc.compile(model, guide, backend="eager"), pyro.infer.TraceGraph_ELBO()
+    loss_module = sgc.compile(model, guide, backend="eager")
     for seed, n in enumerate(sizes):
         x, beta = rows(n, seed), 0.3 + 0.3 * seed
-        values = []
-        for of_sgc in (True, False):
-            pyro.set_rng_seed(seed)
-            if of_sgc:
-                loss = loss_module(x, beta)
-                loss.backward()
-            else:
-                loss = torch.tensor(elbo.loss_and_grads(model, guide, x, beta))
-            parameter = pyro.param("loc").unconstrained()  # type: ignore[union-attr]
-            values.append((loss.detach(), parameter.grad))
-            parameter.grad = None
-        torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-4)
+        of_sgc, of_pyro = side_by_side(loss_module, model, guide, x, beta, seed=seed, parameter="loc")
+        torch.testing.assert_close(of_sgc, of_pyro, rtol=1e-4, atol=1e-4)
     assert len(loss_module.specializations) <= 4
 
 
