@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from sgc.config import Options, Rng
+from sgc.config import Objective, Options, Rng
 from sgc.errors import ArgumentError
 from sgc.graph.graph import StochasticGraph
 from sgc.runtime.loss_module import LossModule
@@ -25,11 +25,12 @@ def compile(
     validate: bool | None = None,
     dynamic: Literal["error", "speculate"] = "error",
     wait: bool | None = None,
+    objective: Objective = "elbo",
 ) -> LossModule:
     """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
 
-    The loss is that of Pyro's ``TraceGraph_ELBO`` (https://docs.pyro.ai, "SVI and loss"): its value is minus
-    the ELBO, its gradient that of the surrogate of Schulman et al. 2015 with Rao-Blackwellised downstream
+    By default the loss is that of Pyro's ``TraceGraph_ELBO`` (https://docs.pyro.ai, "SVI and loss"): its value is
+    minus the ELBO, its gradient that of the surrogate of Schulman et al. 2015 with Rao-Blackwellised downstream
     costs and baselines.
 
     :param model: any callable of Pyro statements, an ``nn.Module`` or ``PyroModule`` too.
@@ -53,6 +54,7 @@ def compile(
         operator, with the same random numbers, while another process compiles it; from which call on it is the compiled
         one depends on the machine, and the results differ by rounding. ``None`` does not wait on a CPU of two cores or
         more, unless ``torch.use_deterministic_algorithms`` or the environment variable ``SGC_WAIT`` ask for it.
+    :param objective: ``"elbo"``, or the name of the class of Pyro's whose loss it is: ``"Trace_ELBO"``.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """
@@ -69,6 +71,7 @@ def compile(
         validate,
         speculate,
         wait,
+        objective,
     )
     return LossModule(model, guide, options)
 

@@ -10,6 +10,8 @@ from sgc.errors import ArgumentError
 
 Rng = Literal["fast", "torch"]
 Dynamic = Literal["error", "eager", "speculate"]
+Objective = Literal["elbo", "Trace_ELBO"]
+"""What is estimated, and how: a name of :data:`sgc.passes.pipeline.PASSES`."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Options:
     validate: bool | None = None
     speculate: bool = False
     wait: bool | None = None
+    objective: Objective = "elbo"
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -35,6 +38,8 @@ class Options:
             raise ArgumentError(
                 f"max_plate_nesting must be a non-negative integer or inf, not {self.max_plate_nesting!r}"
             )
+        if self.objective not in get_args(Objective):
+            raise ArgumentError(f"objective must be one of {get_args(Objective)}, not {self.objective!r}")
         if self.rng not in get_args(Rng):
             raise ArgumentError(f"rng must be one of {get_args(Rng)}, not {self.rng!r}")
         if self.validate not in (None, True, False):

@@ -254,6 +254,10 @@ class DownstreamCostNode(Payload):
     def computed_from(self) -> tuple[str, ...]:
         return tuple(term.addend for term in self.terms)
 
+    def lawful_costs(self, graph: StochasticGraph) -> frozenset[str]:
+        """Those that it must be the sum of: the cost nodes that depend on the site."""
+        return graph.downstream_costs(self.site)
+
     def compute(self, run: Arithmetic) -> Value:
         """The sum of the terms, each reduced to the site's plates."""
         total: Value | None = None

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sgc.config import Objective
 from sgc.errors import SourceLine
 from sgc.graph.estimator_rules import Needs, Sampler
 from sgc.graph.nodes import Estimator
 from sgc.graph.program import Particles
+
+WITH_BASELINES: frozenset[Objective] = frozenset({"elbo"})
+"""The objectives that subtract baselines; Pyro's other classes do not look at ``infer["baseline"]``."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class SitePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided before the capture; sites that ask for nothing are not in it."""
+    """What was decided before the capture; sites that ask for nothing are not in ``sites``."""
 
     sites: Mapping[str, SitePlan] = field(default_factory=dict)
     particles: Particles = field(default_factory=Particles)
+    objective: Objective = "elbo"
 
     def at(self, site: str) -> SitePlan:
         """The plan of a site."""

@@ -58,7 +58,7 @@ def _operands_are_parents(graph: StochasticGraph) -> Iterator[str]:
 
 
 def _sums_are_exact(graph: StochasticGraph) -> Iterator[str]:
-    """Each downstream cost holds every cost that depends on its site, once, and no other."""
+    """Each downstream cost holds every cost that it must, once, and no other."""
     if not nx.is_directed_acyclic_graph(graph):
         return
     for node in graph.of_type(DownstreamCostNode):
@@ -67,7 +67,7 @@ def _sums_are_exact(graph: StochasticGraph) -> Iterator[str]:
         summed: list[str] = []
         for term in node.terms:
             summed += _flatten(graph, term.addend)
-        expected = graph.downstream_costs(node.site)
+        expected = node.lawful_costs(graph)
         if len(summed) != len(set(summed)):
             yield f"{node.key!r} counts a cost twice"
         if set(summed) != expected or node.costs != expected:

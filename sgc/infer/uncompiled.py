@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgc.errors import ArgumentError, NanLossError, StandInWarning
 from sgc.guards.base import Call
-from sgc.infer.elbo import TraceGraph_ELBO
+from sgc.infer.compiled_loss import CompiledLoss
 from sgc.runtime.validity import Trial
 from sgc.tracing.source import warn
 from sgc.training.bound_step import Step
@@ -20,7 +20,7 @@ from sgc.training.bound_step import Step
 _OF_A_STEP = ("loss_and_grads", "differentiable_loss")
 
 
-def compiled_elbo(loss: ELBO | Callable[..., Any]) -> TraceGraph_ELBO | None:
+def compiled_elbo(loss: ELBO | Callable[..., Any]) -> CompiledLoss | None:
     """The loss, if it is an ELBO whose whole step can be compiled; else None, after a warning that says what runs.
 
     :raises sgc.errors.ArgumentError: if it is neither an ELBO nor a function.
@@ -32,7 +32,7 @@ def compiled_elbo(loss: ELBO | Callable[..., Any]) -> TraceGraph_ELBO | None:
             + (f"the class {loss.__qualname__}" if isinstance(loss, type) else repr(loss)),
             remedy=f"make one: {loss.__name__}()" if is_class else "pass sgc.infer.TraceGraph_ELBO()",
         )
-    if not isinstance(loss, TraceGraph_ELBO):
+    if not isinstance(loss, CompiledLoss):
         warn(
             f"the loss of this SVI is {shown(loss)}, which sgc does not compile: each step runs as in pyro.infer.SVI. "
             "To have it compiled, pass a sgc.infer.TraceGraph_ELBO",
@@ -42,7 +42,7 @@ def compiled_elbo(loss: ELBO | Callable[..., Any]) -> TraceGraph_ELBO | None:
     own = [
         name
         for name in _OF_A_STEP
-        if name in vars(loss) or getattr(type(loss), name) is not getattr(TraceGraph_ELBO, name)
+        if name in vars(loss) or getattr(type(loss), name) is not getattr(CompiledLoss, name)
     ]
     if own:
         warn(

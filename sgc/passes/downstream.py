@@ -69,7 +69,8 @@ def _check_frames(costs: list[CostNode]) -> None:
 
 
 def _add_downstream_cost(graph: StochasticGraph, site: str, terms: list[tuple[frozenset[Plate], str]]) -> None:
-    node = _summed(graph, keys.downstream(site), site, graph.downstream_costs(site), terms)
+    costs = graph.downstream_costs(site)
+    node = summed_to_plates(graph, DownstreamCostNode, keys.downstream(site), site, costs, terms)
     graph.add(node, node.computed_from())
 
 
@@ -78,11 +79,16 @@ def all_costs(graph: StochasticGraph, site: str) -> DownstreamCostNode:
     plates. The node is not in the graph yet.
     """
     costs = [(frozenset(cost.plates), cost.key) for cost in graph.of_type(CostNode)]
-    return _summed(graph, keys.all_costs(site), site, frozenset(graph.costs()), costs)
+    return summed_to_plates(graph, DownstreamCostNode, keys.all_costs(site), site, frozenset(graph.costs()), costs)
 
 
-def _summed(
-    graph: StochasticGraph, key: str, site: str, costs: frozenset[str], terms: list[tuple[frozenset[Plate], str]]
+def summed_to_plates(
+    graph: StochasticGraph,
+    node_type: type[DownstreamCostNode],
+    key: str,
+    site: str,
+    costs: frozenset[str],
+    terms: list[tuple[frozenset[Plate], str]],
 ) -> DownstreamCostNode:
     """The sum of some addends, each summed over the plates that the site is not in."""
     assert graph.program is not None
@@ -101,7 +107,7 @@ def _summed(
         ones = next((i for i, size in enumerate(shape) if size != 1), len(shape))
         reductions.append(Reduction(addend, tuple(dims), ones))
         shapes.append(tuple(shape[ones:]))
-    return DownstreamCostNode(key, tuple(torch.broadcast_shapes(*shapes)), site, costs, tuple(reductions))
+    return node_type(key, tuple(torch.broadcast_shapes(*shapes)), site, costs, tuple(reductions))
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""The passes in their order: every statistical decision, from the bare data flow to the surrogate."""
+"""The passes of each objective in their order: every statistical decision, from the bare data flow to the surrogate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from sgc.config import Objective
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.plan import Plan
 from sgc.graph.verify import verify
@@ -11,25 +12,36 @@ from sgc.passes.baselines.add_baselines import add_baselines
 from sgc.passes.choose_estimators import choose_estimators
 from sgc.passes.downstream import plan_downstream_costs
 from sgc.passes.masked_scores import mask_scores
+from sgc.passes.objectives.every_cost import plan_every_cost
 from sgc.passes.objectives.evidence_lower_bound import add_elbo
 
-PASSES: tuple[Callable[[StochasticGraph, Plan], None], ...] = (
-    choose_estimators,  # pathwise, partially pathwise or score function, for each latent site
-    mask_scores,  # the entries of a sample that each score function is of
-    plan_downstream_costs,  # what each score function is multiplied by, with shared partial sums
-    add_baselines,  # what is subtracted from it
-    add_elbo,  # the objective, and the scalar whose gradient is the estimator of its gradient
-)
+Pass = Callable[[StochasticGraph, Plan], None]
+
+PASSES: dict[Objective, tuple[Pass, ...]] = {
+    "elbo": (
+        choose_estimators,  # pathwise, partially pathwise or score function, for each latent site
+        mask_scores,  # the entries of a sample that each score function is of
+        plan_downstream_costs,  # what each score function is multiplied by, with shared partial sums
+        add_baselines,  # what is subtracted from it
+        add_elbo,  # the objective, and the scalar whose gradient is the estimator of its gradient
+    ),
+    "Trace_ELBO": (
+        choose_estimators,
+        mask_scores,
+        plan_every_cost,  # each score function is multiplied by all costs
+        add_elbo,
+    ),
+}
 
 
 def run_passes(graph: StochasticGraph, plan: Plan) -> StochasticGraph:
-    """Run every pass on a copy of the graph, and check its laws after each.
+    """Run every pass of the plan's objective on a copy of the graph, and check its laws after each.
 
     :raises GraphError: if a pass leaves the graph illegal.
     """
     graph = graph.copy()
     verify(graph)
-    for apply in PASSES:
+    for apply in PASSES[plan.objective]:
         apply(graph, plan)
         verify(graph)
     return graph

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sgc.config import Options
 from sgc.errors import BaselineError, EstimatorError
 from sgc.graph.estimator_rules import Sampler, estimator_names, rule_named
-from sgc.graph.plan import Plan, SitePlan, SiteRequest
+from sgc.graph.plan import WITH_BASELINES, Plan, SitePlan, SiteRequest
 from sgc.graph.program import PARTICLE_PLATE, Particles
 
 _UNROLLED = 4
@@ -27,12 +27,14 @@ def make_plan(requests: Iterable[SiteRequest], options: Options) -> Plan:
     :raises BaselineError: if a leave-one-out baseline has no other particles, too many, or another baseline beside it.
     """
     requests = list(requests)
-    for request in requests:
-        if _LEAVE_ONE_OUT in request.baseline:
-            _check_leave_one_out(request, options)
-    together = any(_LEAVE_ONE_OUT in request.baseline for request in requests)
+    left_out = [request for request in requests if _LEAVE_ONE_OUT in request.baseline]
+    if options.objective not in WITH_BASELINES:
+        left_out = []
+    for request in left_out:
+        _check_leave_one_out(request, options)
+    together = bool(left_out)
     sites = {request.name: _site_plan(request) for request in requests if request.estimator is not None}
-    return Plan(sites, _particles(options, together=together))
+    return Plan(sites, _particles(options, together=together), options.objective)
 
 
 def _site_plan(request: SiteRequest) -> SitePlan:

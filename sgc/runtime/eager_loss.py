@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import TraceGraph_ELBO
 from torch import Tensor
 
 from sgc.tracing.error_notes import located
+from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
 
 
 def eager_loss(
-    elbo: TraceGraph_ELBO,
+    elbo: PyroLoss,
     model: Callable[..., Any],
     guide: Callable[..., Any],
     args: tuple[Any, ...],
@@ -29,7 +29,7 @@ def eager_loss(
     with_gradient = torch.is_grad_enabled()
     averages = nullcontext() if with_gradient else lent_averages(present_averages())
     with located(), poutine.block(hide_fn=_is_average), averages:
-        value, surrogate = elbo._loss_and_surrogate_loss(model, guide, args, kwargs)
+        value, surrogate = elbo.combined(elbo._get_traces(model, guide, args, kwargs))
     loss = -torch.as_tensor(value).detach()
     if isinstance(surrogate, Tensor) and surrogate.requires_grad:
         result: Tensor = _Value.apply(surrogate, loss)

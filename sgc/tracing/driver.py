@@ -24,12 +24,12 @@ from sgc.tracing.leaves.autograd_functions import functions_as_leaves
 from sgc.tracing.leaves.opaque_calls import rejection_as_leaves
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun, preserved_state
-from sgc.tracing.pyro_loss import in_a_plate_of_particles
 from sgc.tracing.python.partials import CallRecord, recorded
 from sgc.tracing.python.refusals import refusals
 from sgc.tracing.python.sequential_plates import subsamples_as_tensors
 from sgc.tracing.python.texts import printed_before
 from sgc.tracing.recording import Recording
+from sgc.tracing.reference.losses import in_a_plate_of_particles
 from sgc.tracing.site_recorder import densities_as_leaves
 from sgc.tracing.source import current_line, line_of
 from sgc.tracing.state.buffers import preserved_attributes, rebound_buffers

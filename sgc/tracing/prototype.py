@@ -22,8 +22,9 @@ from sgc.errors import CaptureError
 from sgc.graph.plan import SiteRequest
 from sgc.tracing.error_notes import located
 from sgc.tracing.program_call import ProgramCall
-from sgc.tracing.pyro_loss import PyroLoss, pyro_elbo, pyro_elbo_of_a_run
 from sgc.tracing.python.refusals import Refusing, refusals
+from sgc.tracing.reference.losses import pyro_elbo, pyro_elbo_of_a_run
+from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.site_requests import SiteRequests
 from sgc.tracing.source import current_line
 from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, lent_averages
@@ -237,7 +238,7 @@ def _run(
             if requests is not None:
                 requests.note(traces[1])
             try:
-                elbo._loss_and_surrogate_loss_particle(*traces)
+                elbo.value_and_surrogate(traces)
             except Exception as error:
                 statements.locate(error)
                 return error

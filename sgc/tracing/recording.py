@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from sgc.graph.plan import Plan
+from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
@@ -32,6 +32,7 @@ class Recording:
 
     def __init__(self, plan: Plan, *, failed_before: bool = False) -> None:
         self._failed_before = failed_before
+        self._with_baselines = plan.objective in WITH_BASELINES
         self.recorder = SiteRecorder(plan)
         self.reads: list[ReadGuard] = []
         self.requirements: list[Requirement] = []
@@ -63,7 +64,7 @@ class Recording:
                 self._output(name, "guide.entropy_term", own.parts.entropy_term)
             if not is_identically_zero(own.parts.score_function):
                 self._score_function(name, own)
-        for site in samples(self.guide_trace):
+        for site in samples(self.guide_trace) if self._with_baselines else ():
             if "baseline" in site["infer"] and not site["is_observed"]:
                 self._baseline(site)
 

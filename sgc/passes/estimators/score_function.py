@@ -121,6 +121,10 @@ class ScoreFunction(EstimatorRule):
         if downstream is not None:
             costs = wording.sum_of_costs(site, partial(_costs, graph)) or "none of the costs here"
             yield f"times: {costs}, as {list(downstream.shape)}"
+            needless = len(downstream.costs - graph.downstream_costs(site))
+            if needless:
+                do = "does" if needless == 1 else "do"
+                yield f'of these {needless} {do} not depend on its sample; objective="elbo" leaves them out'
         if baseline is not None:
             parts = [baseline.words()] if baseline.words() else []
             if baseline.learned:

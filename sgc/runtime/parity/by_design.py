@@ -27,13 +27,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
+from sgc.config import Objective
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode, Estimator
 from sgc.graph.program import SiteKind
 from sgc.runtime.parity.eager_provenance import Provenance, followed
 from sgc.tracing.asked_estimators import AskedEstimators, base_distribution
 from sgc.tracing.leaves.autograd_functions import applying, original_apply
-from sgc.tracing.pyro_loss import PyroLoss
+from sgc.tracing.reference.losses import PYRO_LOSSES
+from sgc.tracing.reference.pyro_loss import PyroLoss
+from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
 from sgc.tracing.source import current_line
 
 
@@ -73,7 +76,9 @@ _OTHERWISE = "below a discrete site Pyro's ProvenanceTensor gives other numbers 
 
 
 class PyroWithout(PyroLoss):
-    """Eager ``TraceGraph_ELBO`` without some of its faults; ``seen`` collects what the others do.
+    """One of eager Pyro's losses without some of its faults; ``seen`` collects what the others do.
+
+    It is mixed into the reference of the objective, before it.
 
     :param graph: sgc's graph, for the estimators of the sites.
     """
@@ -81,6 +86,9 @@ class PyroWithout(PyroLoss):
     def __init__(self, graph: StochasticGraph, without: Collection[Fault], seen: Seen, **options: Any) -> None:
         super().__init__(as_asked=Fault.UNKNOWN in without, **options)
         latent = graph.sites(SiteKind.LATENT)
+        self._tracks = isinstance(self, PyroTraceGraph)
+        if not self._tracks:  # only that class follows samples, by tensors of its own
+            without = {*without, Fault.PROVENANCE}
         self._without, self._seen = frozenset(without), seen
         self._partial = {name for name in latent if graph.estimator(name) == Estimator.PARTIAL}
         self._own_baselines = [b for b in graph.of_type(BaselineNode) if b.crosses_particles]
@@ -90,7 +98,7 @@ class PyroWithout(PyroLoss):
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         provenance = Provenance()
         with ExitStack() as stack:
-            if Fault.PROVENANCE in self._without or self._partial:
+            if self._tracks and (Fault.PROVENANCE in self._without or self._partial):
                 # Under any mode of this kind torch.tensor(z) is followed, which in plain Pyro it is not.
                 stack.enter_context(followed(provenance))
             if Fault.PROVENANCE not in self._without:
@@ -99,13 +107,15 @@ class PyroWithout(PyroLoss):
             if self.as_asked:
                 stack.enter_context(AskedEstimators())
             stack.enter_context(_Samples(self, provenance))
-            traces = get_importance_trace("dense", self.max_plate_nesting, model, guide, args, kwargs)
-            for trace in traces:
+            graph_type = "dense" if self._tracks else "flat"
+            traces = get_importance_trace(graph_type, self.max_plate_nesting, model, guide, args, kwargs)
+            for trace in traces if self._tracks else ():
                 for site in _samples(trace):
                     names = provenance.of(site["log_prob"])
                     for key in ("log_prob", "log_prob_sum"):
                         site[key] = track_provenance(site[key], names)
-        self._look_at_costs(traces)
+        if self._tracks:
+            self._look_at_costs(traces)
         self._look_at_requests()
         for site in _samples(traces[1]):
             self._mend_score(site)
@@ -263,6 +273,9 @@ def _samples(trace: Trace) -> Sequence[Any]:
     return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
-def pyro_without(graph: StochasticGraph, without: Collection[Fault], seen: Seen) -> Callable[..., PyroLoss]:
-    """Makes Pyro's loss without these faults."""
-    return partial(PyroWithout, graph, without, seen)
+def pyro_without(
+    objective: Objective, graph: StochasticGraph, without: Collection[Fault], seen: Seen
+) -> Callable[..., PyroLoss]:
+    """Makes Pyro's loss of an objective without these faults."""
+    mended = type("Mended", (PyroWithout, PYRO_LOSSES[objective]), {})
+    return partial(mended, graph, without, seen)

@@ -24,7 +24,8 @@ from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
 from sgc.tracing.prototype import preserved_state
-from sgc.tracing.pyro_loss import PyroLoss, pyro_elbo
+from sgc.tracing.reference.losses import PYRO_LOSSES, pyro_elbo
+from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
 from sgc.tracing.state.random_state import random_state, restore_random_state
 from sgc.tracing.state.writes import undone_writes
@@ -168,11 +169,12 @@ def verify(
         elbo = pyro_elbo(specialization.options, specialization.prototype.max_plate_nesting, make)
         with _nothing_changed(modules, averages, lent):
             torch.manual_seed(seed)
-            loss, gradients, traces = _pyro(elbo, model, guide, call, specialization, leaves)
+            loss, gradients, traces = _pyro(elbo, model, guide, call, leaves)
         sites = dict(_pyro_sites(specialization.graph, traces))
         return _Result(loss, sites, dict(zip(names, gradients, strict=True)))
 
-    plain = partial(PyroLoss, as_asked=False)
+    objective = specialization.options.objective
+    plain = partial(PYRO_LOSSES[objective], as_asked=False)
     with undone_writes() as written:
         pyro_side(plain)
     with written.again():  # not under the mode that saw what is written: it changes what torch.tensor(z) is in Pyro
@@ -193,7 +195,7 @@ def verify(
 
         def without(faults: Collection[Fault]) -> _Result:
             with written.again():
-                return pyro_side(pyro_without(specialization.graph, faults, seen))
+                return pyro_side(pyro_without(objective, specialization.graph, faults, seen))
 
         seen = Seen()
         mended = without(tuple(Fault))
@@ -241,25 +243,21 @@ def _pyro(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     call: Call,
-    specialization: Specialization,
     leaves: list[Tensor],
 ) -> tuple[Tensor, Sequence[Tensor | None], tuple[Trace, Trace]]:
-    # Pyro divides by num_particles in either mode, also where one vectorised run holds them all.
-    particles = specialization.options.num_particles
-    loss: Any = 0.0
-    surrogate: Any = 0.0
-    first: tuple[Trace, Trace] | None = None
+    first: list[tuple[Trace, Trace]] = []
+
+    def runs() -> Iterator[tuple[Trace, Trace]]:
+        for traces in elbo._get_traces(model, guide, call.args, call.kwargs):
+            first[:] = first or [traces]
+            yield traces
+
     with torch.enable_grad():
-        for model_trace, guide_trace in elbo._get_traces(model, guide, call.args, call.kwargs):
-            first = first or (model_trace, guide_trace)
-            particle, term = elbo._loss_and_surrogate_loss_particle(model_trace, guide_trace)
-            loss, surrogate = loss - particle / particles, surrogate + term / particles
-        surrogate = surrogate + elbo.of_leave_one_out()
+        value, surrogate = elbo.combined(runs())
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if isinstance(surrogate, Tensor) and surrogate.requires_grad:
             gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
-    assert first is not None
-    return torch.as_tensor(loss).detach(), gradients, first
+    return -torch.as_tensor(value).detach(), gradients, first[0]
 
 
 def _ours(

@@ -1,54 +1,41 @@
-"""Eager Pyro's loss for the options of a compiled one, with what sgc lets a site ask for and Pyro does not know."""
+"""Eager Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines, which Pyro does not know."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyro
 from pyro.infer import TraceGraph_ELBO
 from pyro.infer.util import MultiFrameTensor
 from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from sgc.config import Options
-from sgc.graph.program import PARTICLE_PLATE
-from sgc.tracing.asked_estimators import AskedEstimators
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
+from sgc.tracing.reference.pyro_loss import PyroLoss
 
 
-class PyroLoss(TraceGraph_ELBO):
-    """Pyro's ``TraceGraph_ELBO``, with the estimators that sites ask for and with leave-one-out baselines.
+class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
+    """Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines if ``as_asked``."""
 
-    :param as_asked: leave these out instead, so that the numbers are Pyro's own.
-    """
-
-    def __init__(self, *, as_asked: bool = True, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.as_asked = as_asked
         self._scores: list[dict[str, tuple[Tensor, Tensor]]] = []
         """For each particle that was run, at the sites with such a baseline: score function and downstream cost."""
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        with AskedEstimators() if self.as_asked else nullcontext():
-            traces: tuple[Trace, Trace] = super()._get_trace(model, guide, args, kwargs)
-        return traces
-
-    def _loss_and_surrogate_loss(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        self._scores = []
-        loss, surrogate = super()._loss_and_surrogate_loss(model, guide, args, kwargs)
-        return loss, surrogate + self.of_leave_one_out()
-
-    def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Any, Any]:
-        names = _take_leave_one_out(guide_trace)
+    def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
+        names = _take_leave_one_out(traces[1])
         if names and self.as_asked:
-            self._scores.append(dict(_scores(names, model_trace, guide_trace)))
-        result: tuple[Any, Any] = super()._loss_and_surrogate_loss_particle(model_trace, guide_trace)
+            self._scores.append(dict(_scores(names, *traces)))
+        result: tuple[Any, Any] = self._loss_and_surrogate_loss_particle(*traces)
         return result
 
-    def of_leave_one_out(self) -> Any:
+    def combined(self, runs: Iterator[tuple[Trace, Trace]]) -> tuple[Any, Any]:
+        self._scores = []
+        value, surrogate = super().combined(runs)
+        return value, surrogate + self._of_leave_one_out()
+
+    def _of_leave_one_out(self) -> Any:
         """What the leave-one-out baselines add to the surrogate loss of the particles that were run, which are then
         forgotten: score function times the mean of the other particles' downstream costs.
         """
@@ -93,37 +80,3 @@ def _scores(names: list[str], model_trace: Trace, guide_trace: Trace) -> Iterato
             site = guide_trace.nodes[name]
             downstream = detach_provenance(cost.sum_to(site["cond_indep_stack"])).detach()
             yield name, (detach_provenance(site["score_parts"].score_function), downstream)
-
-
-def pyro_elbo(
-    options: Options, max_plate_nesting: float | None = None, make: Callable[..., PyroLoss] = PyroLoss
-) -> PyroLoss:
-    """Pyro's own loss for the same options."""
-    elbo = make(
-        num_particles=options.num_particles,
-        vectorize_particles=options.vectorize_particles,
-        max_plate_nesting=options.max_plate_nesting,
-    )
-    if max_plate_nesting is not None:
-        elbo.max_plate_nesting = max_plate_nesting
-    return elbo
-
-
-def pyro_elbo_of_a_run(options: Options, max_plate_nesting: float | None = None) -> PyroLoss:
-    """Pyro's loss of one run of the program: all particles if they are vectorised, else one."""
-    elbo = pyro_elbo(options, max_plate_nesting)
-    elbo.num_particles = options.num_particles if options.vectorize_particles else 1
-    return elbo
-
-
-def in_a_plate_of_particles(
-    program: Callable[..., Any], options: Options, max_plate_nesting: float
-) -> Callable[..., Any]:
-    """The model or guide as Pyro runs it: in an outermost plate of all particles, where these are vectorised.
-
-    :param max_plate_nesting: that plate counted.
-    """
-    if not options.vectorize_particles or options.num_particles == 1:
-        return program
-    inside: Callable[..., Any] = pyro.plate(PARTICLE_PLATE, options.num_particles, dim=-int(max_plate_nesting))(program)
-    return inside

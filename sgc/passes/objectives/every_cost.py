@@ -1,0 +1,67 @@
+"""The costs that Pyro's ``Trace_ELBO`` multiplies a score function by: all of them, whatever they depend on.
+
+They are summed over the plates that the site is not in, which is all the Rao-Blackwellisation that there is (Ranganath
+et al. 2014). They are ``log p`` of every site of the model, less ``log q`` where the guide has it, in Pyro's order; a
+site that only the guide has is left out, as Pyro leaves it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sgc.graph import keys
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import CostNode, DownstreamCostNode, PartialSumNode
+from sgc.graph.plan import Plan
+from sgc.graph.program import Plate
+from sgc.passes.choose_estimators import scored_sites
+from sgc.passes.downstream import summed_to_plates
+
+
+@dataclass(frozen=True)
+class EveryCostNode(DownstreamCostNode):
+    """All costs of the model's sites, summed to a site's plates, whether they depend on its sample or not."""
+
+    kind: ClassVar[str] = "every cost"
+
+    def lawful_costs(self, graph: StochasticGraph) -> frozenset[str]:
+        """Every ``log p``, and ``-log q`` of the sites that the model has."""
+        costs = list(graph.of_type(CostNode))
+        in_model = {cost.site for cost in costs if cost.sign > 0}
+        return frozenset(cost.key for cost in costs if cost.site in in_model)
+
+
+def plan_every_cost(graph: StochasticGraph, plan: Plan) -> None:
+    """Add the sums of all costs of the same frames, and for every scored site what it is multiplied by."""
+    sites = scored_sites(graph)
+    if not sites:
+        return
+    costs = list(graph.of_type(CostNode))
+    guide = {cost.site: cost for cost in costs if cost.sign < 0}
+    by_frames: dict[frozenset[Plate], list[str]] = {}
+    summed: list[str] = []
+    for cost in costs:
+        if cost.sign > 0:
+            of_site = [cost, guide[cost.site]] if cost.site in guide else [cost]
+            keys_of_site = [one.key for one in of_site]
+            summed += keys_of_site
+            frames = frozenset(cost.plates)
+            by_frames.setdefault(frames, []).append(_sum(graph, frames, keys_of_site))
+    terms = [(frames, _sum(graph, frames, addends)) for frames, addends in by_frames.items()]
+    for site in sites:
+        node = summed_to_plates(graph, EveryCostNode, keys.downstream(site), site, frozenset(summed), terms)
+        graph.add(node, node.computed_from())
+
+
+def _sum(graph: StochasticGraph, frames: frozenset[Plate], addends: list[str]) -> str:
+    """The key of the sum of some nodes, added where there are several."""
+    if len(addends) == 1:
+        return addends[0]
+    shape = tuple(torch.broadcast_shapes(*(graph.payload(key).shape for key in addends)))
+    number = sum(1 for _ in graph.of_type(PartialSumNode))
+    node = PartialSumNode(keys.partial_sum(number), shape, frames, tuple(addends))
+    graph.add(node, addends)
+    return node.key

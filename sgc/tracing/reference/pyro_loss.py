@@ -1,0 +1,43 @@
+"""What is common to eager Pyro's losses, and which one an objective has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+from pyro.infer.elbo import ELBO
+from pyro.poutine import Trace
+
+from sgc.tracing.asked_estimators import AskedEstimators
+
+
+class PyroLoss(ELBO):
+    """One of Pyro's losses, with the estimators that sites ask for; mixed into Pyro's class, before it.
+
+    :param as_asked: leave these out instead, so that the numbers are Pyro's own.
+    """
+
+    def __init__(self, *, as_asked: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.as_asked = as_asked
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        pyros: Any = super()
+        with AskedEstimators() if self.as_asked else nullcontext():
+            traces: tuple[Trace, Trace] = pyros._get_trace(model, guide, args, kwargs)
+        return traces
+
+    def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
+        """What one run of model and guide adds: to the objective, and to the surrogate loss; tensors or numbers."""
+        raise NotImplementedError
+
+    def combined(self, runs: Iterator[tuple[Trace, Trace]]) -> tuple[Any, Any]:
+        """The objective, which is to be maximised, and the surrogate loss, of the traces of all runs."""
+        value: Any = 0.0
+        surrogate: Any = 0.0
+        for traces in runs:
+            own_value, own_surrogate = self.value_and_surrogate(traces)
+            value = value + own_value / self.num_particles
+            surrogate = surrogate + own_surrogate / self.num_particles
+        return value, surrogate
