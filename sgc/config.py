@@ -10,7 +10,7 @@ from sgc.errors import ArgumentError
 
 Rng = Literal["fast", "torch"]
 Dynamic = Literal["error", "eager", "speculate"]
-Objective = Literal["elbo", "Trace_ELBO"]
+Objective = Literal["elbo", "Trace_ELBO", "TraceEnum_ELBO"]
 """What is estimated, and how: a name of :data:`sgc.passes.pipeline.PASSES`."""
 
 

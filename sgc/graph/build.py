@@ -7,7 +7,16 @@ from torch import fx
 from sgc.graph import keys
 from sgc.graph.effects import dependencies
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
+from sgc.graph.nodes import (
+    BaselineInputNode,
+    CostNode,
+    ExpectedCostNode,
+    InputNode,
+    MarginalCostNode,
+    Payload,
+    ScorePartNode,
+    SiteNode,
+)
 from sgc.graph.program import Program, Site, SiteKind
 
 
@@ -55,7 +64,29 @@ def build_graph(program: Program) -> StochasticGraph:
             graph.add_edge(parent, name)
     for sink, node in sinks:
         graph.add(sink, tuple(upstream.at(node)))
+    _add_expectation(graph, program)
     return graph
+
+
+def _add_expectation(graph: StochasticGraph, program: Program) -> None:
+    """Add the terms of an expectation over enumerated values, which the program computes of costs and weights."""
+    marginals: list[str] = []
+    for marginal in program.marginals:
+        first, *others = marginal.eliminated
+        key = keys.marginal_cost(first, len(others))
+        factors = tuple(keys.cost_key(site, +1) for site in marginal.factors)
+        shape = program.shape(marginal.node)
+        graph.add(
+            MarginalCostNode(key, shape, marginal.node, first, factors, marginal.eliminated, marginal.plates), factors
+        )
+        marginals.append(key)
+    for expected in program.expected:
+        cost = marginals[expected.cost] if isinstance(expected.cost, int) else keys.cost_key(*expected.cost)
+        site = graph.payload(cost).site  # type: ignore[attr-defined]
+        weights = [keys.score_function(name) for name in expected.weights]
+        key = keys.expected_cost(cost)
+        node = ExpectedCostNode(key, program.shape(expected.node), expected.node, site, cost, expected.weights)
+        graph.add(node, [cost, *weights])
 
 
 class _Upstream:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from sgc.graph.arithmetic import Arithmetic, Value
-from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, Payload, Stage
+from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, ExpectedCostNode, Payload, Stage
 from sgc.graph.program import Particles
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class TotalNode(Payload):
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return CostNode, SurrogateTermNode
+        return CostNode, SurrogateTermNode, ExpectedCostNode
 
     def computed_from(self) -> tuple[str, ...]:
         return self.operands

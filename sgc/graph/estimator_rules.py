@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a latent site's distribution in the guide has: a reparameterised sample, a score function, or both."""
+    """What a latent site's distribution in the guide has: a reparameterised sample, a score function, or both.
+
+    ``enumerated`` says that the site has all its values at once.
+    """
 
     distribution: str
     has_rsample: bool
     has_score_function: bool
+    enumerated: bool = False
 
 
 @dataclass(frozen=True)

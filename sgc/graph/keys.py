@@ -27,6 +27,16 @@ def cost_key(site: str, sign: int) -> str:
     return f"log p({site})" if sign > 0 else f"-log q({site})"
 
 
+def marginal_cost(first: str, others: int) -> str:
+    """The key of a marginal cost, by the first site that is summed out and the number of others."""
+    return f"log sum p({first}{f' + {others}' if others else ''})"
+
+
+def expected_cost(cost: str) -> str:
+    """The key of the expectation of a cost over the enumerated values of the guide."""
+    return f"expected {cost}"
+
+
 def score_part(part: str, site: str) -> str:
     """The key of ``score_function``, ``masked_score_function`` or ``entropy_term`` of a guide site."""
     return f"{part}({site})"

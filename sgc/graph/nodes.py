@@ -35,6 +35,8 @@ class Estimator:
     PATHWISE: ClassVar[Estimator]
     PARTIAL: ClassVar[Estimator]
     SCORE_FUNCTION: ClassVar[Estimator]
+    ENUMERATED: ClassVar[Estimator]
+    DICE: ClassVar[Estimator]
 
     def __reduce__(self) -> str | tuple[type[Estimator], tuple[str, bool]]:
         return Estimator, (self.value, self.scored)
@@ -43,6 +45,8 @@ class Estimator:
 Estimator.PATHWISE = Estimator("pathwise", scored=False)
 Estimator.PARTIAL = Estimator("partially pathwise", scored=True)
 Estimator.SCORE_FUNCTION = Estimator("score function", scored=True)
+Estimator.ENUMERATED = Estimator("enumerated", scored=False)
+Estimator.DICE = Estimator("score function (DiCE)", scored=False)
 
 
 class Stage(IntEnum):
@@ -184,6 +188,46 @@ class CostNode(ProgramTermNode):
     @property
     def subtracted(self) -> bool:
         return self.sign < 0
+
+
+@dataclass(frozen=True)
+class MarginalCostNode(ProgramTermNode):
+    """The log of a sum over the values of ``eliminated`` sites of the model of the product of densities ``factors``.
+
+    ``site`` is the first of the sites that are summed out; ``plates`` are the names of those that it has elements for.
+    """
+
+    kind: ClassVar[str] = "marginal cost"
+
+    factors: tuple[str, ...]
+    eliminated: tuple[str, ...]
+    plates: tuple[str, ...]
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return (CostNode,)
+
+
+@dataclass(frozen=True)
+class ExpectedCostNode(ProgramTermNode):
+    """The sum of all elements of a cost, each weighted by the guide: by the probability of its enumerated values, and
+    by DiCE factors, which are one and bring the score functions.
+
+    ``cost`` is the key of the cost, or marginal cost; ``weights`` are the sites that the weight is of.
+    """
+
+    kind: ClassVar[str] = "expected cost"
+
+    cost: str
+    weights: tuple[str, ...]
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return CostNode, MarginalCostNode, ScorePartNode
+
+    @property
+    def is_total(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ WITH_BASELINES: frozenset[Objective] = frozenset({"elbo"})
 """The objectives that subtract baselines; Pyro's other classes do not look at ``infer["baseline"]``."""
 
 
+ENUMERATING: frozenset[Objective] = frozenset({"TraceEnum_ELBO"})
+"""The objectives that run the program with the sites enumerated that ask for it by ``infer["enumerate"]``."""
+
+
 @dataclass(frozen=True)
 class SiteRequest:
     """What the statement of a latent site in the guide asks for, as it stands there; nothing is decided.

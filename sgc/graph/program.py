@@ -146,6 +146,19 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Enumerated:
+    """A site that has all its values at once, or several samples.
+
+    ``dim`` is the dim that they are in, counted from the right of a log density; None if the program is run once for
+    each (``"sequential"``). ``samples`` says that they are draws, not the values of the support.
+    """
+
+    size: int
+    dim: int | None
+    samples: bool
+
+
+@dataclass(frozen=True)
 class Site:
     """One sample statement: what is known of it before any statistical decision.
 
@@ -169,6 +182,34 @@ class Site:
     opaque: bool = False
     baseline: Baseline | None = None
     baseline_in_model: bool = False
+    enumerated: Enumerated | None = None
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """The log of a sum, over the values of enumerated sites of the model, of a product of densities.
+
+    ``factors`` are the sites whose densities these are, ``eliminated`` those that are summed out; ``plates`` are the
+    names of the plates that it has an element for each of.
+    """
+
+    node: str
+    factors: tuple[str, ...]
+    eliminated: tuple[str, ...]
+    plates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExpectedCost:
+    """A scalar: a cost, weighted by the guide's probabilities of the enumerated values and by DiCE factors, and summed.
+
+    ``cost`` is a site of the model (+1) or guide (-1), or the position of a marginal; ``weights`` are the sites of the
+    guide whose probability or factor is in the weight.
+    """
+
+    node: str
+    cost: tuple[str, int] | int
+    weights: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -222,6 +263,8 @@ class Program:
     guide_order: tuple[str, ...]
     value_guards: tuple[ValueGuard, ...] = ()
     checks: tuple[Check, ...] = ()
+    marginals: tuple[Marginal, ...] = ()
+    expected: tuple[ExpectedCost, ...] = ()
 
     def node(self, name: str) -> fx.Node:
         """The fx node of that name."""

@@ -6,13 +6,22 @@ handler, whose sets ``StochasticGraph.provenance(node, reparameterized=False)`` 
 
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 
-from sgc.infer.elbo import JitTrace_ELBO, JitTraceGraph_ELBO, Trace_ELBO, TraceGraph_ELBO
+from sgc.infer.elbo import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+)
 from sgc.infer.svi import SVI
 
 __all__ = [
     "SVI",
+    "JitTraceEnum_ELBO",
     "JitTraceGraph_ELBO",
     "JitTrace_ELBO",
+    "TraceEnum_ELBO",
     "TraceGraph_ELBO",
     "Trace_ELBO",
     "TrackNonReparam",

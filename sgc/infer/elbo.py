@@ -40,3 +40,17 @@ class Trace_ELBO(CompiledLoss, pyro.infer.Trace_ELBO):
 
 class JitTrace_ELBO(Trace_ELBO):
     """:class:`Trace_ELBO` under the name of Pyro's compiled variant, without the latter's restrictions."""
+
+
+class TraceEnum_ELBO(CompiledLoss, pyro.infer.TraceEnum_ELBO):
+    """Pyro's ``TraceEnum_ELBO``, compiled: discrete sites that ask for it are enumerated, in the guide or in the model.
+
+    After Obermeyer et al. 2019. ``compute_marginals`` and ``sample_posterior`` are Pyro's own. For the options that are
+    not Pyro's see :class:`CompiledLoss`.
+    """
+
+    objective: ClassVar[Objective] = "TraceEnum_ELBO"
+
+
+class JitTraceEnum_ELBO(TraceEnum_ELBO):
+    """:class:`TraceEnum_ELBO` under the name of Pyro's compiled variant, without the latter's restrictions."""

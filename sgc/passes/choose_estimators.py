@@ -10,7 +10,7 @@ from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import SiteNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Site, SiteKind
-from sgc.passes.estimators import ESTIMATORS
+from sgc.passes.estimators import ESTIMATORS, OF_ENUMERATION, estimators_of
 
 
 def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
@@ -25,7 +25,7 @@ def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
         node = graph.payload(name)
         assert isinstance(node, SiteNode)
         site = graph.program.site(name)
-        if site.guide is None and not node.has_rsample:
+        if site.guide is None and not node.has_rsample and site.enumerated is None:
             raise SiteMismatchError(
                 f"the latent {node.distribution} is in the model but not in the guide",
                 site=name,
@@ -40,7 +40,7 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
     sampler = _sampler(site)
     asked = plan.at(site.name).estimator
     if asked is None:
-        return next(rule for rule in ESTIMATORS if rule.refuses(sampler) is None)
+        return next(rule for rule in estimators_of(plan.objective) if rule.refuses(sampler) is None)
     rule = rule_of(asked)
     reason = rule.refuses(sampler)
     if reason is not None:
@@ -56,7 +56,8 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
 
 def _sampler(site: Site) -> Sampler:
     has_score_function = site.guide is not None and site.guide.score_function is not None
-    return Sampler(site.distribution, site.has_rsample, has_score_function)
+    enumerated = site.enumerated is not None and not site.enumerated.samples
+    return Sampler(site.distribution, site.has_rsample, has_score_function, enumerated)
 
 
 def why_chosen(graph: StochasticGraph, site: str) -> str:
@@ -65,8 +66,10 @@ def why_chosen(graph: StochasticGraph, site: str) -> str:
         return "it is asked for"
     assert graph.program is not None
     sampler = _sampler(graph.program.site(site))
-    place = next(at for at, rule in enumerate(ESTIMATORS) if rule.estimator == graph.estimator(site))
-    refusals = [rule.refuses(sampler) for rule in (*ESTIMATORS[:place], *ESTIMATORS[:place:-1])]
+    chosen = graph.estimator(site)
+    rules = next(rules for rules in (ESTIMATORS, OF_ENUMERATION) if chosen in [rule.estimator for rule in rules])
+    place = next(at for at, rule in enumerate(rules) if rule.estimator == chosen)
+    refusals = [rule.refuses(sampler) for rule in (*rules[:place], *rules[:place:-1])]
     return next((refusal for refusal in refusals if refusal is not None), "it comes first")
 
 

@@ -14,6 +14,7 @@ from sgc.passes.downstream import plan_downstream_costs
 from sgc.passes.masked_scores import mask_scores
 from sgc.passes.objectives.every_cost import plan_every_cost
 from sgc.passes.objectives.evidence_lower_bound import add_elbo
+from sgc.passes.objectives.expected_cost import add_expected_elbo
 
 Pass = Callable[[StochasticGraph, Plan], None]
 
@@ -30,6 +31,10 @@ PASSES: dict[Objective, tuple[Pass, ...]] = {
         mask_scores,
         plan_every_cost,  # each score function is multiplied by all costs
         add_elbo,
+    ),
+    "TraceEnum_ELBO": (
+        choose_estimators,  # enumerated, DiCE or pathwise
+        add_expected_elbo,  # the sum of the expected costs, which the program computes
     ),
 }
 

@@ -14,7 +14,10 @@ from sgc.graph.program import (
     Baseline,
     Check,
     Density,
+    Enumerated,
+    ExpectedCost,
     HidingMask,
+    Marginal,
     Plate,
     Program,
     Site,
@@ -104,6 +107,14 @@ def declare(
                 requirement.of_numbers,
             )
             for node, requirement, random in checks
+        ),
+        marginals=tuple(
+            Marginal(names[f"{position}", "marginal"], term.factors, term.eliminated, term.plates)
+            for position, term in enumerate(recording.marginals)
+        ),
+        expected=tuple(
+            ExpectedCost(names[f"{position}", "expected"], term.cost, term.weights)
+            for position, term in enumerate(recording.expected)
         ),
     )
     return Capture(program, inputs.owners, sizes)
@@ -241,7 +252,16 @@ def _site(
         masked=site["mask"] is not None and site["mask"] is not True,
         opaque=statement.opaque,
         baseline=baseline,
+        enumerated=_enumerated(site),
     )
+
+
+def _enumerated(site: Any) -> Enumerated | None:
+    infer = site["infer"]
+    dim, total = infer.get("_enumerate_dim"), infer.get("_enum_total")
+    if dim is not None:
+        total = site["value"].shape[dim - site["fn"].event_dim]
+    return None if total is None else Enumerated(int(total), dim, infer.get("num_samples") is not None)
 
 
 def _plates(site: Any) -> tuple[Plate, ...]:

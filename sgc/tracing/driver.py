@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sgc.errors import CaptureError, DataDependenceError, SgcError
-from sgc.graph.plan import Plan
+from sgc.graph.plan import ENUMERATING, Plan
 from sgc.tracing import tracer
 from sgc.tracing.arguments import flatten, unflatten
 from sgc.tracing.declare import Capture, declare
@@ -141,7 +141,10 @@ def _attempt(
             recording.requirements = requirements.conditions
             if reads.speculation is not None:
                 recording.recorder.attempting = reads.speculation.suspended
-            recording.run(model, guide, traced_args, traced_kwargs)
+            if options.objective in ENUMERATING:
+                recording.run_enumerated(model, guide, traced_args, traced_kwargs, -1 - int(nesting))
+            else:
+                recording.run(model, guide, traced_args, traced_kwargs)
             recording.note_sites(named_by_samples=bool(reads.names))
         recording.reads = reads.guards
         return recording.outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,16 @@ from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
-from sgc.tracing.site_recorder import SiteParts, SiteRecorder, score_parts
+from sgc.tracing.enumeration import (
+    ExpectedTerm,
+    MarginalTerm,
+    enumerating,
+    expectation,
+    joined,
+    name_in_run,
+    named_apart,
+)
+from sgc.tracing.site_recorder import SiteParts, SiteRecorder, Statement, score_parts
 from sgc.tracing.state.transcript import Transcript
 from sgc.tracing.values.reads import ReadGuard
 from sgc.tracing.values.validation import Requirement
@@ -39,9 +49,12 @@ class Recording:
         self.outputs: list[Tensor] = []
         self.model_trace: Trace
         self.guide_trace: Trace
+        self._last_run: tuple[tuple[Trace, Trace], dict[str, Statement]]
         self.slots: dict[tuple[str, str], int] = {}
         self.baselines: dict[str, Baseline] = {}
         self.masks: dict[str, list[int]] = {}
+        self.marginals: list[MarginalTerm] = []
+        self.expected: list[ExpectedTerm] = []
         self.model_baselines = ModelBaselines()
         self.transcript = Transcript()
 
@@ -54,19 +67,71 @@ class Recording:
     ) -> None:
         """Trace guide and model, then evaluate every density and baseline, in Pyro's order."""
         with self.recorder:
-            self.model_trace, self.guide_trace = _traces(self.model_baselines(model), guide, args, kwargs)
-        for site in samples(self.model_trace):
-            self._output(site["name"], "model.log_prob", self._score_parts(site, in_guide=False).parts.log_prob)
-        for site in samples(self.guide_trace):
+            self.model_trace, self.guide_trace = traces(self.model_baselines(model), guide, args, kwargs)
+        self._last_run = (self.model_trace, self.guide_trace), self.recorder.statements
+        self._densities(self.model_trace, self.guide_trace)
+        for site in samples(self.guide_trace) if self._with_baselines else ():
+            if "baseline" in site["infer"] and not site["is_observed"]:
+                self._baseline(site)
+
+    def run_enumerated(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        first_dim: int,
+    ) -> None:
+        """Trace guide and model once for each joint value of the sequentially enumerated sites, and evaluate every
+        density, marginal and expected cost, in Pyro's order.
+
+        :param first_dim: the rightmost dim, negative, that a site may be enumerated in.
+        """
+        model, guides = enumerating(self.model_baselines(model), guide, first_dim)
+        runs = []
+        for one in guides():
+            self.recorder.statements = {}
+            with self.recorder:
+                runs.append((traces(model, one, args, kwargs), self.recorder.statements))
+        self._last_run = runs[-1]
+        pairs = named_apart([pair for pair, _ in runs])
+        self.recorder.statements = {}
+        for number, (_, statements) in enumerate(runs):
+            self.recorder.statements |= {name_in_run(name, number, len(runs)): s for name, s in statements.items()}
+        self.model_trace, self.guide_trace = (joined(of_runs) for of_runs in zip(*pairs, strict=True))
+        for model_trace, guide_trace in pairs:
+            self._densities(model_trace, guide_trace)
+            guide_trace.pack_tensors()
+            model_trace.pack_tensors(guide_trace.plate_to_symbol)
+            self._expectation(model_trace, guide_trace)
+
+    def _expectation(self, model_trace: Trace, guide_trace: Trace) -> None:
+        marginals, expected = expectation(model_trace, guide_trace)
+        for expected_term in expected:
+            cost = (
+                expected_term.cost
+                if isinstance(expected_term.cost, tuple)
+                else expected_term.cost + len(self.marginals)
+            )
+            self._output(f"{len(self.expected)}", "expected", expected_term.value)
+            self.expected.append(replace(expected_term, cost=cost))
+        for term in marginals:
+            self._output(f"{len(self.marginals)}", "marginal", term.value)
+            self.marginals.append(term)
+
+    def _densities(self, model_trace: Trace, guide_trace: Trace) -> None:
+        for site in samples(model_trace):
+            own = self._score_parts(site, in_guide=False)
+            site["log_prob"], site["unscaled_log_prob"] = own.parts.log_prob, own.unscaled
+            self._output(site["name"], "model.log_prob", own.parts.log_prob)
+        for site in samples(guide_trace):
             name, own = site["name"], self._score_parts(site, in_guide=True)
+            site["score_parts"], site["unscaled_log_prob"] = own.parts, own.unscaled
             self._output(name, "guide.log_prob", own.parts.log_prob)
             if not is_identically_zero(own.parts.entropy_term):
                 self._output(name, "guide.entropy_term", own.parts.entropy_term)
             if not is_identically_zero(own.parts.score_function):
                 self._score_function(name, own)
-        for site in samples(self.guide_trace) if self._with_baselines else ():
-            if "baseline" in site["infer"] and not site["is_observed"]:
-                self._baseline(site)
 
     def _score_function(self, name: str, own: SiteParts) -> None:
         """The factor of the downstream costs; where a mask hides entries of the sample, two to choose from."""
@@ -81,9 +146,10 @@ class Recording:
                 self._output(name, f"guide.mask{position}", hiding.mask)
 
     def note_sites(self, *, named_by_samples: bool) -> None:
-        """Note the sample statements of this run in its transcript."""
-        sources = {name: statement.source for name, statement in self.recorder.statements.items()}
-        self.transcript.note_sites((self.model_trace, self.guide_trace), sources, named_by_samples=named_by_samples)
+        """Note the sample statements of this run, or of the last of several, in its transcript."""
+        traces, statements = self._last_run
+        sources = {name: statement.source for name, statement in statements.items()}
+        self.transcript.note_sites(traces, sources, named_by_samples=named_by_samples)
 
     def _score_parts(self, site: Any, *, in_guide: bool) -> SiteParts:
         known = len(self.requirements)
@@ -125,7 +191,7 @@ class Recording:
         )
 
 
-def _traces(
+def traces(
     model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Trace, Trace]:
     """The traces of model and guide, as ``pyro.infer.enum.get_importance_trace`` makes them."""

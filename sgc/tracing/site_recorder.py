@@ -120,11 +120,13 @@ class SiteParts:
     """``ScoreParts`` of a site.
 
     Masks below ``to_event`` are in its score function as in Pyro's; ``whole_score`` is without them (None: unknown).
+    ``unscaled`` is the log density without the scale and mask of the site.
     """
 
     parts: ScoreParts
     whole_score: Any
     masks: tuple[HidingMask, ...] = ()
+    unscaled: Any = None
 
 
 def score_parts(site: Any, *, in_guide: bool) -> SiteParts:
@@ -143,7 +145,8 @@ def score_parts(site: Any, *, in_guide: bool) -> SiteParts:
         _require_support(fn, value)
         log_prob = opaque_log_prob(fn, value, args, kwargs)
         own = _own(*((log_prob, 0, log_prob) if fn.has_rsample else (log_prob, log_prob, 0)))
-    return replace(own, parts=own.parts.scale_and_mask(site["scale"], site["mask"]))
+    parts = own.parts.scale_and_mask(site["scale"], site["mask"])
+    return replace(own, parts=parts, unscaled=own.parts.log_prob)
 
 
 @contextmanager

@@ -6,7 +6,11 @@ needs its file and its line in :data:`ESTIMATORS`.
 
 from __future__ import annotations
 
+from sgc.config import Objective
 from sgc.graph.estimator_rules import EstimatorRule, register
+from sgc.graph.plan import ENUMERATING
+from sgc.passes.estimators.dice import DiceFactor
+from sgc.passes.estimators.enumerated import EnumeratedSite
 from sgc.passes.estimators.partially_pathwise import PartiallyPathwise
 from sgc.passes.estimators.pathwise import Pathwise
 from sgc.passes.estimators.score_function import ScoreFunction
@@ -18,5 +22,17 @@ ESTIMATORS: tuple[EstimatorRule, ...] = (
 )
 """All estimators. A site that asks for none has the first that does not refuse it."""
 
-for _rule in ESTIMATORS:
+OF_ENUMERATION: tuple[EstimatorRule, ...] = (
+    EnumeratedSite(),
+    DiceFactor(),
+    Pathwise(),
+)
+"""Those of the objectives that enumerate, likewise."""
+
+for _rule in {rule.estimator: rule for rule in (*ESTIMATORS, *OF_ENUMERATION)}.values():
     register(_rule)
+
+
+def estimators_of(objective: Objective) -> tuple[EstimatorRule, ...]:
+    """The estimators that an objective has."""
+    return OF_ENUMERATION if objective in ENUMERATING else ESTIMATORS

@@ -23,6 +23,7 @@ from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
+from sgc.tracing.enumeration import joined, named_apart
 from sgc.tracing.prototype import preserved_state
 from sgc.tracing.reference.losses import PYRO_LOSSES, pyro_elbo
 from sgc.tracing.reference.pyro_loss import PyroLoss
@@ -245,11 +246,11 @@ def _pyro(
     call: Call,
     leaves: list[Tensor],
 ) -> tuple[Tensor, Sequence[Tensor | None], tuple[Trace, Trace]]:
-    first: list[tuple[Trace, Trace]] = []
+    noted: list[tuple[Trace, Trace]] = []
 
     def runs() -> Iterator[tuple[Trace, Trace]]:
         for traces in elbo._get_traces(model, guide, call.args, call.kwargs):
-            first[:] = first or [traces]
+            noted.append(traces)
             yield traces
 
     with torch.enable_grad():
@@ -257,7 +258,10 @@ def _pyro(
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if isinstance(surrogate, Tensor) and surrogate.requires_grad:
             gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
-    return -torch.as_tensor(value).detach(), gradients, first[0]
+    runs_of_one = len(noted) // (1 if elbo.vectorize_particles else elbo.num_particles)
+    pairs = named_apart(noted[:runs_of_one])
+    model_trace, guide_trace = (joined(of_runs) for of_runs in zip(*pairs, strict=True))
+    return -torch.as_tensor(value).detach(), gradients, (model_trace, guide_trace)
 
 
 def _ours(

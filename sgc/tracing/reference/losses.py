@@ -11,11 +11,13 @@ from sgc.config import Objective, Options
 from sgc.graph.program import PARTICLE_PLATE
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.pyro_trace import PyroTrace
+from sgc.tracing.reference.pyro_trace_enum import PyroTraceEnum
 from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
 
 PYRO_LOSSES: dict[Objective, type[PyroLoss]] = {
     "elbo": PyroTraceGraph,
     "Trace_ELBO": PyroTrace,
+    "TraceEnum_ELBO": PyroTraceEnum,
 }
 """Pyro's class of each objective."""
 

@@ -1,0 +1,22 @@
+"""Eager Pyro's ``TraceEnum_ELBO``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.distributions.util import is_identically_zero
+from pyro.infer import TraceEnum_ELBO
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from pyro.poutine import Trace
+
+from sgc.tracing.reference.pyro_loss import PyroLoss
+
+
+class PyroTraceEnum(PyroLoss, TraceEnum_ELBO):
+    """Pyro's ``TraceEnum_ELBO``, whose value is its own surrogate."""
+
+    def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
+        elbo: Any = _compute_dice_elbo(*traces)
+        if is_identically_zero(elbo):
+            return 0.0, 0.0
+        return elbo.detach(), -elbo
