@@ -59,11 +59,15 @@ def build_graph(program: Program) -> StochasticGraph:
         sinks += _score_parts(program, site)
 
     upstream = _Upstream(program, sources)
+    enumerated = {site.name for site in program.sites if site.enumerated is not None}
     for name, node in marked:
         for parent in upstream.above(node):
             graph.add_edge(parent, name)
     for sink, node in sinks:
-        graph.add(sink, tuple(upstream.at(node)))
+        parents = upstream.at(node)
+        if isinstance(sink, CostNode) and sink.site in enumerated:
+            parents = {**parents, sink.site: None}  # an element for each value, also where the value is not asked for
+        graph.add(sink, tuple(parents))
     _add_expectation(graph, program)
     return graph
 
@@ -72,21 +76,28 @@ def _add_expectation(graph: StochasticGraph, program: Program) -> None:
     """Add the terms of an expectation over enumerated values, which the program computes of costs and weights."""
     marginals: list[str] = []
     for marginal in program.marginals:
-        first, *others = marginal.eliminated
-        key = keys.marginal_cost(first, len(others))
+        key = keys.marginal_cost(marginal.eliminated)
         factors = tuple(keys.cost_key(site, +1) for site in marginal.factors)
-        shape = program.shape(marginal.node)
-        graph.add(
-            MarginalCostNode(key, shape, marginal.node, first, factors, marginal.eliminated, marginal.plates), factors
+        node = MarginalCostNode(
+            key,
+            program.shape(marginal.node),
+            marginal.node,
+            marginal.eliminated[0],
+            factors,
+            marginal.eliminated,
+            marginal.plates,
+            marginal.sums,
+            marginal.largest,
         )
+        graph.add(node, factors)
         marginals.append(key)
     for expected in program.expected:
         cost = marginals[expected.cost] if isinstance(expected.cost, int) else keys.cost_key(*expected.cost)
         site = graph.payload(cost).site  # type: ignore[attr-defined]
         weights = [keys.score_function(name) for name in expected.weights]
         key = keys.expected_cost(cost)
-        node = ExpectedCostNode(key, program.shape(expected.node), expected.node, site, cost, expected.weights)
-        graph.add(node, [cost, *weights])
+        term = ExpectedCostNode(key, program.shape(expected.node), expected.node, site, cost, expected.weights)
+        graph.add(term, [cost, *weights])
 
 
 class _Upstream:
@@ -133,6 +144,9 @@ def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
     assert density is not None
     plates = tuple(plate for plate in density.plates if plate.vectorized)
     shape = program.shape(density.log_prob)
+    if program.enumerates:
+        depth = max((-plate.dim for plate in plates if plate.dim is not None), default=0)
+        shape = shape[max(0, len(shape) - depth) :]
     key = keys.cost_key(site.name, sign)
     payload = CostNode(key, shape, density.log_prob, site.name, sign, plates, site.source)
     return payload, program.node(density.log_prob)

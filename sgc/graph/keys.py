@@ -27,9 +27,9 @@ def cost_key(site: str, sign: int) -> str:
     return f"log p({site})" if sign > 0 else f"-log q({site})"
 
 
-def marginal_cost(first: str, others: int) -> str:
-    """The key of a marginal cost, by the first site that is summed out and the number of others."""
-    return f"log sum p({first}{f' + {others}' if others else ''})"
+def marginal_cost(eliminated: tuple[str, ...]) -> str:
+    """The key of a marginal cost, by the first and the last of the sites that are summed out."""
+    return f"log sum({' … '.join(dict.fromkeys((eliminated[0], eliminated[-1])))})"
 
 
 def expected_cost(cost: str) -> str:

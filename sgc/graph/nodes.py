@@ -174,7 +174,10 @@ class ProgramTermNode(Payload):
 
 @dataclass(frozen=True)
 class CostNode(ProgramTermNode):
-    """One plate-shaped log-density term with its sign in the ELBO: ``+log p`` or ``-log q``."""
+    """One plate-shaped log-density term with its sign in the ELBO: ``+log p`` or ``-log q``.
+
+    ``shape`` is without the dims of enumerated values.
+    """
 
     kind: ClassVar[str] = "cost"
 
@@ -194,7 +197,9 @@ class CostNode(ProgramTermNode):
 class MarginalCostNode(ProgramTermNode):
     """The log of a sum over the values of ``eliminated`` sites of the model of the product of densities ``factors``.
 
-    ``site`` is the first of the sites that are summed out; ``plates`` are the names of those that it has elements for.
+    ``site`` is the first of the sites that are summed out, ``factors`` are the keys of the costs; ``plates`` are the
+    names of those that it has elements for. It is computed by ``sums`` sums, one after another, the largest of them
+    over a table of the shape ``largest``.
     """
 
     kind: ClassVar[str] = "marginal cost"
@@ -202,6 +207,8 @@ class MarginalCostNode(ProgramTermNode):
     factors: tuple[str, ...]
     eliminated: tuple[str, ...]
     plates: tuple[str, ...]
+    sums: int
+    largest: tuple[int, ...]
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:

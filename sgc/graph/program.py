@@ -162,6 +162,8 @@ class Enumerated:
 class Site:
     """One sample statement: what is known of it before any statistical decision.
 
+    ``shape`` is without the dims of enumerated values.
+
     ``value`` is an fx node of its own, so that everything computed from the sample is downstream of it.
     ``baseline_in_model`` says that the model's statement has a baseline of its own.
     """
@@ -190,13 +192,16 @@ class Marginal:
     """The log of a sum, over the values of enumerated sites of the model, of a product of densities.
 
     ``factors`` are the sites whose densities these are, ``eliminated`` those that are summed out; ``plates`` are the
-    names of the plates that it has an element for each of.
+    names of the plates that it has an element for each of. ``sums`` is the number of sums that it takes, ``largest``
+    the shape of the largest table that one is taken over.
     """
 
     node: str
     factors: tuple[str, ...]
     eliminated: tuple[str, ...]
     plates: tuple[str, ...]
+    sums: int
+    largest: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,10 @@ class Check:
 
 @dataclass
 class Program:
-    """A captured model and guide for one particle (or for all of them, where they are vectorised)."""
+    """A captured model and guide for one particle (or for all of them, where they are vectorised).
+
+    ``enumerates`` says that sites that ask for it were enumerated, and the costs' expectation taken.
+    """
 
     module: fx.GraphModule
     inputs: tuple[Input, ...]
@@ -263,6 +271,7 @@ class Program:
     guide_order: tuple[str, ...]
     value_guards: tuple[ValueGuard, ...] = ()
     checks: tuple[Check, ...] = ()
+    enumerates: bool = False
     marginals: tuple[Marginal, ...] = ()
     expected: tuple[ExpectedCost, ...] = ()
 

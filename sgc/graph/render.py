@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import networkx as nx
 
+from sgc.graph import keys
 from sgc.graph.derived_nodes import MeanNode, NegationNode, SurrogateTermNode, TotalNode
 from sgc.graph.drawing.wording import Wording
 from sgc.graph.estimator_rules import rule_of
 from sgc.graph.graph import StochasticGraph, all_provenances
-from sgc.graph.nodes import CostNode, InputNode, Payload, SiteNode
+from sgc.graph.nodes import CostNode, ExpectedCostNode, InputNode, MarginalCostNode, Payload, SiteNode
 from sgc.graph.program import Particles, SiteKind
 
 
@@ -44,12 +46,36 @@ def _lines(graph: StochasticGraph, wording: Wording) -> Iterator[str]:
     for cost in shown:
         if isinstance(cost, CostNode):
             upstream = wording.depends_on(cost.key, provenance) or "no sample"
-            yield f"  {wording.name(cost.key)}: {list(cost.shape)}, depends on {upstream}"
+            weights = wording.depends_on(cost.key, partial(_weights, graph))
+            weighted = f", weighted by {weights}" if weights else ""
+            yield f"  {wording.name(cost.key)}: {list(cost.shape)}, depends on {upstream}{weighted}"
+    for marginal in graph.of_type(MarginalCostNode):
+        yield from _marginal(graph, marginal, wording)
     losses = list(graph.of_type(NegationNode))
     if losses:
         yield "objective"
     for loss in losses:
         yield from _objective(graph, loss)
+
+
+def _weights(graph: StochasticGraph, cost: str) -> tuple[str, ...]:
+    """The sites of the guide that a cost is weighted by."""
+    key = keys.expected_cost(cost)
+    node = graph.payload(key) if key in graph else None
+    return node.weights if isinstance(node, ExpectedCostNode) else ()
+
+
+def _marginal(graph: StochasticGraph, node: MarginalCostNode, wording: Wording) -> Iterator[str]:
+    """What is summed out of which densities, and how."""
+    plates = f", for each of {', '.join(node.plates)}" if node.plates else ""
+    weights = ", ".join(_weights(graph, node.key))
+    yield f"  {node.key}: {list(node.shape)}{plates}{f', weighted by {weights}' if weights else ''}"
+    sites = dict.fromkeys(wording.name(site) for site in node.eliminated)
+    factors = dict.fromkeys(wording.name(factor) for factor in node.factors)
+    yield f"      the log of the sum over {'; '.join(sites)}"
+    yield f"      of the exp of the sum of {'; '.join(factors)}"
+    sizes = " x ".join(map(str, node.largest))
+    yield f"      in {node.sums} sum{'s' * (node.sums != 1)}, the largest over a table of {sizes or '1'}"
 
 
 def _provenance(graph: StochasticGraph) -> Callable[[str], Collection[str]]:
@@ -74,6 +100,8 @@ def _objective(graph: StochasticGraph, loss: NegationNode) -> Iterator[str]:
 def _noun(payload: Payload) -> str:
     if isinstance(payload, SurrogateTermNode):
         return payload.noun
+    if isinstance(payload, ExpectedCostNode):
+        return payload.kind
     return "log q term" if payload.subtracted else "log p term"
 
 

@@ -122,10 +122,12 @@ def _edges_are_sound(graph: StochasticGraph) -> Iterator[str]:
         return
     actual = _program_provenance(graph.program)
     claimed = all_provenances(graph)
+    enumerated = {site.name for site in graph.program.sites if site.enumerated is not None}
     for cost in graph.of_type(CostNode):
-        if actual[cost.fx] != claimed[cost.key]:
+        upstream = actual[cost.fx] | (enumerated & {cost.site})
+        if upstream != claimed[cost.key]:
             yield (
-                f"{cost.key!r} depends on {sorted(actual[cost.fx])} in the program but on "
+                f"{cost.key!r} depends on {sorted(upstream)} in the program but on "
                 f"{sorted(claimed[cost.key])} in the graph"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,8 +109,16 @@ def declare(
             )
             for node, requirement, random in checks
         ),
+        enumerates=recording.enumerates,
         marginals=tuple(
-            Marginal(names[f"{position}", "marginal"], term.factors, term.eliminated, term.plates)
+            Marginal(
+                names[f"{position}", "marginal"],
+                term.factors,
+                term.eliminated,
+                term.plates,
+                len(term.tables),
+                max(term.tables, key=math.prod, default=()),
+            )
             for position, term in enumerate(recording.marginals)
         ),
         expected=tuple(
@@ -187,6 +196,10 @@ def _sites(recording: Recording, slots: dict[tuple[str, str], str]) -> Iterator[
         if name in model or name in guide:
             baseline, masks = recording.baselines.get(name), recording.masks.get(name, ())
             site = _site(name, statement, model, guide, slots, baseline, masks)
+            if recording.enumerates:
+                depth = max((-plate.dim for plate in site.plates if plate.dim is not None), default=0)
+                kept = depth + (guide if name in guide else model)[name]["fn"].event_dim
+                site = replace(site, shape=site.shape[max(0, len(site.shape) - kept) :])
             yield replace(site, baseline_in_model=name in recording.model_baselines.names)
         elif statement.subsample:
             yield _subsample_site(name, statement, slots.get((name, "value")))

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from queue import LifoQueue
 from typing import Any
 
@@ -101,12 +102,14 @@ class MarginalTerm:
     :param factors: the sites whose densities these are.
     :param eliminated: the sites that are summed out.
     :param plates: the names of those plates that it has an element for each of.
+    :param tables: the shapes of what was summed over, one after another.
     """
 
     value: Tensor
     factors: tuple[str, ...]
     eliminated: tuple[str, ...]
     plates: tuple[str, ...]
+    tables: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,14 @@ def expectation(model_trace: Trace, guide_trace: Trace) -> tuple[list[MarginalTe
     :param model_trace: with ``log_prob`` and ``unscaled_log_prob`` at its sites; packed.
     :param guide_trace: with ``score_parts`` too; packed.
     """
-    with replaced_here(torch_log, "einsum", log_einsum):
-        return _terms(model_trace, guide_trace)
+    tables: list[tuple[int, ...]] = []
+    with replaced_here(torch_log, "einsum", partial(log_einsum, tables=tables)):
+        return _terms(model_trace, guide_trace, tables)
 
 
-def _terms(model_trace: Trace, guide_trace: Trace) -> tuple[list[MarginalTerm], list[ExpectedTerm]]:
+def _terms(
+    model_trace: Trace, guide_trace: Trace, tables: list[tuple[int, ...]]
+) -> tuple[list[MarginalTerm], list[ExpectedTerm]]:
     costs, factors, ordering, sum_dims, scale = _compute_model_factors(model_trace, guide_trace)
     own = {id(site["packed"]["log_prob"]): (site["name"], +1) for site in _samples(model_trace)}
     terms: dict[Any, list[tuple[Tensor, tuple[str, int] | int]]] = {
@@ -143,7 +149,8 @@ def _terms(model_trace: Trace, guide_trace: Trace) -> tuple[list[MarginalTerm], 
         value = packed.scale_and_mask(value, scale=scale)
         plates = tuple(name for name, symbol in model_trace.plate_to_symbol.items() if symbol in value._pyro_dims)
         terms.setdefault(ordinal, []).append((value, len(marginals)))
-        marginals.append(MarginalTerm(value, sites, eliminated, plates))
+        marginals.append(MarginalTerm(value, sites, eliminated, plates, tuple(tables)))
+        tables.clear()
     for site in _samples(guide_trace):
         cost = packed.neg(site["packed"]["log_prob"])
         terms.setdefault(ordering[site["name"]], []).append((cost, (site["name"], -1)))
@@ -176,7 +183,8 @@ def _contracted(
                 if any(term is one for one in component):
                     tree.setdefault(ordinals[term], []).append(term)
             sites = tuple(names[id(term)] for terms in tree.values() for term in terms)
-            eliminated = tuple(name for dim in dims for name in symbols.get(dim, ()) if name in sites)
+            summed = {name for dim in dims for name in symbols.get(dim, ())}
+            eliminated = tuple(site for site in model_trace.nodes if site in summed and site in sites)
             for ordinal, values in contract_tensor_tree(tree, dims, ring=ring).items():
                 for value in values:
                     yield ordinal, value, sites, eliminated

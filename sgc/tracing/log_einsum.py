@@ -9,9 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgc.graph.sizes import shape_of
 
-def log_einsum(equation: str, *operands: Tensor) -> Tensor:
-    """``log`` of the einsum of ``exp`` of the operands; where all products are zero, ``-inf`` without a gradient."""
+
+def log_einsum(equation: str, *operands: Tensor, tables: list[tuple[int, ...]]) -> Tensor:
+    """``log`` of the einsum of ``exp`` of the operands; where all products are zero, ``-inf`` without a gradient.
+
+    :param tables: takes the shape of what is summed over, if anything is.
+    """
     parts, output = equation.split("->")
     inputs = parts.split(",")
     if parts == output:
@@ -22,7 +27,10 @@ def log_einsum(equation: str, *operands: Tensor) -> Tensor:
         aligned = _aligned(operand, dims, output + summed)
         total = aligned if total is None else total + aligned
     assert total is not None
-    return _log_sum_exp(total, len(summed)) if summed else total
+    if not summed:
+        return total
+    tables.append(shape_of(total.shape))
+    return _log_sum_exp(total, len(summed))
 
 
 def _aligned(operand: Tensor, dims: str, wanted: str) -> Tensor:
@@ -37,7 +45,7 @@ def _aligned(operand: Tensor, dims: str, wanted: str) -> Tensor:
 
 
 def _log_sum_exp(values: Tensor, count: int) -> Tensor:
-    """Over the last ``count`` dims, stable; that of ``torch.logsumexp`` has NaN as a gradient where all are ``-inf``."""
+    """Over the last ``count`` dims, stable; ``torch.logsumexp`` has NaN as a gradient where all are ``-inf``."""
     dims = list(range(-count, 0))
     shift = values.detach().amax(dims, keepdim=True).clamp(min=torch.finfo(values.dtype).min)
     total = (values - shift).exp().sum(dims)

@@ -53,6 +53,7 @@ class Recording:
         self.slots: dict[tuple[str, str], int] = {}
         self.baselines: dict[str, Baseline] = {}
         self.masks: dict[str, list[int]] = {}
+        self.enumerates = False
         self.marginals: list[MarginalTerm] = []
         self.expected: list[ExpectedTerm] = []
         self.model_baselines = ModelBaselines()
@@ -87,6 +88,7 @@ class Recording:
 
         :param first_dim: the rightmost dim, negative, that a site may be enumerated in.
         """
+        self.enumerates = True
         model, guides = enumerating(self.model_baselines(model), guide, first_dim)
         runs = []
         for one in guides():

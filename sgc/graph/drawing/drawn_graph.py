@@ -22,6 +22,7 @@ from sgc.graph.nodes import (
     BaselineNode,
     CostNode,
     DownstreamCostNode,
+    ExpectedCostNode,
     InputNode,
     PartialSumNode,
     Payload,
@@ -139,7 +140,7 @@ def _owner(graph: StochasticGraph, payload: Payload) -> str | None:
             if len(payload.operands) == 1:
                 return _owner_of(graph, payload.operands[0], payload)
             return keys.LOSS
-        case TotalNode() | MeanNode() | NegationNode():
+        case ExpectedCostNode() | TotalNode() | MeanNode() | NegationNode():
             return keys.LOSS
     return payload.key
 

@@ -20,7 +20,7 @@ from sgc.graph.drawing.folding import FoldedEdge, FoldedNode
 from sgc.graph.drawing.several_inputs import together
 from sgc.graph.estimator_rules import estimator_names
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, CostNode, InputNode, SiteNode
+from sgc.graph.nodes import BaselineNode, CostNode, InputNode, MarginalCostNode, SiteNode
 from sgc.graph.program import InputKind, SiteKind
 
 
@@ -152,7 +152,7 @@ def _look(graph: StochasticGraph, key: str) -> Look:
             return Look.PARAMETER if payload.role is InputKind.PARAMETER else Look.DATA
         case SiteNode():
             return Look[payload.role.name]
-        case CostNode():
+        case CostNode() | MarginalCostNode():
             return Look.COST
         case BaselineNode():
             return Look.BASELINE
@@ -188,11 +188,18 @@ def _lines(graph: StochasticGraph, names: FoldedNames, node: FoldedNode) -> Iter
             yield name
             yield from ([payload.words().partition(",")[0]] if payload.words() else [])
             yield from ["learned"] if payload.learned else []
+        case MarginalCostNode():
+            yield "log of the sum"
+            yield f"over {_sites(payload.eliminated)}"
         case _:
             yield name
             if node.first == keys.LOSS:
                 yield "minus the ELBO"
                 yield from [f"mean over {graph.particles.count} particles"] if graph.particles.count > 1 else []
+
+
+def _sites(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -31,5 +31,5 @@ class EnumeratedSite(EstimatorRule):
         assert known.enumerated is not None
         values = f"its {known.enumerated.size} values"
         how = "summed out of the model" if known.guide is None else "weighted by their probabilities in the guide"
-        where = "one after another" if known.enumerated.dim is None else f"in dim {known.enumerated.dim}"
+        where = "one after another" if known.enumerated.dim is None else "side by side"
         yield f"gradient: exact, by enumeration: {values} {where}, {how}"

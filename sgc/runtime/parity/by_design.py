@@ -119,7 +119,7 @@ class PyroWithout(PyroLoss):
         self._look_at_requests()
         for site in _samples(traces[1]):
             self._mend_score(site)
-        return traces
+        return self.finished(traces)
 
     def _look_at_costs(self, traces: tuple[Trace, Trace]) -> None:
         """Note the costs that have lost a sample, once their whole provenance is known."""

@@ -28,6 +28,10 @@ class PyroLoss(ELBO):
             traces: tuple[Trace, Trace] = pyros._get_trace(model, guide, args, kwargs)
         return traces
 
+    def finished(self, traces: tuple[Trace, Trace]) -> tuple[Trace, Trace]:
+        """The traces of one run, once every density is there, as :meth:`value_and_surrogate` takes them."""
+        return traces
+
     def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
         """What one run of model and guide adds: to the objective, and to the surrogate loss; tensors or numbers."""
         raise NotImplementedError

@@ -15,6 +15,12 @@ from sgc.tracing.reference.pyro_loss import PyroLoss
 class PyroTraceEnum(PyroLoss, TraceEnum_ELBO):
     """Pyro's ``TraceEnum_ELBO``, whose value is its own surrogate."""
 
+    def finished(self, traces: tuple[Trace, Trace]) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = traces
+        guide_trace.pack_tensors()
+        model_trace.pack_tensors(guide_trace.plate_to_symbol)
+        return traces
+
     def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
         elbo: Any = _compute_dice_elbo(*traces)
         if is_identically_zero(elbo):
