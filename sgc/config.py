@@ -28,6 +28,7 @@ class Options:
     speculate: bool = False
     wait: bool | None = None
     objective: Objective = "elbo"
+    strict_enumeration_warning: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:

@@ -94,7 +94,7 @@ def _add_expectation(graph: StochasticGraph, program: Program) -> None:
     for expected in program.expected:
         cost = marginals[expected.cost] if isinstance(expected.cost, int) else keys.cost_key(*expected.cost)
         site = graph.payload(cost).site  # type: ignore[attr-defined]
-        weights = [keys.score_function(name) for name in expected.weights]
+        weights = [key for key in map(keys.score_function, expected.weights) if key in graph]
         key = keys.expected_cost(cost)
         term = ExpectedCostNode(key, program.shape(expected.node), expected.node, site, cost, expected.weights)
         graph.add(term, [cost, *weights])

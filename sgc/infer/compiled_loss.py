@@ -45,6 +45,7 @@ _SETTINGS = (
     "num_particles",
     "vectorize_particles",
     "max_plate_nesting",
+    "strict_enumeration_warning",
     "backend",
     "rng",
     "dynamic",
@@ -243,6 +244,7 @@ class CompiledLoss(ELBO):
             speculate=self.dynamic == "speculate",
             wait=self.wait,
             objective=self.objective,
+            strict_enumeration_warning=self.strict_enumeration_warning,
         )
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
 

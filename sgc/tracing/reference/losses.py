@@ -33,6 +33,7 @@ def pyro_elbo(
         num_particles=options.num_particles,
         vectorize_particles=options.vectorize_particles,
         max_plate_nesting=options.max_plate_nesting,
+        strict_enumeration_warning=options.strict_enumeration_warning,
     )
     if max_plate_nesting is not None:
         elbo.max_plate_nesting = max_plate_nesting

@@ -158,7 +158,9 @@ class Transcript(TorchFunctionMode):
 
     def _statement(self, kind: str, site: Any) -> Iterator[tuple[str, Any]]:
         stack = [(frame.name, int(size_of(frame.size))) for frame in site["cond_indep_stack"]]
-        parts = {"scale": site["scale"], "mask": site["mask"], "infer": site["infer"], "plates": stack}
+        # Pyro's own entries say in which dims sites are enumerated, and under which symbols: it follows from the rest.
+        infer = {key: value for key, value in site["infer"].items() if not str(key).startswith("_")}
+        parts = {"scale": site["scale"], "mask": site["mask"], "infer": infer, "plates": stack}
         if site["is_observed"]:
             parts["value"] = site["value"]
         for part, value in parts.items():
