@@ -69,6 +69,10 @@ class EstimatorError(SgcError, ValueError):
     """A site asks for an estimator that is unknown, or that cannot be had there."""
 
 
+class EnumerationError(SgcError, NotImplementedError):
+    """A site that cannot be enumerated, or densities that enumerated sites cannot be summed out of."""
+
+
 class BaselineError(SgcError, ValueError):
     """A baseline with unrecognised or wrong options, a forbidden combination, a wrong shape or a biased input."""
 

@@ -31,6 +31,7 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
+from sgc.errors import EnumerationError
 from sgc.tracing.log_einsum import log_einsum
 from sgc.tracing.threads import replaced_here
 
@@ -185,9 +186,28 @@ def _contracted(
             sites = tuple(names[id(term)] for terms in tree.values() for term in terms)
             summed = {name for dim in dims for name in symbols.get(dim, ())}
             eliminated = tuple(site for site in model_trace.nodes if site in summed and site in sites)
-            for ordinal, values in contract_tensor_tree(tree, dims, ring=ring).items():
+            try:
+                contracted = contract_tensor_tree(tree, dims, ring=ring)
+            except NotImplementedError as error:
+                raise _not_nested(model_trace, tree, sites, eliminated) from error
+            for ordinal, values in contracted.items():
                 for value in values:
                     yield ordinal, value, sites, eliminated
+
+
+def _not_nested(
+    model_trace: Trace, tree: Iterable[frozenset[str]], sites: tuple[str, ...], eliminated: tuple[str, ...]
+) -> EnumerationError:
+    """For densities in plates that are not nested (Obermeyer et al. 2019, section 3: their cost is exponential)."""
+    symbols = frozenset().union(*tree)
+    plates = [repr(name) for name, symbol in model_trace.plate_to_symbol.items() if symbol in symbols]
+    deepest = max(sites, key=lambda name: len(model_trace.nodes[name]["cond_indep_stack"]))
+    return EnumerationError(
+        f"the enumerated sites {', '.join(map(repr, eliminated))} are in plates that are not nested in one another "
+        f"({', '.join(plates)}), and are joint here",
+        site=deepest,
+        remedy="make one of the plates sequential (for i in pyro.plate(...)), or sample one of the sites in the guide",
+    )
 
 
 def _expected(

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from sgc.errors import EnumerationError
 from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
@@ -108,7 +109,15 @@ class Recording:
             self._expectation(model_trace, guide_trace)
 
     def _expectation(self, model_trace: Trace, guide_trace: Trace) -> None:
-        marginals, expected = expectation(model_trace, guide_trace)
+        try:
+            marginals, expected = expectation(model_trace, guide_trace)
+        except EnumerationError as error:
+            raise EnumerationError(
+                error.problem,
+                site=error.site,
+                source=self.recorder.statements[str(error.site)].source,
+                remedy=error.remedy,
+            ) from error.__cause__
         for expected_term in expected:
             cost = (
                 expected_term.cost

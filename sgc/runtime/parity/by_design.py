@@ -87,6 +87,7 @@ class PyroWithout(PyroLoss):
         super().__init__(as_asked=Fault.UNKNOWN in without, **options)
         latent = graph.sites(SiteKind.LATENT)
         self._tracks = isinstance(self, PyroTraceGraph)
+        self._pyros = next(cls.__name__ for cls in type(self).__mro__ if cls.__module__.startswith("pyro."))
         if not self._tracks:  # only that class follows samples, by tensors of its own
             without = {*without, Fault.PROVENANCE}
         self._without, self._seen = frozenset(without), seen
@@ -145,7 +146,7 @@ class PyroWithout(PyroLoss):
     def _mend_score(self, site: Any) -> None:
         name, fn, value, parts = site["name"], site["fn"], site["value"], site["score_parts"]
         if name in self._partial:
-            text = f"'{name}' is rejection-sampled; Pyro's TraceGraph_ELBO leaves out its score-function term"
+            text = f"'{name}' is rejection-sampled; Pyro's {self._pyros} leaves out its score-function term"
             self._seen.note(Fault.REJECTION, text)
             if Fault.REJECTION in self._without:
                 site["score_parts"] = parts._replace(score_function=_own_score(fn, value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pyro.distributions.util import is_identically_zero
@@ -9,11 +10,20 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine import Trace
 
+from sgc.tracing.reference.enumerable_sites import EnumerableSites
 from sgc.tracing.reference.pyro_loss import PyroLoss
 
 
 class PyroTraceEnum(PyroLoss, TraceEnum_ELBO):
     """Pyro's ``TraceEnum_ELBO``, whose value is its own surrogate."""
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        sites = EnumerableSites()
+        try:
+            yield from super()._get_traces(sites(model), sites(guide), args, kwargs)
+        except ValueError as error:
+            sites.explain(error)
+            raise
 
     def finished(self, traces: tuple[Trace, Trace]) -> tuple[Trace, Trace]:
         model_trace, guide_trace = traces
