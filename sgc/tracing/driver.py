@@ -20,6 +20,7 @@ from sgc.graph.plan import ENUMERATING, Plan
 from sgc.tracing import tracer
 from sgc.tracing.arguments import flatten, unflatten
 from sgc.tracing.declare import Capture, declare
+from sgc.tracing.error_notes import original
 from sgc.tracing.leaves.autograd_functions import functions_as_leaves
 from sgc.tracing.leaves.opaque_calls import rejection_as_leaves
 from sgc.tracing.program_call import ProgramCall
@@ -155,7 +156,7 @@ def _attempt(
             module = tracer.trace(run, examples, pre_dispatch=True)
             after = random_state()
         except SgcError as error:
-            raise _original(error)  # noqa: B904 (it has a cause of its own)
+            raise original(error)  # noqa: B904 (it has a cause of its own)
         except DATA_DEPENDENT as error:
             raise _data_dependence(error, recording) from error
         except Exception as error:
@@ -185,13 +186,6 @@ def _capture_context(prototype: PrototypeRun) -> Iterator[None]:
         warnings.simplefilter("ignore")  # the prototype has given every warning
         stack.enter_context(replaced_here(ParamStoreDict, "__setitem__", read_only))
         yield
-
-
-def _original(error: BaseException) -> BaseException:
-    """The error as sgc raised it: Pyro's handlers raise another of the same class that has only its text."""
-    while isinstance(error.__cause__, SgcError):
-        error = error.__cause__
-    return error
 
 
 def _data_dependence(error: BaseException, recording: Recording) -> DataDependenceError:

@@ -44,6 +44,13 @@ class Statements(Messenger):
             error.add_note(f"at site '{site}', {line}" if site is not None else f"at {line}")
 
 
+def original(error: BaseException) -> BaseException:
+    """The error as sgc raised it: Pyro's handlers raise another of the same class that has only its text."""
+    while isinstance(error.__cause__, SgcError):
+        error = error.__cause__
+    return error
+
+
 @contextmanager
 def located() -> Iterator[Statements]:
     """Add a note to errors raised inside."""
@@ -51,6 +58,8 @@ def located() -> Iterator[Statements]:
     try:
         with statements:
             yield statements
+    except SgcError as error:
+        raise original(error)  # noqa: B904 (it has a cause of its own)
     except Exception as error:
         statements.locate(error)
         raise

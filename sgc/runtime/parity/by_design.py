@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from sgc.config import Objective
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, Estimator
+from sgc.graph.nodes import BaselineNode, Estimator, SiteNode
 from sgc.graph.program import SiteKind
 from sgc.runtime.parity.eager_provenance import Provenance, followed
 from sgc.tracing.asked_estimators import AskedEstimators, base_distribution
@@ -91,7 +91,7 @@ class PyroWithout(PyroLoss):
         if not self._tracks:  # only that class follows samples, by tensors of its own
             without = {*without, Fault.PROVENANCE}
         self._without, self._seen = frozenset(without), seen
-        self._partial = {name for name in latent if graph.estimator(name) == Estimator.PARTIAL}
+        self._partial = {name for name in latent if _is_partial(graph, name)}
         self._own_baselines = [b for b in graph.of_type(BaselineNode) if b.crosses_particles]
         self._asked = {name: graph.estimator(name) for name in latent if graph.is_asked(name)}
         self._unmasked = {name for name in latent if graph.scores_hidden_entries(name)}
@@ -193,6 +193,13 @@ class PyroWithout(PyroLoss):
             if Fault.LEAK in self._without:
                 return value.detach(), True
         return value, not has_rsample
+
+
+def _is_partial(graph: StochasticGraph, name: str) -> bool:
+    """Whether a site has a score function beside a pathwise gradient."""
+    site = graph.payload(name)
+    assert isinstance(site, SiteNode)
+    return site.estimator == Estimator.PARTIAL or (site.estimator == Estimator.DICE and site.has_rsample)
 
 
 class _Samples(Messenger):

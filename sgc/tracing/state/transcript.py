@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from sgc.errors import SourceLine
 from sgc.graph.sizes import is_symbolic, size_of
 from sgc.tracing import tracer
-from sgc.tracing.source import belongs_to_user, is_of_sgc, is_parameter_store, is_tracing
+from sgc.tracing.source import belongs_to_user, is_of_sgc, is_parameter_store, is_pyro, is_tracing
 from sgc.tracing.values.reads import READS
 
 MEASURED = (int, float, complex)
@@ -119,6 +119,8 @@ class Transcript(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         frame, direct = (None, False) if name in _GETTERS else _user_frame(sys._getframe(1))
         if frame is None or name.startswith("sym_"):  # what torch makes of a size, which is a number in another run
+            return func(*args, **(kwargs or {}))
+        if name == "_set_grad_enabled" and is_pyro():  # a draw without gradients puts back what was there before
             return func(*args, **(kwargs or {}))
         code = frame.f_code
         direct = direct and name not in _IN_PYTHON

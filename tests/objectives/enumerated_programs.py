@@ -1,0 +1,224 @@
+"""Programs with discrete sites that are enumerated: in the model, in the guide, both, beside sites that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+from torch.distributions import constraints
+
+Program = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""Model, guide, arguments and options of the ELBO."""
+
+PARALLEL = {"enumerate": "parallel"}
+
+
+def weights(name: str, *shape: int) -> Tensor:
+    start = torch.linspace(1.0, 2.0, int(torch.Size(shape).numel())).reshape(shape)
+    return pyro.param(name, start / start.sum(-1, keepdim=True), constraint=constraints.simplex)
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def data(*shape: int) -> Tensor:
+    return torch.linspace(-1.0, 2.0, int(torch.Size(shape).numel())).reshape(shape)
+
+
+def mixture() -> Program:
+    @config_enumerate
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor([-0.5, 0.3, 1.0]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights("w", 3)))
+            pyro.sample("x", dist.Normal(loc[z], 0.8), obs=x)
+
+    return model, nothing, (data(6),), {}
+
+
+def mixture_of_a_subsample() -> Program:
+    """Scaled outside of the log, masked inside."""
+
+    @config_enumerate
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor([-0.5, 0.3, 1.0]))
+        with pyro.plate("data", 12, subsample_size=6), poutine.mask(mask=x > -0.5):
+            z = pyro.sample("z", dist.Categorical(weights("w", 3)))
+            pyro.sample("x", dist.Normal(loc[z], 0.8), obs=x)
+
+    return model, nothing, (data(6),), {}
+
+
+def bayesian_mixture() -> Program:
+    """Pathwise sites of the guide above a site that is summed out of the model."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("components", 3):
+            loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(w), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(loc[z], 0.8), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample(
+            "w", dist.Dirichlet(pyro.param("a", torch.tensor([1.0, 2.0, 1.5]), constraint=constraints.positive))
+        )
+        with pyro.plate("components", 3):
+            pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor([-1.0, 0.0, 1.0])), 0.3))
+
+    return model, guide, (data(6),), {}
+
+
+def hidden_markov(steps: int = 5) -> Program:
+    def model(x: Tensor) -> None:
+        transition, loc = weights("transition", 3, 3), pyro.param("loc", torch.tensor([-1.0, 0.0, 1.0]))
+        z: Any = 0
+        for t in pyro.markov(range(steps)):
+            z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]), infer=PARALLEL)
+            pyro.sample(f"x_{t}", dist.Normal(loc[z], 0.8), obs=x[t])
+
+    return model, nothing, (data(steps),), {}
+
+
+def second_order() -> Program:
+    """Each state depends on the two before it; sequences in a plate, of several lengths."""
+
+    def model(x: Tensor, lengths: Tensor) -> None:
+        first, transition = weights("first", 2), weights("transition", 2, 2, 2)
+        on = pyro.param("on", torch.tensor([0.2, 0.7]), constraint=constraints.unit_interval)
+        with pyro.plate("sequences", len(x), dim=-1):
+            before, last = None, None
+            for t in pyro.markov(range(4), history=2):
+                probs = first if before is None else Vindex(transition)[before, last]
+                with poutine.mask(mask=t < lengths):
+                    z = pyro.sample(f"z_{t}", dist.Categorical(probs), infer=PARALLEL)
+                    pyro.sample(f"x_{t}", dist.Bernoulli(on[z]), obs=(x[:, t] > 0).to(x.dtype))
+                before, last = (last, z) if last is not None else (z, z)
+
+    return model, nothing, (data(5, 4), torch.tensor([4, 3, 4, 1, 2])), {}
+
+
+def plates_within() -> Program:
+    """A choice for each row, one for each entry: densities are summed over the inner plate before the outer choice."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor([[-0.5, 0.1], [0.4, 1.0]]))
+        with pyro.plate("rows", x.shape[0], dim=-2):
+            topic = pyro.sample("topic", dist.Categorical(weights("w", 2)), infer=PARALLEL)
+            with pyro.plate("columns", x.shape[1], dim=-1):
+                word = pyro.sample("word", dist.Bernoulli(weights("v", 2)[topic]), infer=PARALLEL)
+                pyro.sample("x", dist.Normal(Vindex(loc)[topic, word.long()], 1.0), obs=x)
+
+    return model, nothing, (data(3, 2),), {}
+
+
+def _chosen(x: Tensor, infer: dict[str, Any] | None = None) -> None:
+    prior = pyro.param("prior", torch.tensor(0.3))
+    on = pyro.sample("on", dist.Bernoulli(logits=prior), infer={})
+    w = pyro.sample("w", dist.Normal(on, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+        pyro.sample("x", dist.Normal(z + w + on, 1.0), obs=x)
+
+
+def _chooses(of_on: dict[str, Any], of_z: dict[str, Any]) -> Callable[[Tensor], None]:
+    def guide(x: Tensor) -> None:
+        on = pyro.sample("on", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))), infer=dict(of_on))
+        pyro.sample("w", dist.Normal(pyro.param("m", torch.tensor(0.4)) * on, 0.7))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(weights("r", len(x), 3)), infer=dict(of_z))
+
+    return guide
+
+
+def in_the_guide() -> Program:
+    """A sample of ``w`` for each value of ``on``."""
+    return _chosen, _chooses(PARALLEL, PARALLEL), (data(3),), {}
+
+
+def beside_a_score_function() -> Program:
+    return _chosen, _chooses(PARALLEL, {}), (data(3),), {}
+
+
+def one_after_another() -> Program:
+    return _chosen, _chooses({"enumerate": "sequential"}, PARALLEL), (data(3),), {}
+
+
+def one_after_another_beside_a_score_function() -> Program:
+    return _chosen, _chooses({"enumerate": "sequential"}, {}), (data(3),), {}
+
+
+def several_samples() -> Program:
+    return _chosen, _chooses({"enumerate": "parallel", "num_samples": 4}, PARALLEL), (data(3),), {}
+
+
+def particles() -> Program:
+    return _chosen, _chooses(PARALLEL, {}), (data(3),), {"num_particles": 3}
+
+
+def vectorised_particles() -> Program:
+    options = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
+    return _chosen, _chooses(PARALLEL, {}), (data(3),), options
+
+
+def in_model_and_guide() -> Program:
+    def model(x: Tensor) -> None:
+        on = pyro.sample("on", dist.Bernoulli(0.4))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights("w", 2, 3)[on.long()]), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor([-1.0, 0.0, 1.0]))[z], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("on", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))), infer=PARALLEL)
+
+    return model, guide, (data(3),), {}
+
+
+def impossible_values() -> Program:
+    """Values that have no probability in the guide, where the model's density is infinite."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5, 0.0])))
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor([-1.0, 0.0, 1.0]))[z], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        q = pyro.param("q", torch.tensor([0.3, 0.7]), constraint=constraints.simplex)
+        probs = torch.cat([q, torch.zeros(1)])
+        pyro.sample("z", dist.Categorical(probs), infer=PARALLEL)
+
+    return model, guide, (torch.tensor(0.4),), {}
+
+
+def nothing_enumerated() -> Program:
+    """Score functions alone, by DiCE; told apart by plates only."""
+    options = {"strict_enumeration_warning": False}
+    return _chosen, _chooses({}, {}), (data(3),), options
+
+
+PROGRAMS: tuple[Callable[[], Program], ...] = (
+    mixture,
+    mixture_of_a_subsample,
+    bayesian_mixture,
+    hidden_markov,
+    second_order,
+    plates_within,
+    in_the_guide,
+    beside_a_score_function,
+    one_after_another,
+    one_after_another_beside_a_score_function,
+    several_samples,
+    particles,
+    vectorised_particles,
+    in_model_and_guide,
+    impossible_values,
+    nothing_enumerated,
+)
