@@ -6,11 +6,8 @@ python -m benchmarks.dynamic_sizes
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
-import warnings
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
 import pyro
@@ -22,7 +19,7 @@ from torch import Tensor
 import sgc
 import sgc.infer
 from benchmarks.systems.base import LEARNING_RATE
-from benchmarks.tuning import turn
+from benchmarks.turns import Turns
 from benchmarks.workloads import make
 from benchmarks.workloads.data import words
 
@@ -88,30 +85,9 @@ def trained(program: Callable[[int], Case], batches: list[int]) -> Callable[[], 
     return lambda: svi.step(*args)
 
 
-class Turns:
-    """A process of its own, and so a param store of its own, that takes steps when it is asked to."""
-
-    def __init__(self, title: str, batches: list[int]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        context.Process(target=_serve, args=(other, title, batches), daemon=True).start()
-
-    def take(self, seconds: float) -> float:
-        """Seconds a step, over this time."""
-        self._connection.send(seconds)
-        return float(self._connection.recv())
-
-    def end(self) -> None:
-        """End the process."""
-        self._connection.send(None)
-
-
-def _serve(connection: Connection, title: str, batches: list[int]) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    step = trained(PROGRAMS[title], batches)
-    while (seconds := connection.recv()) is not None:
-        connection.send(turn(step, seconds))
+def trained_by_title(title: str, batches: list[int]) -> Callable[[], float]:
+    """The same of a program by its name, for a process of its own."""
+    return trained(PROGRAMS[title], batches)
 
 
 def main() -> None:
@@ -124,8 +100,8 @@ def main() -> None:
     print(f"sgc {sgc.__version__}, torch {torch.__version__}; batches of {options.batch}\n")
     print("| program | µs a step, this size | µs a step, any size | ratio |\n| --- | ---: | ---: | ---: |")
     for title in PROGRAMS:
-        this = Turns(title, [options.batch])
-        any_size = Turns(title, [options.batch // 2, options.batch + 32, options.batch])
+        this = Turns(trained_by_title, title, [options.batch])
+        any_size = Turns(trained_by_title, title, [options.batch // 2, options.batch + 32, options.batch])
         pairs = [(this.take(options.seconds), any_size.take(options.seconds)) for _ in range(options.rounds)]
         for process in (this, any_size):
             process.end()

@@ -26,6 +26,7 @@ from torch._inductor.utils import fresh_cache
 import sgc
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.systems.compiled import SviRun
+from benchmarks.turns import turn
 from benchmarks.workloads import make
 from sgc.emit.inductor.tuning.all_tunings import TUNINGS
 from sgc.emit.inductor.tuning.tuning import Tuning
@@ -55,16 +56,6 @@ def start(name: str, off: Sequence[str]) -> float:
     """The seconds of the first call, from an empty cache."""
     with fresh_cache():
         return first_call(name, off)[1]
-
-
-def turn(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds a call, over this time."""
-    call()  # warms again, after the others' turns
-    count, start = 0, time.perf_counter()
-    while (taken := time.perf_counter() - start) < seconds:
-        call()
-        count += 1
-    return taken / count
 
 
 def steps(calls: dict[str, Callable[[], Any]], seconds: float, rounds: int) -> dict[str, float]:
