@@ -24,7 +24,7 @@ def log_einsum(equation: str, *operands: Tensor, tables: list[tuple[int, ...]]) 
     summed = "".join(sorted(set(parts) - set(output) - {","}))
     total: Tensor | None = None
     for dims, operand in zip(inputs, operands, strict=True):
-        aligned = _aligned(operand, dims, output + summed)
+        aligned = _aligned(operand, dims, summed + output)
         total = aligned if total is None else total + aligned
     assert total is not None
     if not summed:
@@ -45,8 +45,8 @@ def _aligned(operand: Tensor, dims: str, wanted: str) -> Tensor:
 
 
 def _log_sum_exp(values: Tensor, count: int) -> Tensor:
-    """Over the last ``count`` dims, stable; ``torch.logsumexp`` has NaN as a gradient where all are ``-inf``."""
-    dims = list(range(-count, 0))
+    """Over the first ``count`` dims, stable; ``torch.logsumexp`` has NaN as a gradient where all are ``-inf``."""
+    dims = list(range(count))  # the first: where the others are a long plate, code runs along that
     shift = values.detach().amax(dims, keepdim=True).clamp(min=torch.finfo(values.dtype).min)
     total = (values - shift).exp().sum(dims)
     positive = total > 0
