@@ -11,7 +11,7 @@ import sgc
 
 ROOT = Path(sgc.__file__).parent
 LAYERS = (
-    {"errors", "config", "html_table", "native"},
+    {"errors", "config", "table", "native"},
     {"graph"},
     {"tracing", "passes", "emit"},
     {"guards"},

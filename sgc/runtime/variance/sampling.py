@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from sgc.errors import ArgumentError, SgcError
-from sgc.graph.aliasing import copies
-from sgc.graph.program import InputKind
+from sgc.runtime.drawn_gradient import parameter_leaves
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
 from sgc.runtime.variance.terms import ALL_COSTS, AS_IT_IS, NO_BASELINE, OTHER_TERMS, Terms, emit_terms, gradient
@@ -42,13 +41,7 @@ def drawn(
 ) -> Iterator[tuple[str, str, Vector]]:
     """One draw: the gradient of each site's term, under each choice of its cost."""
     assert terms.emitted.averages == specialization.emitted.averages
-    # What the program writes into is as before the call, each time.
-    everything = copies(specialization.with_averages(tensors))
-    leaves = {
-        declared.name: everything[position].requires_grad_()
-        for position, declared in enumerate(specialization.inputs)
-        if declared.kind is InputKind.PARAMETER and tensors[position].requires_grad
-    }
+    everything, leaves = parameter_leaves(specialization, tensors)
     with torch.enable_grad():
         results = list(terms.emitted.module(*everything, *forced))
         if specialization.checks and not bool(results.pop()):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import SiteNode
-from sgc.html_table import html_table
+from sgc.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,8 +129,8 @@ class GradientVariance:
         lines = [f"variance of the gradient, {how}: {self.total:.4g}"]
         for text, value in self._instead():
             lines.append(f"  {text}: {value:.4g}{_times(value, self.total)}")
-        lines += ["", *_columns(self._site_cells())]
-        lines += ["", *_columns(self._parameter_cells())]
+        lines += ["", *self._site_table().lines()]
+        lines += ["", *self._parameter_table().lines()]
         advice = self.advice()
         if advice:
             lines += ["", *advice]
@@ -142,32 +142,32 @@ class GradientVariance:
         if self.without_rao_blackwellisation is not None:
             yield "without baselines and Rao-Blackwellisation", self.without_rao_blackwellisation
 
-    def _site_cells(self) -> list[list[str]]:
-        rows = [["term of", "share", "without its baseline", "without Rao-Blackwellisation"]]
+    def _site_table(self) -> Table:
+        head = ("term of", "share", "without its baseline", "without Rao-Blackwellisation")
+        rows = []
         ranked = self._ranked()
         for row in ranked[:_ROWS]:
             share = f"{row.variance / self.total:.1%}" if self.total else "0"
             others = (row.without_baseline, row.without_rao_blackwellisation)
-            rows.append([row.site, share, *("" if v is None else _factor(v, self.total) for v in others)])
-        return rows + _left_out(ranked)
+            rows.append((row.site, share, *("" if v is None else _factor(v, self.total) for v in others)))
+        return _ranking(head, rows, len(ranked))
 
-    def _parameter_cells(self) -> list[list[str]]:
-        rows = [["gradient of", "variance", "share", "standard deviation / norm of the mean"]]
+    def _parameter_table(self) -> Table:
+        head = ("gradient of", "variance", "share", "standard deviation / norm of the mean")
+        rows = []
         ranked = sorted(self.parameters, key=lambda row: -row.variance)
         for row in ranked[:_ROWS]:
             share = f"{row.variance / self.total:.1%}" if self.total else "0"
             noise = f"{max(row.variance, 0.0) ** 0.5 / row.mean_norm:.3g}" if row.mean_norm else ""
-            rows.append([row.name, f"{row.variance:.4g}", share, noise])
-        return rows + _left_out(ranked)
+            rows.append((row.name, f"{row.variance:.4g}", share, noise))
+        return _ranking(head, rows, len(ranked))
 
     def _repr_html_(self) -> str:
         head, *others = str(self).partition("\n\n")[0].splitlines()
         advice = "".join(f"<li>{escape(line)}</li>" for line in self.advice())
-        sites, parameters = (
-            html_table("", rows[0], _filled(rows)) for rows in (self._site_cells(), self._parameter_cells())
-        )
+        tables = self._site_table().to_html() + self._parameter_table().to_html()
         before = "".join(f"<br>{escape(line)}" for line in others)
-        return f"<p><b>{escape(head)}</b>{before}</p>{sites}{parameters}<ul>{advice}</ul>"
+        return f"<p><b>{escape(head)}</b>{before}</p>{tables}<ul>{advice}</ul>"
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """A bar for the share of each site's term, the largest on top; needs matplotlib."""
@@ -194,18 +194,7 @@ def _times(value: float, total: float) -> str:
     return f" (x {value / total:.3g})" if total > 0 else ""
 
 
-def _left_out(ranked: list[Any]) -> list[list[str]]:
-    return [[f"and {len(ranked) - _ROWS} more"]] if len(ranked) > _ROWS else []
-
-
-def _columns(rows: list[list[str]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    for row in rows:
-        first, *others = row
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False))]
-        yield "  " + "  ".join(cells).rstrip()
-
-
-def _filled(rows: list[list[str]]) -> list[list[str]]:
-    """The rows below the first, as long as it is."""
-    return [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
+def _ranking(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], count: int) -> Table:
+    """A table without a title of the first of ``count`` rows; a last row says how many are left out."""
+    left_out = [(f"and {count - _ROWS} more",)] if count > _ROWS else []
+    return Table("", head, (*rows, *left_out), frozenset(range(1, len(head))))
