@@ -19,7 +19,8 @@ LAYERS = (
     {"training", "api"},
     {"infer"},
     {"__init__"},
-    {"doctor", "saved"},
+    {"doctor", "explain_command", "saved"},
+    {"__main__"},
 )
 INDEPENDENT = {"tracing", "passes", "emit"}
 WITHIN_EMIT = (
