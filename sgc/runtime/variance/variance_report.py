@@ -33,14 +33,17 @@ class SiteVariance:
 
     ``variance`` is the covariance of the term's gradient with the whole gradient, so that those of all terms add up to
     the whole variance; it is negative where the term lowers it. The others are what the whole variance would be if this
-    site alone had no baseline, or if its score function were multiplied by all costs, without a baseline; None where
-    that is what it has.
+    site alone had no baseline; if its score function were multiplied by all costs, without a baseline; if it had a
+    decaying average that has settled (with Pyro's ``baseline_beta`` of 0.9), or a leave-one-out baseline, in the place
+    of what it has. None where that is what it has, or cannot be had.
     """
 
     site: str
     variance: float
     without_baseline: float | None
     without_rao_blackwellisation: float | None
+    with_decaying_average: float | None = None
+    with_leave_one_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,17 +102,33 @@ class GradientVariance:
                 yield f"{self._named(rows)}: {share:.0%} of the variance, {remedy}"
 
     def _remedy(self, row: SiteVariance) -> str:
+        better = self._better(row)
+        leave_one_out = "" if self.graph.particles.count > 1 else ", or with num_particles=2 or more use_leave_one_out"
+        if row.without_baseline is None and better is not None:
+            return f"without a baseline: give one, {better}, or an nn_baseline{leave_one_out}"
         if row.without_baseline is None:
             return (
-                "without a baseline: give one, infer={'baseline': {'use_decaying_avg_baseline': True}}, or an "
-                "nn_baseline, or with num_particles=2 or more use_leave_one_out"
+                "without a baseline, and an average of its costs would be of little use: more particles divide the "
+                f"variance by their number, an nn_baseline may know more{leave_one_out}"
             )
         if row.without_baseline < _SMALL_GAIN * self.total:
-            return (
-                "with baselines that do next to nothing: train them longer, give them other inputs, or take "
-                "use_leave_one_out with num_particles=2 or more"
-            )
+            other = f"take {better}" if better is not None else "more particles divide the variance by their number"
+            return f"with baselines that do next to nothing: train them longer, give them other inputs, or {other}"
+        if better is not None:
+            return f"with baselines that help; {better} would help more"
         return "with baselines that help: more particles divide what is left by their number"
+
+    def _better(self, row: SiteVariance) -> str | None:
+        """The baseline that would lower the variance most, as it is asked for, if it is worth it."""
+        others = {
+            "use_decaying_avg_baseline": row.with_decaying_average,
+            "use_leave_one_out": row.with_leave_one_out,
+        }
+        known = {option: value for option, value in others.items() if value is not None}
+        best = min(known, key=known.__getitem__, default=None)
+        if best is None or _SMALL_GAIN * known[best] > self.total:
+            return None
+        return f"infer={{'baseline': {{'{best}': True}}}}"
 
     def _named(self, rows: list[SiteVariance]) -> str:
         names = [self._with_line(row.site) for row in rows[:_NAMED]]
@@ -143,14 +162,23 @@ class GradientVariance:
             yield "without baselines and Rao-Blackwellisation", self.without_rao_blackwellisation
 
     def _site_table(self) -> Table:
-        head = ("term of", "share", "without its baseline", "without Rao-Blackwellisation")
-        rows = []
         ranked = self._ranked()
-        for row in ranked[:_ROWS]:
+        others = {
+            head: values
+            for head, values in {
+                "without its baseline": [row.without_baseline for row in ranked],
+                "without Rao-Blackwellisation": [row.without_rao_blackwellisation for row in ranked],
+                "with a decaying average": [row.with_decaying_average for row in ranked],
+                "with leave-one-out": [row.with_leave_one_out for row in ranked],
+            }.items()
+            if any(value is not None for value in values)
+        }
+        rows = []
+        for place, row in enumerate(ranked[:_ROWS]):
             share = f"{row.variance / self.total:.1%}" if self.total else "0"
-            others = (row.without_baseline, row.without_rao_blackwellisation)
-            rows.append((row.site, share, *("" if v is None else _factor(v, self.total) for v in others)))
-        return _ranking(head, rows, len(ranked))
+            own = (values[place] for values in others.values())
+            rows.append((row.site, share, *("" if v is None else _factor(v, self.total) for v in own)))
+        return _ranking(("term of", "share", *others), rows, len(ranked))
 
     def _parameter_table(self) -> Table:
         head = ("gradient of", "variance", "share", "standard deviation / norm of the mean")

@@ -69,7 +69,7 @@ class Monitor(Callback):
                 norms = _norms(loss_module, run.call)
             if self._variance_samples:
                 with beside_training(loss_module, run.call) as made:
-                    measured = measure(*made, self._variance_samples)
+                    measured = measure(*made, self._variance_samples, alternatives=False)
                 variance = measured.total
                 shares = {row.site: measured.share(row.site) for row in measured.sites}
         except SgcError as error:
