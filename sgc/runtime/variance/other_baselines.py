@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -41,7 +40,7 @@ def settling_draws(beta: float = PYROS_BETA) -> int:
 
     The average's is ``(1 - beta) / (1 + beta)`` times that of a cost.
     """
-    return math.ceil((1 + beta) / (1 - beta))
+    return round((1 + beta) / (1 - beta))
 
 
 @dataclass
