@@ -375,6 +375,45 @@ def test_a_part_that_is_not_always_there_is_zero() -> None:
     assert moments.covariance("x", "x")["p"] == pytest.approx(1 / 3)
 
 
+def test_of_every_cost_there_is_one_choice() -> None:
+    """Pyro's ``Trace_ELBO`` multiplies each score function by every cost: that is its variance, exactly."""
+    plain = sgc.compile(model, guide, backend="eager", objective="Trace_ELBO")
+    report = plain.gradient_variance(samples=1500)
+    assert report.total == pytest.approx(variance(by_hand()["no Rao-Blackwellisation"]), rel=0.2)
+    for row in report.sites:
+        assert {row.without_baseline, row.without_rao_blackwellisation, row.with_decaying_average} == {None}
+    (advice,) = report.advice()
+    assert "multiplied by every cost" in advice and "a TraceGraph_ELBO has" in advice
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_of_enumerated_costs_there_is_one_term(particles: int) -> None:
+    """Of ``z`` in two states, one is enumerated and the other drawn; the gradient is that of the draw."""
+
+    def both() -> None:
+        drawn_ = pyro.sample("drawn", dist.Bernoulli(0.3))
+        pyro.sample("low", dist.Bernoulli(0.2 + 0.5 * drawn_))
+
+    def half_enumerated() -> None:
+        q = dist.Bernoulli(logits=pyro.param("a", torch.tensor(0.3)))
+        pyro.sample("drawn", q, infer={"enumerate": None})
+        pyro.sample("low", dist.Bernoulli(logits=pyro.param("b", torch.tensor(-0.2))), infer={"enumerate": "parallel"})
+
+    options: dict[str, Any] = {"objective": "TraceEnum_ELBO", "num_particles": particles, "max_plate_nesting": 0}
+    loss_module = sgc.compile(both, half_enumerated, backend="eager", **options)
+    report = loss_module.gradient_variance(samples=300)
+    assert [row.site for row in report.sites] == [OTHER_TERMS]
+    torch.manual_seed(5)
+    gradients = []
+    for _ in range(300):
+        loss_module.zero_grad()
+        loss_module().backward()
+        gradients.append(torch.stack([parameter.grad for parameter in loss_module.parameters()]))
+    drawn_variance = torch.stack(gradients).double().var(0).sum().item()
+    assert drawn_variance > 0
+    assert report.total == pytest.approx(drawn_variance, rel=5 * math.sqrt(4 / 300))
+
+
 def test_wrong_requests_are_told() -> None:
     with pytest.raises(ArgumentError, match="at least 2 samples"):
         sgc.compile(model, guide, backend="eager").gradient_variance(samples=1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sgc.errors import ArgumentError, SgcError
+from sgc.graph.plan import WITH_BASELINES
 from sgc.runtime.drawn_gradient import parameter_leaves
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
@@ -31,7 +32,8 @@ def measure(
     """
     if samples < 2:
         raise ArgumentError(f"a variance needs at least 2 samples, not {samples}")
-    terms = emit_terms(specialization.graph, alternatives=alternatives)
+    has_choices = specialization.options.objective in WITH_BASELINES
+    terms = emit_terms(specialization.graph, alternatives=alternatives and has_choices)
     state = random_state()
     try:
         others = settled_baselines(specialization, terms, tensors)

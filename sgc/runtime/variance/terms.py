@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sgc.emit.emitter import Emitted, emit_values
 from sgc.graph import keys
-from sgc.graph.derived_nodes import SurrogateTermNode, TotalNode
+from sgc.graph.derived_nodes import MeanNode, NegationNode, TotalNode
 from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import Payload
 from sgc.passes.downstream import all_costs
 from sgc.passes.estimators.score_function import BaselineTermNode, ScoreTermNode
 from sgc.runtime.variance.other_baselines import OtherBaselines, admissible
@@ -81,6 +82,15 @@ class Terms:
         return rest, scores, costs
 
 
+def _addends(graph: StochasticGraph) -> tuple[str, ...]:
+    """What the surrogate is the sum of."""
+    total: Payload = graph.payload(keys.SURROGATE_LOSS)
+    while isinstance(total, (NegationNode, MeanNode)):
+        total = graph.payload(total.operand)
+    assert isinstance(total, TotalNode)
+    return total.operands
+
+
 def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = (), *, alternatives: bool = True) -> Terms:
     """Split the surrogate of a graph that has been through the passes.
 
@@ -88,14 +98,13 @@ def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = (), *, alternat
     gradient.
 
     :param forced: latent sites whose samples are given (:func:`sgc.emit.emitter.emit_surrogate`).
-    :param alternatives: also what the terms would be under other choices.
+    :param alternatives: also what the terms would be under other choices, those of the objective ``"elbo"``: others
+        subtract no baselines.
     """
     graph = graph.copy()
     scores = {term.site: term for term in graph.of_type(ScoreTermNode)}
-    others = [
-        term for term in graph.of_type(SurrogateTermNode) if not isinstance(term, (ScoreTermNode, BaselineTermNode))
-    ]
-    total = TotalNode(OTHER_TERMS, (), tuple(term.key for term in others))
+    others = [key for key in _addends(graph) if not isinstance(graph.payload(key), (ScoreTermNode, BaselineTermNode))]
+    total = TotalNode(OTHER_TERMS, (), tuple(others))
     graph.add(total, total.operands)
     nodes, choices = [total.key], {}
     for site, term in scores.items():

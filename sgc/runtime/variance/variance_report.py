@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import SiteNode
+from sgc.passes.objectives.every_cost import EveryCostNode
 from sgc.table import Table
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class GradientVariance:
                 yield f"{self._named(rows)}: {share:.0%} of the variance, {remedy}"
 
     def _remedy(self, row: SiteVariance) -> str:
+        if isinstance(self.graph.downstream_cost(row.site), EveryCostNode):
+            return "multiplied by every cost, without a baseline: a TraceGraph_ELBO has downstream costs and baselines"
         better = self._better(row)
         leave_one_out = "" if self.graph.particles.count > 1 else ", or with num_particles=2 or more use_leave_one_out"
         if row.without_baseline is None and better is not None:
