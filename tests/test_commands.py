@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,8 @@ class Holder:
 number = 3
 """
 
+ARGS = ["--args", "torch.zeros(3)"]
+
 MODULES = {
     "coin.py": PROGRAM,
     "broken.py": "import torch\nx = torch.zeros(2) @ torch.zeros(3)\n",
@@ -88,18 +91,18 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name.removesuffix(".py"), None)
 
 
-def run(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, directory: Path, into: str = "cat") -> subprocess.CompletedProcess[str]:
+    """What a shell gives, with the output piped into another command."""
     path = os.pathsep.join([str(Path(commands.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-W", "ignore", "-m", "sgc", *arguments]
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_a_shell_is_told_what_is_made_of_a_program(modules: Path) -> None:
-    done = run("explain", "coin:model", "coin:guide", "--args", "torch.zeros(3), scale=2.0", directory=modules)
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.startswith("latent sites\n")
-    assert "score function" in done.stdout and "coin.py:14: pyro.sample(" in done.stdout
+    command = f"{shlex.join([sys.executable, '-W', 'ignore', '-m', 'sgc', *arguments])} | {into}"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_a_shell_is_told_what_is_wrong_without_a_traceback(modules: Path) -> None:
@@ -145,6 +148,12 @@ def test_arguments_are_an_expression_or_a_function(
     assert status == 0 and plate in out
 
 
+def test_tables_are_printed(modules: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, told = explained(capsys, "coin:model", "coin:guide", *ARGS)
+    assert status == 0 and told == "" and out.startswith("latent sites\n")
+    assert "score function" in out and "coin.py:14: pyro.sample(" in out
+
+
 def test_a_name_may_have_dots(modules: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert explained(capsys, "coin:Holder.model", "coin:guide", "--args", "torch.zeros(3)")[0] == 0
 
@@ -159,9 +168,6 @@ def test_a_page_and_a_picture_are_written(modules: Path, capsys: pytest.CaptureF
         pytest.skip("Graphviz is not there")
     assert explained(capsys, *given, "--draw", "graph.svg")[0] == 0
     assert "<svg" in Path("graph.svg").read_text()
-
-
-ARGS = ["--args", "torch.zeros(3)"]
 
 
 @pytest.mark.parametrize(
@@ -215,14 +221,5 @@ def test_the_doctor_is_a_command(capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 def test_an_output_that_nobody_reads_is_no_error(modules: Path) -> None:
-    command = f"'{sys.executable}' -W ignore -m sgc explain coin:model coin:guide --args 'torch.zeros(3)' | true"
-    path = os.pathsep.join([str(Path(commands.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        cwd=modules,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("explain", "coin:model", "coin:guide", *ARGS, directory=modules, into="true")
     assert done.returncode == 0 and done.stderr == ""
