@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,6 +47,26 @@ def parameter_leaves(specialization: Specialization, tensors: list[Tensor]) -> t
     return everything, leaves
 
 
+def valid_results(specialization: Specialization, results: Iterable[Tensor]) -> list[Tensor]:
+    """What an emitted module has returned, without whether it was valid.
+
+    :raises sgc.errors.SgcError: if it was not.
+    """
+    values = list(results)
+    if specialization.checks and not bool(values.pop()):
+        if specialization.tally is not None:
+            raise SgcError(
+                "a branch on a sample goes another way than the compiled program assumes, or a check of Pyro's "
+                "validation fails",
+                remedy="write the choice with tensors (torch.where), so that there is one program",
+            )
+        raise SgcError(
+            "at these arguments the program fails a check of Pyro's validation",
+            remedy="call loss_module(*args), which says which one",
+        )
+    return values
+
+
 def drawn_gradient(specialization: Specialization, tensors: list[Tensor]) -> dict[str, Tensor]:
     """The surrogate's gradient by parameter, drawn from the present random state, which is put back.
 
@@ -61,14 +81,8 @@ def drawn_gradient(specialization: Specialization, tensors: list[Tensor]) -> dic
         everything, leaves = parameter_leaves(specialization, tensors)
         for _ in range(specialization.repeats):
             with torch.enable_grad():
-                _, surrogate, *valid = specialization.emitted.module(*everything)
-            if valid and not bool(valid[0]):
-                assumed = specialization.tally is not None
-                raise SgcError(
-                    "a branch on a sample goes another way than assumed"
-                    if assumed
-                    else "at these arguments the program fails a check of Pyro's validation"
-                )
+                results = specialization.emitted.module(*everything)
+            _, surrogate = valid_results(specialization, results)
             parts = torch.autograd.grad(surrogate, [*leaves.values()], allow_unused=True) if leaves else ()
             for name, part in zip(leaves, parts, strict=True):
                 if part is not None:

@@ -214,6 +214,47 @@ def test_a_program_that_pyro_runs_has_an_elbo_and_a_warning(uncompiled: None) ->
     assert list(monitored.columns()) == ["step", "elbo"]
 
 
+def both_ways() -> Any:
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        if z > 0:
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+        else:
+            pyro.sample("y", dist.Normal(1.0, 2.0), obs=torch.tensor(1.0))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(1.5))), infer=DECAYING)
+
+    return model, guide
+
+
+def test_where_a_branch_on_a_sample_goes_another_way_a_record_has_no_gradient(uncompiled: None) -> None:
+    def run(**options: Any) -> tuple[Any, dict[str, Tensor]]:
+        svi = fresh(program=both_ways(), dynamic="speculate")
+        return svi.run(40, **options), everything(svi)
+
+    plain, expected = run()
+    with pytest.warns(StandInWarning, match="not recorded: a branch on a sample goes another way"):
+        watched, after = run(monitor=1)
+    assert torch.equal(plain.losses, watched.losses)
+    assert all(torch.equal(after[name], expected[name]) for name in expected)
+    norms = watched.monitored.gradient_norm
+    assert norms.isnan().any() and norms.isfinite().any()
+
+
+def test_minibatches_of_several_sizes_are_monitored(uncompiled: None) -> None:
+    ragged = [torch.linspace(-1.0, 1.0, size) for size in (3, 4, 5, 3, 6)]
+
+    def run(**options: Any) -> tuple[Any, dict[str, Tensor]]:
+        svi = fresh()
+        return svi.run(ragged, epochs=2, **options), everything(svi)
+
+    (plain, expected), (watched, after) = run(), run(monitor=sgc.Monitor(1, **ALL))
+    assert torch.equal(plain.losses, watched.losses)
+    assert all(torch.equal(after[name], expected[name]) for name in expected)
+    assert watched.monitored.gradient_norm.isfinite().all()
+
+
 def test_a_loss_that_is_not_compiled_is_refused_before_the_first_step() -> None:
     with pytest.warns(StandInWarning):
         svi = sgc.SVI(*local_switches(), pyro.optim.Adam({"lr": 0.1}), pyro.infer.TraceGraph_ELBO())

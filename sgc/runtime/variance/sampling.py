@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sgc.errors import ArgumentError, SgcError
+from sgc.errors import ArgumentError
 from sgc.graph.plan import WITH_BASELINES
-from sgc.runtime.drawn_gradient import parameter_leaves
+from sgc.runtime.drawn_gradient import parameter_leaves, valid_results
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
 from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, OtherBaselines, settling_draws
@@ -73,13 +73,7 @@ def drawn(
 
 def _results(specialization: Specialization, terms: Terms, tensors: list[Tensor]) -> list[Tensor]:
     assert terms.emitted.averages == specialization.emitted.averages
-    results = list(terms.emitted.module(*tensors))
-    if specialization.checks and not bool(results.pop()):
-        raise SgcError(
-            "at these arguments the program fails a check of Pyro's validation",
-            remedy="call loss_module(*args), which says which one",
-        )
-    return results
+    return valid_results(specialization, terms.emitted.module(*tensors))
 
 
 def summary(
