@@ -61,8 +61,7 @@ def explained(specializations: Sequence[Specialization]) -> Explanation:
             frozenset({_NUMBER, _CALLS}),
         ),
     ]
-    for title, report in reports(latest):
-        tables.append(Table(f"passes: {title}", (), tuple((line,) for line in str(report).splitlines())))
+    tables += [report.table(f"passes: {title}") for title, report in reports(latest)]
     return Explanation(tuple(table for table in tables if table.rows))
 
 
