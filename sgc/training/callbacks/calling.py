@@ -37,11 +37,7 @@ class Calling:
 
     def steps_until_due(self, taken: int) -> int | None:
         """How many steps may be taken before the next ``on_step_end``; None: any number."""
-        return min((every - taken % every for every, _ in self._at_steps), default=None)
-
-    def is_due(self, taken: int) -> bool:
-        """Whether an ``on_step_end`` follows after so many steps."""
-        return any(taken % every == 0 for every, _ in self._at_steps)
+        return min(every - taken % every for every, _ in self._at_steps) if self._at_steps else None
 
     def step_end(self, taken: int) -> None:
         """After a step."""
