@@ -22,8 +22,8 @@ the name may have dots (package.module:vae.guide). They are functions, or object
 
 _STATUSES = """\
 exit status: 0 if it was explained; 1 if the program cannot be compiled, raises an error, or a picture cannot be drawn;
-2 if the command line is wrong: no such module or name, nothing that can be called, arguments that raise, a file that
-cannot be written."""
+2 if the command line is wrong: no such module or name, nothing that can be called, an option or arguments that raise, a
+file that cannot be written."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--args", default="", metavar="ARGS", help="the arguments of both (see above); default: none")
     explain.add_argument("--num-particles", type=int, default=1, metavar="N", help="as in sgc.compile")
     explain.add_argument("--vectorize-particles", action="store_true", help="as in sgc.compile")
+    explain.add_argument(
+        "--max-plate-nesting", type=int, metavar="N", help="as in sgc.compile; default: found by a run"
+    )
+    explain.add_argument("--objective", default="elbo", metavar="NAME", help="as in sgc.compile; default: elbo")
     explain.add_argument("--html", metavar="FILE", help="write the tables as a page, too")
     explain.add_argument("--draw", metavar="FILE", help="draw the graph, too: FILE.svg, .png or .pdf; needs Graphviz")
     explain.add_argument("--unfold", action="store_true", help="draw each step of what is repeated")

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import keyword
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from sgc.api import compile
-from sgc.errors import SgcError
+from sgc.errors import ArgumentError, SgcError
 from sgc.guards.base import Call
 from sgc.runtime.explanation import Explanation
 from sgc.tracing.source import line_of
@@ -38,16 +39,20 @@ def explain(options: argparse.Namespace) -> int:
     try:
         model, guide = (_callable(name) for name in (options.model, options.guide))
         call = _arguments(options.args)
-    except CommandError as error:
-        return _told(str(error), _WRONG)
-    try:
         loss_module = compile(
             model,
             guide,
             num_particles=options.num_particles,
             vectorize_particles=options.vectorize_particles,
+            max_plate_nesting=math.inf if options.max_plate_nesting is None else options.max_plate_nesting,
             backend="eager",
+            objective=options.objective,
         )
+    except CommandError as error:
+        return _told(str(error), _WRONG)
+    except ArgumentError as error:
+        return _told(f"{type(error).__name__}: {error}", _WRONG)
+    try:
         explanation = loss_module.initialize(*call.args, **call.kwargs).explain()
     except SgcError as error:
         return _told(f"{type(error).__name__}: {error}", _FAILED)

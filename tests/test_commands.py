@@ -127,6 +127,7 @@ def explained(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int,
         (["--args", "coin:named"], "rows: 5"),
         (["--args", "coin:one"], "rows: 6"),
         (["--args", "torch.zeros(3)", "--num-particles", "2", "--vectorize-particles"], "num_particles_vectorized: 2"),
+        ([*ARGS, "--objective", "Trace_ELBO", "--max-plate-nesting", "1"], "3 of 3"),
     ],
 )
 def test_arguments_are_an_expression_or_a_function(
@@ -190,7 +191,12 @@ def test_a_page_and_a_picture_are_written(modules: Path, capsys: pytest.CaptureF
         (["coin:model", "coin:guide"], 1, "called without arguments: --args gives them"),
         (["coin:failing", "coin:guide", *ARGS], 1, "KeyError: 'lost'\n  --> "),
         (["coin:invalid", "coin:guide", *ARGS], 1, 'pyro.sample("z", dist.Normal(0.0, -1.0))'),
-        (["coin:model", "coin:guide", *ARGS, "--num-particles", "0"], 1, "particles"),
+        (
+            ["coin:model", "coin:guide", *ARGS, "--num-particles", "0"],
+            2,
+            "num_particles must be a positive integer, not 0",
+        ),
+        (["coin:model", "coin:guide", *ARGS, "--objective", "IWAE"], 2, "objective must be one of"),
         (["coin:model", "coin:guide", *ARGS, "--html", "no/such/page.html"], 2, "cannot write no/such/page.html"),
         (["coin:model", "coin:guide", *ARGS, "--draw", "graph.gif"], 1, ".svg"),
     ],
