@@ -33,7 +33,7 @@ class Loop:
     :param total: how many steps there will be, if that is known.
     :param progress_bar: whether to show the progress, with the running ELBO.
     :param callbacks: what is called during the run.
-    :param latest: the call that the latest step was of.
+    :param latest: the call that the latest step was of, during the run.
     :param stopped: why a callback has ended the run.
     """
 
@@ -114,7 +114,8 @@ class Loop:
             calling.train_begin()
             with progress(self.total, wanted=self.progress_bar) as shown, postponed_interrupt() as interrupted:
                 try:
-                    take_all(lambda stretches: self._take(stretches, calling, shown, interrupted))
+                    if self.stopped is None:
+                        take_all(lambda stretches: self._take(stretches, calling, shown, interrupted))
                 finally:
                     self._settle_in_turn()
                     self._ended, self._data_size = time.perf_counter(), self.steps.data_size()
@@ -122,7 +123,10 @@ class Loop:
             run.error = error
             raise
         finally:
-            calling.train_end()
+            try:
+                calling.train_end()
+            finally:
+                self.latest = None  # a minibatch is not kept alive by the result
 
     def _take(
         self,

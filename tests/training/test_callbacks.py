@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -218,6 +220,36 @@ def test_the_best_parameters_are_put_back(stopped: bool, uncompiled: None) -> No
     assert stopping.best_step == 1 and pyro.param("level").item() == 6.0
     svi.run(1)
     assert pyro.param("level").item() == 7.0
+
+
+def test_a_parameter_that_came_after_the_best_look_stays(uncompiled: None) -> None:
+    def model(flag: bool) -> None:
+        level = pyro.param("level", torch.tensor(5.0))
+        pyro.factor("cost", -level - (pyro.param("late", torch.tensor(2.0)) if flag else 0.0))
+
+    svi = fresh(rising, program=(model, lambda flag: None))
+    svi.run([False, True, True], callbacks=[sgc.EarlyStopping(every=1, restore_best=True)])
+    assert pyro.param("level").item() == 6.0 and pyro.param("late").item() == 4.0
+
+
+def test_a_run_that_is_stopped_before_it_begins_takes_no_step(uncompiled: None) -> None:
+    class Stopping(sgc.Callback):
+        def on_train_begin(self, run: sgc.TrainingRun) -> None:
+            run.stop("not today")
+
+    result = fresh().run([DATA] * 3, callbacks=[Stopping()])
+    assert len(result.losses) == 0 and result.stopped == "not today"
+
+
+def test_a_run_that_is_over_keeps_no_minibatch_alive() -> None:
+    batch = torch.zeros(3)
+    reference = weakref.ref(batch)
+    svi = quick()
+    svi.run([DATA] * 3)  # a capture keeps what it was made of
+    svi.run([batch], callbacks=[lambda run: None])
+    del batch
+    gc.collect()
+    assert reference() is None and len(svi.result.losses) == 1
 
 
 def test_after_an_error_parameters_stay_and_the_best_are_there(uncompiled: None) -> None:

@@ -81,7 +81,10 @@ class EarlyStopping(Callback):
     def on_train_end(self, run: TrainingRun) -> None:
         """Put the best parameters back, if that was asked for."""
         if run.error is None and self.best_values is not None:
-            run.svi.loss_module.load_state_dict(self.best_values)
+            loss_module = run.svi.loss_module
+            loss_module.load_state_dict(
+                {**loss_module.state_dict(), **self.best_values}
+            )  # others came later: they stay
 
     def _look(self, run: TrainingRun, steps: int | None) -> None:
         if self._metric is not None:
