@@ -242,14 +242,18 @@ def test_a_run_that_is_stopped_before_it_begins_takes_no_step(uncompiled: None) 
 
 
 def test_a_run_that_is_over_keeps_no_minibatch_alive() -> None:
-    batch = torch.zeros(3)
-    reference = weakref.ref(batch)
+    made: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[Tensor]:
+        batch = torch.zeros(3)
+        made.append(weakref.ref(batch))
+        yield batch
+
     svi = quick()
     svi.run([DATA] * 3)  # a capture keeps what it was made of
-    svi.run([batch], callbacks=[lambda run: None])
-    del batch
+    svi.run(batches(), callbacks=[lambda run: None])
     gc.collect()
-    assert reference() is None and len(svi.result.losses) == 1
+    assert made[0]() is None and len(svi.result.losses) == 1
 
 
 def test_after_an_error_parameters_stay_and_the_best_are_there(uncompiled: None) -> None:
