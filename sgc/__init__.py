@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from sgc.saved.loaded_loss import LoadedLoss
     from sgc.saved.loading import load
     from sgc.saved.saving import save
+    from sgc.training.callbacks.callback import Callback, TrainingRun
+    from sgc.training.callbacks.early_stopping import EarlyStopping
+    from sgc.training.callbacks.monitor import Monitor
+    from sgc.training.callbacks.tensorboard import TensorBoard
 
 __all__ = [
     "SVI",
+    "Callback",
+    "EarlyStopping",
     "LoadedLoss",
     "LossModule",
+    "Monitor",
     "StochasticGraph",
+    "TensorBoard",
+    "TrainingRun",
     "capture",
     "compile",
     "errors",
@@ -34,6 +43,11 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "SVI": "sgc.infer.svi",
+    "Callback": "sgc.training.callbacks.callback",
+    "EarlyStopping": "sgc.training.callbacks.early_stopping",
+    "Monitor": "sgc.training.callbacks.monitor",
+    "TensorBoard": "sgc.training.callbacks.tensorboard",
+    "TrainingRun": "sgc.training.callbacks.callback",
     "LoadedLoss": "sgc.saved.loaded_loss",
     "LossModule": "sgc.runtime.loss_module",
     "StochasticGraph": "sgc.graph.graph",

@@ -11,7 +11,7 @@ import sgc
 
 ROOT = Path(sgc.__file__).parent
 LAYERS = (
-    {"errors", "config", "html_table", "native"},
+    {"errors", "config", "table", "native"},
     {"graph"},
     {"tracing", "passes", "emit"},
     {"guards"},
@@ -19,7 +19,8 @@ LAYERS = (
     {"training", "api"},
     {"infer"},
     {"__init__"},
-    {"doctor", "saved"},
+    {"doctor", "explain_command", "saved"},
+    {"__main__"},
 )
 INDEPENDENT = {"tracing", "passes", "emit"}
 WITHIN_EMIT = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro.infer
@@ -22,6 +22,8 @@ from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.runtime.dynamo import untraced
 from sgc.training import checkpoint
+from sgc.training.callbacks.callback import Callback, TrainingRun, as_callback
+from sgc.training.callbacks.monitor import Monitor, as_monitor
 from sgc.training.loop import Loop
 from sgc.training.losses import RunResult
 from sgc.training.minibatches import Minibatches
@@ -148,7 +150,14 @@ class SVI(pyro.infer.SVI):
 
     @untraced
     def run(
-        self, steps: int | Iterable[Any], *args: Any, epochs: int = 1, progress_bar: bool = False, **kwargs: Any
+        self,
+        steps: int | Iterable[Any],
+        *args: Any,
+        epochs: int = 1,
+        progress_bar: bool = False,
+        monitor: int | Monitor | None = None,
+        callbacks: Sequence[Callback | Callable[[TrainingRun], Any]] = (),
+        **kwargs: Any,
     ) -> RunResult:
         """Take many steps, without a look at the losses in between.
 
@@ -156,13 +165,17 @@ class SVI(pyro.infer.SVI):
         one for each minibatch, whose parts are the arguments (a tuple or list), the keyword arguments (a mapping), or
         the one argument (anything else); ``args`` and ``kwargs`` follow them.
 
-        Ctrl-C takes effect between two steps, and ``svi.result`` has the losses until then.
+        Ctrl-C takes effect between two steps, and ``svi.result`` has the losses until then, whatever else ends the run.
 
         :param steps: how many, or an iterable of minibatches.
         :param epochs: how often to go through the minibatches.
         :param progress_bar: show the progress with the running ELBO: the mean over the minibatches of an epoch (at most
             a thousand), else over the last 100 steps; for each datum where a subsampling plate says how many there are.
             On a terminal and in a notebook that is a bar, which needs tqdm; elsewhere a line at each tenth of the run.
+        :param monitor: record the ELBO and the gradient's norm after each so many steps, in ``result.monitored``; an
+            :class:`sgc.Monitor` says more. It does not change the training.
+        :param callbacks: functions of an :class:`sgc.TrainingRun`, called after each step, and objects of classes
+            derived from :class:`sgc.Callback`; :class:`sgc.EarlyStopping` and :class:`sgc.TensorBoard` are two.
         :return: the losses, a float tensor of one entry a step, and the time taken.
         :raises sgc.errors.NanLossError: if a loss is NaN, which names the step and its minibatch; parameters and
             optimizer are as they were before that step.
@@ -170,12 +183,14 @@ class SVI(pyro.infer.SVI):
             names the step, as on every error that is raised in one.
         :raises sgc.errors.SgcError: if the program cannot be compiled.
         """
+        monitoring = as_monitor(monitor)
+        watching = [*([] if monitoring is None else [monitoring]), *map(as_callback, _listed(callbacks))]
         if isinstance(steps, int):
             if steps < 0 or epochs != 1:
                 raise ArgumentError("a number of steps must not be negative, and epochs go with minibatches only")
-            self._loop = Loop(self._steps(), steps, progress_bar)
-            self._loop.repeat(Call(args, kwargs), steps)
-            return self._loop.result()
+            loop = self._loop = Loop(self._steps(), steps, progress_bar, watching)
+            loop.repeat(self, Call(args, kwargs), steps)
+            return loop.result()
         if isinstance(steps, (str, Tensor)) or not isinstance(steps, Iterable):
             raise ArgumentError(f"run takes a number of steps or minibatches, not a {type(steps).__name__}")
         if epochs > 1 and isinstance(steps, Iterator):
@@ -184,9 +199,9 @@ class SVI(pyro.infer.SVI):
                 remedy="pass a list or a DataLoader, or epochs=1",
             )
         minibatches = Minibatches(steps, epochs, args, kwargs)
-        self._loop = Loop(self._steps(), minibatches.total, progress_bar)
-        self._loop.over(minibatches)
-        return self._loop.result()
+        loop = self._loop = Loop(self._steps(), minibatches.total, progress_bar, watching)
+        loop.over(self, minibatches)
+        return loop.result()
 
     @property
     def result(self) -> RunResult:
@@ -245,6 +260,16 @@ class SVI(pyro.infer.SVI):
         if self._stepper is None:
             raise SgcError("the loss of this SVI is not compiled", remedy="use an sgc.infer.TraceGraph_ELBO")
         return self._stepper
+
+
+def _listed(callbacks: Any) -> Sequence[Any]:
+    """Callbacks as they are to be given.
+
+    :raises sgc.errors.ArgumentError: if there is no list around them.
+    """
+    if isinstance(callbacks, (list, tuple)):
+        return callbacks
+    raise ArgumentError(f"callbacks are a list, not a {type(callbacks).__name__}", remedy="callbacks=[...]")
 
 
 @untraced

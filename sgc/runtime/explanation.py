@@ -13,27 +13,12 @@ from sgc.graph.drawing.wording import Wording
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import InputNode, Payload, SiteNode
 from sgc.graph.program import InputKind, SiteKind
-from sgc.html_table import html_table
 from sgc.passes.choose_estimators import why_chosen
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.stages import reports
+from sgc.table import Table
 
 _P = TypeVar("_P", bound=Payload)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table under a title: the names of its columns, if they need any, and its rows."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def __str__(self) -> str:
-        lines = [*([self.head] if self.head else []), *self.rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        return "\n".join([self.title, *(f"  {text}".rstrip() for text in texts)])
 
 
 @dataclass(frozen=True)
@@ -47,7 +32,7 @@ class Explanation:
 
     def to_html(self) -> str:
         """The tables in HTML that needs no style sheet."""
-        return "\n".join(html_table(table.title, table.head, table.rows) for table in self.tables)
+        return "\n".join(table.to_html() for table in self.tables)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": str(self), "text/html": self.to_html()}
@@ -61,18 +46,28 @@ def explained(specializations: Sequence[Specialization]) -> Explanation:
     tables = [
         Table("latent sites", _SITE_HEAD, tuple(_sites(graph, wording))),
         Table("parameters", (), tuple(_parameters(graph, wording))),
-        Table("buffers, and constants that the program closes over", _CONSTANT_HEAD, tuple(_constants(graph, wording))),
+        Table(
+            "buffers, and constants that the program closes over",
+            _CONSTANT_HEAD,
+            tuple(_constants(graph, wording)),
+            frozenset({_BYTES}),
+        ),
         Table("sampled or scored by a call of Python", (), tuple(_opaque(graph, wording))),
         Table("what the latest specialization relies on", (), tuple((line,) for line in latest.describe())),
-        Table("specializations", ("", "made because of", "calls"), tuple(_specializations(specializations))),
+        Table(
+            "specializations",
+            ("", "made because of", "calls"),
+            tuple(_specializations(specializations)),
+            frozenset({_NUMBER, _CALLS}),
+        ),
     ]
-    for title, report in reports(latest):
-        tables.append(Table(f"passes: {title}", (), tuple((line,) for line in str(report).splitlines())))
+    tables += [report.table(f"passes: {title}") for title, report in reports(latest)]
     return Explanation(tuple(table for table in tables if table.rows))
 
 
 _SITE_HEAD = ("", "distribution", "plates", "estimator", "because", "downstream costs", "baseline", "line")
 _CONSTANT_HEAD = ("", "", "bytes", "")
+_BYTES, _NUMBER, _CALLS = 2, 0, 2
 
 
 def _sites(graph: StochasticGraph, wording: Wording) -> Iterator[tuple[str, ...]]:

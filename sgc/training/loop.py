@@ -1,34 +1,22 @@
-"""Many steps: losses stay on the device, guards are checked once for a stretch of steps with the same arguments."""
+"""A run of training: many steps, guards checked once for a stretch of them, with epochs, callbacks and progress."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from sgc.errors import NanLossError
 from sgc.guards.base import Call
-from sgc.runtime.async_number import AsyncNumber
-from sgc.runtime.validity import RandomState
-from sgc.tracing.state.random_state import (
-    device_random_state,
-    random_state,
-    restore_random_state,
-    set_device_random_state,
-)
-from sgc.training.bound_step import Step
+from sgc.training.callbacks.callback import Callback, TrainingRun
+from sgc.training.callbacks.calling import Calling
+from sgc.training.callbacks.monitor import Monitor
 from sgc.training.interrupts import postponed_interrupt
-from sgc.training.losses import Losses, RunResult
+from sgc.training.losses import RunResult
 from sgc.training.minibatches import Minibatches
-from sgc.training.nan_loss import nan_loss_error
-from sgc.training.progress import progress
+from sgc.training.progress import Bar, Lines, progress
 from sgc.training.steps_protocol import Steps
+from sgc.training.stretches import Stretches
 
 _STRETCH = 0.1
 """Seconds that a stretch of steps takes, about: as long as the report of the progress and a NaN may wait."""
@@ -36,273 +24,158 @@ _STRETCH = 0.1
 _LONGEST = 1000
 """The most steps in a stretch."""
 
-_GROUP = 16
-"""How many minibatches a GPU is sent before it is asked whether one has halted; one such group more may be ahead."""
-
-
-@dataclass
-class _Group:
-    """Stretches of steps that were sent to a device, each with the call, the step and the losses.
-
-    :param before: the random state of the device before them.
-    """
-
-    before: Tensor
-    sent: list[tuple[Call, Step, Tensor]] = field(default_factory=list)
-    flag: SupportsFloat | None = None
-    """Whether one of them has halted, on its way to the host."""
-
-    @property
-    def device(self) -> torch.device:
-        """The one that they were sent to."""
-        return self.sent[0][1].halted.device
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.sent) == _GROUP
-
-    def has_halted(self) -> bool:
-        """Whether one of them has halted; this waits for the device."""
-        return bool(float(self.sent[-1][1].halted if self.flag is None else self.flag))
-
-    def first_halted(self) -> int:
-        """The position of the stretch in which it was."""
-        return next(i for i, (_, _, losses) in enumerate(self.sent) if losses.isnan().any())
-
 
 @dataclass
 class Loop:
     """A run of training in progress; :meth:`result` may be asked for at any time, after an interruption too.
 
-    Steps on the CPU are looked at one stretch after another. A GPU is sent minibatches in groups, and asked late
-    whether one of them has halted: a step that halts writes nothing, nor does one behind it.
-
     :param steps: takes the steps.
     :param total: how many steps there will be, if that is known.
     :param progress_bar: whether to show the progress, with the running ELBO.
+    :param callbacks: what is called during the run.
+    :param latest: the call that the latest step was of, during the run.
+    :param stopped: why a callback has ended the run.
     """
 
     steps: Steps
     total: int | None
     progress_bar: bool
-    _losses: Losses = field(default_factory=Losses)
-    _groups: deque[_Group] = field(default_factory=deque)
-    _pending: int = 0  # how many steps they have
+    callbacks: Sequence[Callback] = ()
+    latest: Call | None = None
+    stopped: str | None = None
     _began: float = field(default_factory=time.perf_counter)
     _ended: float | None = None
     _minibatches: Minibatches | None = None
-    _data_sizes: set[int | None] = field(default_factory=set)
+    _epoch_ends: list[int] = field(default_factory=list)
+    _data_size: int | None = None
     _began_uncompiled: bool = False
 
-    def repeat(self, call: Call, steps: int) -> None:
-        """Take a number of steps with the same arguments."""
-        self._take((call, steps) for _ in range(1))
+    def __post_init__(self) -> None:
+        self._stretches = Stretches(self.steps, self._place)
 
-    def over(self, minibatches: Minibatches) -> None:
+    def repeat(self, svi: Any, call: Call, steps: int) -> None:
+        """Take a number of steps with the same arguments."""
+
+        def take_them(take: Callable[[Iterable[tuple[Call, int]]], bool]) -> None:
+            take([(call, steps)])
+
+        self._run(svi, take_them)
+
+    def over(self, svi: Any, minibatches: Minibatches) -> None:
         """Take a step for each minibatch."""
         self._minibatches = minibatches
-        self._take((call, 1) for call in minibatches)
+
+        def take_epochs(take: Callable[[Iterable[tuple[Call, int]]], bool]) -> None:
+            for epoch in minibatches:
+                if not take((call, 1) for call in epoch):
+                    return
+
+        self._run(svi, take_epochs)
 
     def result(self) -> RunResult:
         """The losses so far."""
-        return RunResult(self._losses.all(), (self._ended or time.perf_counter()) - self._began)
+        monitor = next((callback for callback in self.callbacks if isinstance(callback, Monitor)), None)
+        losses, ended = self._stretches.losses.all(), self._ended
+        return RunResult(
+            losses,
+            (ended or time.perf_counter()) - self._began,
+            epoch_ends=tuple(end for end in self._epoch_ends if end <= len(losses)),
+            data_size=self.steps.data_size() if ended is None else self._data_size,
+            stopped=self.stopped,
+            monitored=None if monitor is None else monitor.monitored,
+        )
 
-    def _take(self, stretches: Iterable[tuple[Call, int]]) -> None:
-        with progress(self.total, wanted=self.progress_bar) as shown, postponed_interrupt() as interrupted:
-            try:
-                for call, steps in stretches:
-                    length, left = 1, steps
-                    while left:
-                        started, before = time.perf_counter(), self._taken
-                        try:
-                            with self.steps.turn():
-                                self._stretch(call, min(length, left), interrupted)
-                        except Exception as error:
-                            self._note_where(error)
-                            raise
-                        taken = self._taken - before
-                        left -= taken
-                        if shown is not None:
-                            self._began_uncompiled |= self.steps.runs_uncompiled()
-                            self._data_sizes.add(self.steps.data_size())
-                            shown.show(taken, self._state)
-                        if interrupted:
-                            return
-                        each = (time.perf_counter() - started) / taken
-                        length = max(1, min(_LONGEST, int(_STRETCH / each)))
-            finally:
-                with self.steps.turn():
-                    self._settle()
-                self._ended = time.perf_counter()
+    # -- what callbacks see
 
     @property
-    def _taken(self) -> int:
+    def taken(self) -> int:
         """How many steps were taken or sent."""
-        return self._losses.count + self._pending
+        return self._stretches.taken
 
-    # -- the ways to take steps
+    @property
+    def epoch(self) -> int | None:
+        """The number of the present epoch, where there are epochs."""
+        return None if self._minibatches is None else self._minibatches.epoch
 
-    def _stretch(self, call: Call, steps: int, interrupted: Collection[Any] = ()) -> None:
-        """Take up to ``steps`` steps with the same arguments, at least one."""
-        step = self.steps.ready(call)
-        on_cpu = step is not None and step.halted.device.type == "cpu"
-        if step is None:
-            self._settle()
-            self._losses.add(self._in_python(call))
-        elif on_cpu and step.specialization.tally is not None:
-            self._settle()
-            self._speculate(call, step, steps if step.specialization.reads_inputs_only else 1)
-        elif on_cpu and steps == 1:
-            self._settle()
-            self._once(call, step)
-        else:
-            self._send(call, step, steps, interrupted)
-            if on_cpu or steps > 1:
-                self._settle()
-            elif self._groups[-1].is_full:
-                self._groups[-1].flag = AsyncNumber(step.halted)
-                self._settle(ahead=1)
+    @property
+    def steps_in_epoch(self) -> int:
+        """How many steps of the present epoch were taken."""
+        return self.taken - (0 if self._minibatches is None else self._minibatches.before_epoch)
 
-    def _once(self, call: Call, step: Step) -> None:
-        """Take one step on the CPU."""
-        before = device_random_state(step.halted.device)
-        loss = step.once()
-        if loss == loss:
-            self._losses.add_number(loss, step.bound.dtype)
-        else:
-            self._resume(_Group(before, [(call, step, torch.tensor([loss], device="cpu"))]))
+    def latest_losses(self, steps: int) -> list[float]:
+        """The losses of the latest steps, those that are known."""
+        return self._stretches.losses.last(steps)
 
-    def _send(self, call: Call, step: Step, steps: int, interrupted: Collection[Any]) -> None:
-        """Send steps to the device, in the latest group if that is not full, without a look at their losses."""
-        device = step.halted.device
-        if self._groups and self._groups[-1].device != device:
-            self._settle()
-        begins = not self._groups or self._groups[-1].is_full
-        group = _Group(device_random_state(device)) if begins else self._groups[-1]
-        wanted = steps if step.specialization.reads_inputs_only else 1
+    def _run(self, svi: Any, take_all: Callable[[Callable[[Iterable[tuple[Call, int]]], bool]], None]) -> None:
+        """Take all steps, with the callbacks before, during and after them."""
+        run = TrainingRun(svi, self)
+        calling = Calling(self.callbacks, run)
         try:
-            losses = step(wanted, interrupted)
-        except Exception as error:
-            self._note_where(error, wanted)
+            calling.train_begin()
+            with progress(self.total, wanted=self.progress_bar) as shown, postponed_interrupt() as interrupted:
+                try:
+                    if self.stopped is None:
+                        take_all(lambda stretches: self._take(stretches, calling, shown, interrupted))
+                finally:
+                    self._settle_in_turn()
+                    self._ended, self._data_size = time.perf_counter(), self.steps.data_size()
+        except BaseException as error:
+            run.error = error
             raise
-        if begins:
-            self._groups.append(group)
-        group.sent.append((call, step, losses))
-        self._pending += 1 if steps == 1 else len(losses)
-
-    def _speculate(self, call: Call, step: Step, steps: int) -> None:
-        """Take up to ``steps`` steps that assume which way branches on samples go, up to one that Pyro takes."""
-        before, failure = RandomState.now(step.halted.device), None
-        try:
-            losses, before = step.until_halted(steps)
-        except Exception as error:  # on the captured branch, which may be the wrong one
-            losses, failure = torch.tensor([math.nan]), error
-        if not losses[-1].isnan():
-            self._losses.add(losses)
-            return
-        if len(losses) > 1:
-            self._losses.add(losses[:-1])
-        resumed = self.steps.judged(step, step.trial(call, before), failure)
-        if resumed is None:
-            before.restore()
-            raise nan_loss_error(self._which(self._losses.count + 1), step.specialization, step.inputs)
-        self._losses.add(resumed.reshape(1))
-
-    def _in_python(self, call: Call) -> Tensor:
-        """The loss of a step in Python, of shape ``[1]``.
-
-        :raises NanLossError: if it is NaN; the random state is the one before the step then.
-        """
-        before = random_state()
-        loss = self.steps.eagerly(call).reshape(1)
-        if loss.isnan():
-            restore_random_state(before)
-            raise self.steps.nan_error(self._which(self._losses.count + 1), call)
-        return loss
-
-    # -- the results of steps that were sent
-
-    def _settle(self, ahead: int = 0) -> None:
-        """Look whether what was sent has halted, until no more than ``ahead`` groups are on their way."""
-        while len(self._groups) > ahead:
-            group = self._groups.popleft()
-            if not group.has_halted():
-                for _, _, losses in group.sent:
-                    self._pending -= len(losses)
-                    self._losses.add(losses)
-                continue
-            later = [call for other in self._groups for call, _, _ in other.sent]
-            self._groups.clear()
-            self._pending = 0
-            rest = self._resume(group)
-            # A step that halts is the last one that does anything: those that were sent after it have only drawn.
-            for call in (*rest, *later):
-                self._stretch(call, 1)
-
-    def _resume(self, group: _Group) -> list[Call]:
-        """Go on with a group that has halted, up to the step where it did and with that one, or raise its error.
-
-        The random state is the one after that step then; with an error, the one before it.
-
-        :return: the calls behind it.
-        :raises NanLossError: if its loss was NaN.
-        :raises Exception: what Pyro raises, if it was not valid.
-        """
-        position = group.first_halted()
-        call, step, _ = group.sent[position]
-        state, device = group.before, step.halted.device
-        try:
-            state = self._replay(group, position)
-            trial = step.trial(call, step.random_state())
-            step.once()
-            try:
-                resumed = self.steps.judged(step, trial)
-            except Exception as error:
-                self._note_where(error)
-                raise
-            if resumed is None:
-                set_device_random_state(state, device)
-                raise nan_loss_error(self._which(self._losses.count + 1), step.specialization, step.inputs)
-            state = device_random_state(device)
-            self._losses.add(resumed.reshape(1))
         finally:
-            set_device_random_state(state, device)
-            step.halted.zero_()
-        return [later for later, _, _ in group.sent[position + 1 :]]
+            try:
+                calling.train_end()
+            finally:
+                self.latest = None  # a minibatch is not kept alive by the result
 
-    def _replay(self, group: _Group, position: int) -> Tensor:
-        """Add the losses before the step that has halted; the random state where that step began.
+    def _take(
+        self,
+        stretches: Iterable[tuple[Call, int]],
+        calling: Calling,
+        shown: Bar | Lines | None,
+        interrupted: Collection[Any],
+    ) -> bool:
+        """Take the steps of an epoch, or of a run without epochs; whether there may be others after them."""
+        for call, steps in stretches:
+            self.latest = call
+            length, left = 1, steps
+            while left:
+                started, before = time.perf_counter(), self.taken
+                due = calling.steps_until_due(before)
+                try:
+                    with self.steps.turn():
+                        self._stretches.take(call, min(length, left, due or left), interrupted)
+                except Exception as error:
+                    self._stretches.note_where(error)
+                    raise
+                taken = self.taken - before
+                left -= taken
+                if shown is not None:
+                    self._began_uncompiled |= self.steps.runs_uncompiled()
+                    shown.show(taken, self._state)
+                each = (time.perf_counter() - started) / taken
+                length = max(1, min(_LONGEST, int(_STRETCH / each)))
+                if due == taken:
+                    self._settle_in_turn()
+                    calling.step_end(self.taken)
+                if interrupted or self.stopped is not None:
+                    return False
+        if self._minibatches is not None:
+            self._epoch_ends.append(self.taken)
+            if self.callbacks:
+                self._settle_in_turn()
+                calling.epoch_end()
+        return not interrupted and self.stopped is None
 
-        A halted step writes nothing, nor does any as long as it is marked as halted: they only draw again.
-
-        :param position: of the stretch in which it was.
-        """
-        _, step, losses = group.sent[position]
-        device = step.halted.device
-        set_device_random_state(group.before, device)
-        for _, good, known in group.sent[:position]:
-            good(len(known))
-            self._losses.add(known)
-        good_steps = int(losses.isnan().int().argmax())
-        if good_steps:
-            step(good_steps)
-            self._losses.add(losses[:good_steps])
-        return device_random_state(device)
+    def _settle_in_turn(self) -> None:
+        """Wait for what was sent."""
+        with self.steps.turn():
+            self._stretches.settle()
 
     # -- in words
 
-    def _which(self, number: int) -> str:
-        """The step of this number, counted from 1, and its minibatch."""
-        place = "" if self._minibatches is None else f" ({self._minibatches.place(number)})"
-        return f"step {number}{place}"
-
-    def _note_where(self, error: Exception, steps: int = 1) -> None:
-        """Note on an error in which step it was raised, unless it is one that says so, or has been noted."""
-        if isinstance(error, NanLossError) or any(note.startswith(_RAISED) for note in getattr(error, "__notes__", ())):
-            return
-        first = self._taken + 1
-        where = self._which(first) if steps == 1 else f"one of the steps {first} to {first + steps - 1}"
-        error.add_note(f"{_RAISED} {where} of the run; svi.result has the losses before it")
+    def _place(self, number: int) -> str:
+        return "" if self._minibatches is None else self._minibatches.place(number)
 
     def _state(self) -> str:
         """The running ELBO, and what takes the steps where that is not compiled from the start."""
@@ -316,15 +189,13 @@ class Loop:
         epoch, over the last thousand.
         """
         length = None if self._minibatches is None else self._minibatches.epoch_length
-        losses = self._losses.last(min(length or _RECENT, _LONGEST))
+        losses = self._stretches.losses.last(min(length or _RECENT, _LONGEST))
         if not losses:
             return ""
         loss = sum(losses) / len(losses)
-        (size,) = self._data_sizes if len(self._data_sizes) == 1 else (None,)
+        size = self.steps.data_size()
         return f"ELBO {-loss:.4g}" if size is None else f"ELBO {-loss / size:.4g} per datum"
 
-
-_RAISED = "raised in"
 
 _RECENT = 100
 """Without epochs the running ELBO is the mean of this many losses, as many as the text of a result tells."""

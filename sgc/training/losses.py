@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgc.html_table import html_table
+from sgc.errors import SgcError
+from sgc.table import Table
+from sgc.training.callbacks.monitored import Monitored
 from sgc.training.loss_curve import loss_curve
 
 
@@ -68,17 +70,47 @@ class RunResult:
 
     ``losses`` is a float tensor on the CPU, of one loss (minus the ELBO, in nats) for each step. ``seconds`` is how
     long the run took, captures and compilations included.
+
+    :param epoch_ends: how many steps were taken by the end of each epoch that was gone through.
+    :param data_size: how many data each loss is of, where subsampling plates say so.
+    :param stopped: why a callback has ended the run before its last step; None if none has.
+    :param monitored: what the monitor has recorded; None if there was none.
     """
 
     losses: Tensor
     seconds: float
+    epoch_ends: tuple[int, ...] = ()
+    data_size: int | None = None
+    stopped: str | None = None
+    monitored: Monitored | None = None
+
+    @property
+    def epoch_losses(self) -> Tensor:
+        """The mean loss of the steps of each epoch that was gone through, of shape ``[epochs]``; NaN without steps."""
+        starts = (0, *self.epoch_ends)
+        means = [self.losses[start:end].mean() for start, end in zip(starts, self.epoch_ends, strict=False)]
+        return torch.stack(means) if means else torch.empty(0, dtype=self.losses.dtype)
+
+    @property
+    def losses_per_datum(self) -> Tensor:
+        """Each loss over :attr:`data_size`.
+
+        :raises sgc.errors.SgcError: if that is not known.
+        """
+        if self.data_size is None:
+            raise SgcError(
+                "how many data these losses are of is said by no subsampling plate, or not by all alike",
+                remedy="divide result.losses or result.epoch_losses by their number",
+            )
+        return self.losses / self.data_size
 
     def __str__(self) -> str:
         count = len(self.losses)
         last = f", the mean loss of the last {min(count, 100)}: {self.losses[-100:].mean():.4f}" if count else ""
-        return f"{count} steps in {self.seconds:.1f} s{last}"
+        stopped = "" if self.stopped is None else f"; stopped: {self.stopped}"
+        return f"{count} steps in {self.seconds:.1f} s{last}{stopped}"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+    def _rows(self) -> list[tuple[str, str]]:
         rows = [("steps", str(len(self.losses))), ("seconds", f"{self.seconds:.1f}")]
         if len(self.losses):
             last = self.losses[-100:]
@@ -87,5 +119,15 @@ class RunResult:
                 ("last loss", f"{self.losses[-1]:.4f}"),
                 (f"mean loss of the last {len(last)}", f"{last.mean():.4f}"),
             ]
-        table = html_table("run of training", (), rows, below=loss_curve(self.losses))
-        return {"text/plain": str(self), "text/html": table}
+        if self.epoch_ends:
+            rows += [("epochs", str(len(self.epoch_ends))), ("loss of the last", f"{self.epoch_losses[-1]:.4f}")]
+        if self.data_size is not None:
+            rows.append(("data", str(self.data_size)))
+        if self.stopped is not None:
+            rows.append(("stopped", self.stopped))
+        return rows
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        table = Table("run of training", (), tuple(self._rows()), frozenset())
+        below = [loss_curve(self.losses), self.monitored.table.to_html() if self.monitored else ""]
+        return {"text/plain": str(self), "text/html": table.to_html(below="".join(below))}

@@ -21,15 +21,19 @@ class Minibatches:
         self._epochs = epochs
         self._args = args
         self._kwargs = kwargs
+        self._count = 0
         self._began: list[int] = []  # the number of minibatches before each epoch so far
 
-    def __iter__(self) -> Iterator[Call]:
-        count = 0
+    def __iter__(self) -> Iterator[Iterator[Call]]:
+        """The epochs, each the calls of its minibatches; the next one begins when the one before was gone through."""
         for _ in range(self._epochs):
-            self._began.append(count)
-            for batch in self._batches:
-                count += 1
-                yield self._call(batch)
+            self._began.append(self._count)
+            yield self._epoch()
+
+    def _epoch(self) -> Iterator[Call]:
+        for batch in self._batches:
+            self._count += 1
+            yield self._call(batch)
 
     def _call(self, batch: Any) -> Call:
         if isinstance(batch, Mapping):
@@ -42,6 +46,16 @@ class Minibatches:
         epoch = bisect.bisect_left(self._began, step)
         within = step - self._began[epoch - 1]
         return f"minibatch {within} of epoch {epoch}, index {within - 1}"
+
+    @property
+    def epoch(self) -> int:
+        """The number of the present epoch, counted from 1; 0 before the first."""
+        return len(self._began)
+
+    @property
+    def before_epoch(self) -> int:
+        """How many minibatches there were before the present epoch."""
+        return self._began[-1] if self._began else 0
 
     @property
     def total(self) -> int | None:

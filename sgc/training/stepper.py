@@ -284,7 +284,9 @@ class Stepper:
         return self.latest is not None and not self.latest.built.compiled
 
     def data_size(self) -> int | None:
-        """How many data the latest loss is of, where subsampling plates say so."""
+        """How many data a loss is of, where subsampling plates say so, and say the same in all that was captured."""
         loss_module = self.loss_module()
-        program = None if loss_module._eager_only else loss_module.graph.program
-        return None if program is None else program.data_size
+        if loss_module._eager_only:
+            return None
+        sizes = {known.capture.program.data_size for known in loss_module.specializations}
+        return sizes.pop() if len(sizes) == 1 else None

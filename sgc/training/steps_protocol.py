@@ -40,7 +40,7 @@ class Steps(Protocol):
         ...
 
     def data_size(self) -> int | None:
-        """How many data the latest loss is of, where subsampling plates say so."""
+        """How many data a loss is of, where subsampling plates say so, and say the same in all that was captured."""
         ...
 
     def runs_uncompiled(self) -> bool:

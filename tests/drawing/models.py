@@ -165,3 +165,9 @@ def captured(name: str) -> sgc.StochasticGraph:
     """The graph of one of them, captured once."""
     pyro.clear_param_store()
     return MODELS[name]()
+
+
+@cache
+def six_steps() -> sgc.StochasticGraph:
+    """The graph of a short hidden Markov model, captured once."""
+    return hidden_markov_model(6)

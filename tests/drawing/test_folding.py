@@ -15,7 +15,7 @@ from sgc.graph.drawing.folding import FEWEST, FoldedEdge, Folding, fold
 from sgc.graph.drawing.relation import relation_of
 from sgc.graph.nodes import PartialSumNode
 from sgc.graph.program import SiteKind
-from tests.drawing.models import MODELS, captured, hidden_markov_model
+from tests.drawing.models import MODELS, captured, six_steps
 from tests.programs import discrete_chain, local_switches
 
 Edges = Sequence[tuple[str, str]]
@@ -214,5 +214,5 @@ def test_programs_without_repetition_stay_as_they_are() -> None:
 
 
 def test_steps_do_not_make_the_folded_graph_larger() -> None:
-    few = len(drawn_graph(hidden_markov_model(6)).fold().nodes)
+    few = len(drawn_graph(six_steps()).fold().nodes)
     assert len(drawn_graph(captured("hidden_markov_model")).fold().nodes) == few < 30

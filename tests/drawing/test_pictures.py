@@ -18,7 +18,7 @@ from sgc.graph.drawing.scene import Look, scene_of
 from sgc.graph.program import SiteKind
 from sgc.training.loss_curve import loss_curve
 from tests.drawing.goldens import GOLDENS, texts
-from tests.drawing.models import MODELS, captured, hidden_markov_model
+from tests.drawing.models import MODELS, captured, six_steps
 from tests.programs import local_switches
 
 CAN_DRAW = shutil.which("dot") is not None
@@ -60,7 +60,7 @@ def test_a_highlighted_step_is_told_apart_from_the_others() -> None:
 
 
 def test_everything_is_drawn_where_it_is_asked_for() -> None:
-    graph = hidden_markov_model(6)
+    graph = six_steps()
     assert len(scene_of(graph).nodes) < len(scene_of(graph, unfold=True).nodes)
     names = {node.name for node in scene_of(graph, unfold=True).nodes}
     assert set(graph.sites()) | set(graph.costs()) <= names

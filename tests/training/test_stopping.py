@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import sgc
 from sgc.errors import NanLossError, StandInWarning
-from sgc.training import loop
+from sgc.training import stretches
 from tests.training.programs import DATA, GAUSSIAN, NAN, ONE, SCALED, fresh, values
 
 
@@ -75,7 +75,7 @@ def test_steps_go_on_where_the_report_of_a_nan_fails(uncompiled: None, monkeypat
         svi = fresh(program=SCALED)
         svi.run(2, ONE)
         with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="no report"):
-            patched.setattr(loop, "nan_loss_error", failing)
+            patched.setattr(stretches, "nan_loss_error", failing)
             svi.run([ONE, NAN])
         before = values()
         draws = torch.get_rng_state()

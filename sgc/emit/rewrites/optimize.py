@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from textwrap import dedent
 
 import torch
 from torch import Tensor, fx
@@ -29,6 +30,7 @@ from sgc.emit.rewrites.merge_sums import merge_sums
 from sgc.emit.rewrites.outline import Outlined, outline, settle
 from sgc.emit.rewrites.samplers import lower_samplers
 from sgc.errors import ArgumentError
+from sgc.table import Table
 
 Pass = Callable[[fx.GraphModule, Rng], bool]
 """Rewrites a module in place, and says whether it changed it."""
@@ -85,14 +87,22 @@ class Report:
     records: tuple[Record, ...] = ()
 
     def __str__(self) -> str:
+        return dedent("\n".join(self.table("").lines()))
+
+    def table(self, title: str) -> Table:
+        """The passes, with the numbers of nodes before and after each."""
         if not self.records:
-            return "the module runs as it was traced; nothing was rewritten"
-        width = max(len(record.name) for record in self.records)
-        lines = [f"{'pass':{width}}  before  after"]
-        for record in self.records:
-            note = record.skipped or ("" if record.changed else "unchanged")
-            lines.append(f"{record.name:{width}}  {record.before:6}  {record.after:5}  {note}".rstrip())
-        return "\n".join(lines)
+            return Table(title, (), (("the module runs as it was traced; nothing was rewritten",),))
+        rows = (
+            (
+                record.name,
+                str(record.before),
+                str(record.after),
+                record.skipped or ("" if record.changed else "unchanged"),
+            )
+            for record in self.records
+        )
+        return Table(title, ("pass", "before", "after", ""), tuple(rows), frozenset({1, 2}))
 
 
 @dataclass(frozen=True)

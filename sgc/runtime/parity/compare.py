@@ -17,12 +17,12 @@ from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
 from sgc.graph.program import SiteKind
 from sgc.guards.base import Call
-from sgc.html_table import html_table
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
+from sgc.table import Table
 from sgc.tracing.enumeration import joined, named_apart
 from sgc.tracing.prototype import preserved_state
 from sgc.tracing.reference.losses import PYRO_LOSSES, pyro_elbo
@@ -123,8 +123,8 @@ class Verification:
         ]
         for why in self.reasons:
             rows.append(("by design", "", ", ".join(why.names), "", "", f"{why.text}; see {why.section}"))
-        table = html_table(self._title(), ("", "", "", "|difference|", "of", ""), rows)
-        return {"text/plain": str(self), "text/html": table}
+        table = Table(self._title(), ("", "", "", "|difference|", "of", ""), tuple(rows), frozenset({3, 4}))
+        return {"text/plain": str(self), "text/html": table.to_html()}
 
 
 @dataclass(frozen=True)

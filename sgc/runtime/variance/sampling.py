@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sgc.errors import ArgumentError, SgcError
-from sgc.graph.aliasing import copies
-from sgc.graph.program import InputKind
+from sgc.errors import ArgumentError
+from sgc.graph.plan import WITH_BASELINES
+from sgc.runtime.drawn_gradient import parameter_leaves, valid_results
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
+from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, OtherBaselines, settling_draws
 from sgc.runtime.variance.terms import ALL_COSTS, AS_IT_IS, NO_BASELINE, OTHER_TERMS, Terms, emit_terms, gradient
 from sgc.runtime.variance.variance_report import GradientVariance, ParameterVariance, SiteVariance
 from sgc.tracing.state.random_state import random_state, restore_random_state
@@ -19,45 +20,60 @@ from sgc.tracing.state.random_state import random_state, restore_random_state
 _TOTAL = "total"
 
 
-def measure(specialization: Specialization, tensors: list[Tensor], samples: int) -> GradientVariance:
+def measure(
+    specialization: Specialization, tensors: list[Tensor], samples: int, *, alternatives: bool = True
+) -> GradientVariance:
     """The variance of the gradient at the present parameters, averages and data, from so many draws of it.
 
     Nothing changes: not the parameters, their gradients, the averages, the buffers, or the random state.
 
     :param tensors: the program's inputs.
+    :param alternatives: also measure what the variance would be under other choices, which takes longer.
     """
     if samples < 2:
         raise ArgumentError(f"a variance needs at least 2 samples, not {samples}")
-    terms = emit_terms(specialization.graph)
+    has_choices = specialization.options.objective in WITH_BASELINES
+    terms = emit_terms(specialization.graph, alternatives=alternatives and has_choices)
     state = random_state()
     try:
-        draws = ((1.0, drawn(specialization, terms, tensors, ())) for _ in range(samples))
+        others = settled_baselines(specialization, terms, tensors)
+        draws = ((1.0, drawn(specialization, terms, tensors, (), others)) for _ in range(samples))
         return summary(specialization, terms, draws, exact=False)
     finally:
         restore_random_state(state)
 
 
+def settled_baselines(specialization: Specialization, terms: Terms, tensors: list[Tensor]) -> OtherBaselines:
+    """The baselines that sites could have, their decaying averages as they are once they have settled."""
+    costs: dict[str, list[Tensor]] = {}
+    if any(DECAYING_AVERAGE in choices for choices in terms.other_baselines.values()):
+        for _ in range(settling_draws()):
+            with torch.no_grad():
+                everything, _ = parameter_leaves(specialization, tensors)
+                results = _results(specialization, terms, everything)
+            for site, cost in terms.downstream_costs(results).items():
+                costs.setdefault(site, []).append(cost)
+    return OtherBaselines.settled(specialization.graph, costs)
+
+
 def drawn(
-    specialization: Specialization, terms: Terms, tensors: list[Tensor], forced: Sequence[Tensor]
+    specialization: Specialization,
+    terms: Terms,
+    tensors: list[Tensor],
+    forced: Sequence[Tensor],
+    others: OtherBaselines,
 ) -> Iterator[tuple[str, str, Vector]]:
     """One draw: the gradient of each site's term, under each choice of its cost."""
-    assert terms.emitted.averages == specialization.emitted.averages
-    # What the program writes into is as before the call, each time.
-    everything = copies(specialization.with_averages(tensors))
-    leaves = {
-        declared.name: everything[position].requires_grad_()
-        for position, declared in enumerate(specialization.inputs)
-        if declared.kind is InputKind.PARAMETER and tensors[position].requires_grad
-    }
+    everything, leaves = parameter_leaves(specialization, tensors)
     with torch.enable_grad():
-        results = list(terms.emitted.module(*everything, *forced))
-        if specialization.checks and not bool(results.pop()):
-            raise SgcError(
-                "at these arguments the program fails a check of Pyro's validation",
-                remedy="call loss_module(*args), which says which one",
-            )
-        for site, choice, surrogate in terms.surrogates(results):
+        results = _results(specialization, terms, [*everything, *forced])
+        for site, choice, surrogate in terms.surrogates(results, others):
             yield site, choice, gradient(surrogate, leaves)
+
+
+def _results(specialization: Specialization, terms: Terms, tensors: list[Tensor]) -> list[Tensor]:
+    assert terms.emitted.averages == specialization.emitted.averages
+    return valid_results(specialization, terms.emitted.module(*tensors))
 
 
 def summary(
@@ -100,12 +116,16 @@ def summary(
     def variance(name: str) -> float:
         return sum(variances(name).values())
 
-    def without(site: str, choice: str) -> float | None:
+    def instead_of(site: str, choice: str) -> float | None:
         return variance(f"{choice} {site}") if choice in terms.choices.get(site, ()) else None
 
     total_of = variances(_TOTAL)
     rows = [
-        SiteVariance(site, sum(variances(site, _TOTAL).values()), without(site, NO_BASELINE), without(site, ALL_COSTS))
+        SiteVariance(
+            site,
+            sum(variances(site, _TOTAL).values()),
+            *(instead_of(site, choice) for choice in (NO_BASELINE, ALL_COSTS, DECAYING_AVERAGE, LEAVE_ONE_OUT)),
+        )
         for site in own
     ]
     mean = moments.mean(_TOTAL)

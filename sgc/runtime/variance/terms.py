@@ -10,10 +10,12 @@ from torch import Tensor
 
 from sgc.emit.emitter import Emitted, emit_values
 from sgc.graph import keys
-from sgc.graph.derived_nodes import SurrogateTermNode, TotalNode
+from sgc.graph.derived_nodes import MeanNode, NegationNode, TotalNode
 from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import Payload
 from sgc.passes.downstream import all_costs
 from sgc.passes.estimators.score_function import BaselineTermNode, ScoreTermNode
+from sgc.runtime.variance.other_baselines import OtherBaselines, admissible
 
 OTHER_TERMS = "terms without a score function"
 """What the densities and the pathwise estimators give."""
@@ -29,54 +31,97 @@ class Terms:
     """
 
     emitted: Emitted
-    choices: dict[str, tuple[str, ...]]
+    emitted_choices: dict[str, tuple[str, ...]]
     """By scored site, those of the choices of cost that differ there, the one that the graph has made first."""
+    other_baselines: dict[str, tuple[str, ...]]
+    """By scored site, the baselines that it could have instead, which are computed from the downstream costs."""
     runs: int
     particles: int
     """Over how many particles one call of the module sums."""
 
-    def surrogates(self, results: list[Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """All choices of cost by scored site, the one that the graph has made first."""
+        return {site: (*own, *self.other_baselines.get(site, ())) for site, own in self.emitted_choices.items()}
+
+    def surrogates(self, results: list[Tensor], others: OtherBaselines) -> Iterator[tuple[str, str, Tensor]]:
         """A surrogate for each site and choice, whose gradient is that of the term: minus the mean over particles."""
-        per_run = 1 + sum(1 + len(choices) for choices in self.choices.values())
-        for start in range(0, self.runs * per_run, per_run):
-            values = iter(results[start : start + per_run])
-            yield OTHER_TERMS, AS_IT_IS, -next(values) / self.particles
-            for site, choices in self.choices.items():
-                score = next(values)
+        rest, scores, costs = self._sorted(results)
+        for value in rest:
+            yield OTHER_TERMS, AS_IT_IS, -value / self.particles
+        for site, choices in self.choices.items():
+            for choice in choices:
+                own = costs.get((site, choice))
+                if own is None:
+                    own = others.left(site, choice, costs[site, self._bare(site)])
+                for score, cost in zip(scores[site], own, strict=True):
+                    yield site, choice, -(score * cost).sum() / self.particles
+
+    def downstream_costs(self, results: list[Tensor]) -> dict[str, Tensor]:
+        """The downstream cost of each scored site in the first run, without its baseline."""
+        _, _, costs = self._sorted(results)
+        return {site: costs[site, self._bare(site)][0] for site in self.emitted_choices}
+
+    def _bare(self, site: str) -> str:
+        return NO_BASELINE if NO_BASELINE in self.emitted_choices[site] else AS_IT_IS
+
+    def _sorted(
+        self, results: list[Tensor]
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]], dict[tuple[str, str], list[Tensor]]]:
+        """The other terms, the score functions by site, and the costs by site and choice; of each run in turn."""
+        rest: list[Tensor] = []
+        scores: dict[str, list[Tensor]] = {}
+        costs: dict[tuple[str, str], list[Tensor]] = {}
+        values = iter(results)
+        for _ in range(self.runs):
+            rest.append(next(values))
+            for site, choices in self.emitted_choices.items():
+                scores.setdefault(site, []).append(next(values))
                 for choice in choices:
-                    yield site, choice, -(score * next(values).detach()).sum() / self.particles
+                    costs.setdefault((site, choice), []).append(next(values).detach())
+        return rest, scores, costs
 
 
-def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = ()) -> Terms:
+def _addends(graph: StochasticGraph) -> tuple[str, ...]:
+    """What the surrogate is the sum of."""
+    total: Payload = graph.payload(keys.SURROGATE_LOSS)
+    while isinstance(total, (NegationNode, MeanNode)):
+        total = graph.payload(total.operand)
+    assert isinstance(total, TotalNode)
+    return total.operands
+
+
+def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = (), *, alternatives: bool = True) -> Terms:
     """Split the surrogate of a graph that has been through the passes.
 
     The squared errors of learned baselines are left out: they train the baselines, and are no part of the ELBO's
     gradient.
 
     :param forced: latent sites whose samples are given (:func:`sgc.emit.emitter.emit_surrogate`).
+    :param alternatives: also what the terms would be under other choices, those of the objective ``"elbo"``: others
+        subtract no baselines.
     """
     graph = graph.copy()
     scores = {term.site: term for term in graph.of_type(ScoreTermNode)}
-    others = [
-        term for term in graph.of_type(SurrogateTermNode) if not isinstance(term, (ScoreTermNode, BaselineTermNode))
-    ]
-    total = TotalNode(OTHER_TERMS, (), tuple(term.key for term in others))
+    others = [key for key in _addends(graph) if not isinstance(graph.payload(key), (ScoreTermNode, BaselineTermNode))]
+    total = TotalNode(OTHER_TERMS, (), tuple(others))
     graph.add(total, total.operands)
     nodes, choices = [total.key], {}
     for site, term in scores.items():
         score, own = term.operands
         costs = {AS_IT_IS: own}
-        if graph.baseline(site) is not None:
+        if graph.baseline(site) is not None and alternatives:
             costs[NO_BASELINE] = keys.downstream(site)
         everything = all_costs(graph, site)
-        if everything.costs != graph.downstream_costs(site):
+        if alternatives and everything.costs != graph.downstream_costs(site):
             graph.add(everything, everything.computed_from())
             costs[ALL_COSTS] = everything.key
         nodes += [score, *costs.values()]
         choices[site] = tuple(costs)
     particles = graph.particles
     emitted = emit_values(graph, tuple(nodes), forced=forced)
-    return Terms(emitted, choices, particles.runs, particles.in_a_call)
+    instead = {site: admissible(graph, site) for site in choices} if alternatives else {}
+    return Terms(emitted, choices, instead, particles.runs, particles.in_a_call)
 
 
 def gradient(surrogate: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import SiteNode
-from sgc.html_table import html_table
+from sgc.passes.objectives.every_cost import EveryCostNode
+from sgc.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,14 +34,17 @@ class SiteVariance:
 
     ``variance`` is the covariance of the term's gradient with the whole gradient, so that those of all terms add up to
     the whole variance; it is negative where the term lowers it. The others are what the whole variance would be if this
-    site alone had no baseline, or if its score function were multiplied by all costs, without a baseline; None where
-    that is what it has.
+    site alone had no baseline; if its score function were multiplied by all costs, without a baseline; if it had a
+    decaying average that has settled (with Pyro's ``baseline_beta`` of 0.9), or a leave-one-out baseline, in the place
+    of what it has. None where that is what it has, or cannot be had.
     """
 
     site: str
     variance: float
     without_baseline: float | None
     without_rao_blackwellisation: float | None
+    with_decaying_average: float | None = None
+    with_leave_one_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,35 @@ class GradientVariance:
                 yield f"{self._named(rows)}: {share:.0%} of the variance, {remedy}"
 
     def _remedy(self, row: SiteVariance) -> str:
+        if isinstance(self.graph.downstream_cost(row.site), EveryCostNode):
+            return "multiplied by every cost, without a baseline: a TraceGraph_ELBO has downstream costs and baselines"
+        better = self._better(row)
+        leave_one_out = "" if self.graph.particles.count > 1 else ", or with num_particles=2 or more use_leave_one_out"
+        if row.without_baseline is None and better is not None:
+            return f"without a baseline: give one, {better}, or an nn_baseline{leave_one_out}"
         if row.without_baseline is None:
             return (
-                "without a baseline: give one, infer={'baseline': {'use_decaying_avg_baseline': True}}, or an "
-                "nn_baseline, or with num_particles=2 or more use_leave_one_out"
+                "without a baseline, and an average of its costs would be of little use: more particles divide the "
+                f"variance by their number, an nn_baseline may know more{leave_one_out}"
             )
         if row.without_baseline < _SMALL_GAIN * self.total:
-            return (
-                "with baselines that do next to nothing: train them longer, give them other inputs, or take "
-                "use_leave_one_out with num_particles=2 or more"
-            )
+            other = f"take {better}" if better is not None else "more particles divide the variance by their number"
+            return f"with baselines that do next to nothing: train them longer, give them other inputs, or {other}"
+        if better is not None:
+            return f"with baselines that help; {better} would help more"
         return "with baselines that help: more particles divide what is left by their number"
+
+    def _better(self, row: SiteVariance) -> str | None:
+        """The baseline that would lower the variance most, as it is asked for, if it is worth it."""
+        others = {
+            "use_decaying_avg_baseline": row.with_decaying_average,
+            "use_leave_one_out": row.with_leave_one_out,
+        }
+        known = {option: value for option, value in others.items() if value is not None}
+        best = min(known, key=known.__getitem__, default=None)
+        if best is None or _SMALL_GAIN * known[best] > self.total:
+            return None
+        return f"infer={{'baseline': {{'{best}': True}}}}"
 
     def _named(self, rows: list[SiteVariance]) -> str:
         names = [self._with_line(row.site) for row in rows[:_NAMED]]
@@ -129,8 +151,8 @@ class GradientVariance:
         lines = [f"variance of the gradient, {how}: {self.total:.4g}"]
         for text, value in self._instead():
             lines.append(f"  {text}: {value:.4g}{_times(value, self.total)}")
-        lines += ["", *_columns(self._site_cells())]
-        lines += ["", *_columns(self._parameter_cells())]
+        lines += ["", *self._site_table().lines()]
+        lines += ["", *self._parameter_table().lines()]
         advice = self.advice()
         if advice:
             lines += ["", *advice]
@@ -142,32 +164,41 @@ class GradientVariance:
         if self.without_rao_blackwellisation is not None:
             yield "without baselines and Rao-Blackwellisation", self.without_rao_blackwellisation
 
-    def _site_cells(self) -> list[list[str]]:
-        rows = [["term of", "share", "without its baseline", "without Rao-Blackwellisation"]]
+    def _site_table(self) -> Table:
         ranked = self._ranked()
-        for row in ranked[:_ROWS]:
+        others = {
+            head: values
+            for head, values in {
+                "without its baseline": [row.without_baseline for row in ranked],
+                "without Rao-Blackwellisation": [row.without_rao_blackwellisation for row in ranked],
+                "with a decaying average": [row.with_decaying_average for row in ranked],
+                "with leave-one-out": [row.with_leave_one_out for row in ranked],
+            }.items()
+            if any(value is not None for value in values)
+        }
+        rows = []
+        for place, row in enumerate(ranked[:_ROWS]):
             share = f"{row.variance / self.total:.1%}" if self.total else "0"
-            others = (row.without_baseline, row.without_rao_blackwellisation)
-            rows.append([row.site, share, *("" if v is None else _factor(v, self.total) for v in others)])
-        return rows + _left_out(ranked)
+            own = (values[place] for values in others.values())
+            rows.append((row.site, share, *("" if v is None else _factor(v, self.total) for v in own)))
+        return _ranking(("term of", "share", *others), rows, len(ranked))
 
-    def _parameter_cells(self) -> list[list[str]]:
-        rows = [["gradient of", "variance", "share", "standard deviation / norm of the mean"]]
+    def _parameter_table(self) -> Table:
+        head = ("gradient of", "variance", "share", "standard deviation / norm of the mean")
+        rows = []
         ranked = sorted(self.parameters, key=lambda row: -row.variance)
         for row in ranked[:_ROWS]:
             share = f"{row.variance / self.total:.1%}" if self.total else "0"
             noise = f"{max(row.variance, 0.0) ** 0.5 / row.mean_norm:.3g}" if row.mean_norm else ""
-            rows.append([row.name, f"{row.variance:.4g}", share, noise])
-        return rows + _left_out(ranked)
+            rows.append((row.name, f"{row.variance:.4g}", share, noise))
+        return _ranking(head, rows, len(ranked))
 
     def _repr_html_(self) -> str:
         head, *others = str(self).partition("\n\n")[0].splitlines()
         advice = "".join(f"<li>{escape(line)}</li>" for line in self.advice())
-        sites, parameters = (
-            html_table("", rows[0], _filled(rows)) for rows in (self._site_cells(), self._parameter_cells())
-        )
+        tables = self._site_table().to_html() + self._parameter_table().to_html()
         before = "".join(f"<br>{escape(line)}" for line in others)
-        return f"<p><b>{escape(head)}</b>{before}</p>{sites}{parameters}<ul>{advice}</ul>"
+        return f"<p><b>{escape(head)}</b>{before}</p>{tables}<ul>{advice}</ul>"
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """A bar for the share of each site's term, the largest on top; needs matplotlib."""
@@ -194,18 +225,7 @@ def _times(value: float, total: float) -> str:
     return f" (x {value / total:.3g})" if total > 0 else ""
 
 
-def _left_out(ranked: list[Any]) -> list[list[str]]:
-    return [[f"and {len(ranked) - _ROWS} more"]] if len(ranked) > _ROWS else []
-
-
-def _columns(rows: list[list[str]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    for row in rows:
-        first, *others = row
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False))]
-        yield "  " + "  ".join(cells).rstrip()
-
-
-def _filled(rows: list[list[str]]) -> list[list[str]]:
-    """The rows below the first, as long as it is."""
-    return [row + [""] * (len(rows[0]) - len(row)) for row in rows[1:]]
+def _ranking(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], count: int) -> Table:
+    """A table without a title of the first of ``count`` rows; a last row says how many are left out."""
+    left_out = [(f"and {count - _ROWS} more",)] if count > _ROWS else []
+    return Table("", head, (*rows, *left_out), frozenset(range(1, len(head))))
