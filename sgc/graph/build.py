@@ -6,17 +6,9 @@ from torch import fx
 
 from sgc.graph import keys
 from sgc.graph.effects import dependencies
+from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import (
-    BaselineInputNode,
-    CostNode,
-    ExpectedCostNode,
-    InputNode,
-    MarginalCostNode,
-    Payload,
-    ScorePartNode,
-    SiteNode,
-)
+from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
 from sgc.graph.program import Program, Site, SiteKind
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from sgc.graph.arithmetic import Arithmetic, Value
-from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, ExpectedCostNode, Payload, Stage
+from sgc.graph.enumeration_nodes import ExpectedCostNode
+from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, Payload, Stage
 from sgc.graph.program import Particles
 
 if TYPE_CHECKING:

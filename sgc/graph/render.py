@@ -11,9 +11,10 @@ import networkx as nx
 from sgc.graph import keys
 from sgc.graph.derived_nodes import MeanNode, NegationNode, SurrogateTermNode, TotalNode
 from sgc.graph.drawing.wording import Wording
+from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.estimator_rules import rule_of
 from sgc.graph.graph import StochasticGraph, all_provenances
-from sgc.graph.nodes import CostNode, ExpectedCostNode, InputNode, MarginalCostNode, Payload, SiteNode
+from sgc.graph.nodes import CostNode, InputNode, Payload, SiteNode
 from sgc.graph.program import Particles, SiteKind
 
 

@@ -24,7 +24,7 @@ from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import tell_parameters
 from sgc.runtime.turns import TURN
 from sgc.runtime.unused_versions import NotWorthCapturing
-from sgc.tracing.reference.losses import pyro_elbo
+from sgc.tracing.reference.loss_of_objective import pyro_elbo
 from sgc.tracing.source import warn
 
 PATIENCE = 1000

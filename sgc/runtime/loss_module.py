@@ -32,7 +32,7 @@ from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
 from sgc.runtime.validity import RandomState, Trial, error_of_call_before, judge
 from sgc.tracing.prototype import validated
-from sgc.tracing.reference.losses import pyro_elbo
+from sgc.tracing.reference.loss_of_objective import pyro_elbo
 from sgc.tracing.source import warn
 from sgc.tracing.state.param_store import Store
 

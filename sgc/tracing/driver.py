@@ -30,7 +30,7 @@ from sgc.tracing.python.refusals import refusals
 from sgc.tracing.python.sequential_plates import subsamples_as_tensors
 from sgc.tracing.python.texts import printed_before
 from sgc.tracing.recording import Recording
-from sgc.tracing.reference.losses import in_a_plate_of_particles
+from sgc.tracing.reference.loss_of_objective import in_a_plate_of_particles
 from sgc.tracing.site_recorder import densities_as_leaves
 from sgc.tracing.source import current_line, line_of
 from sgc.tracing.state.buffers import preserved_attributes, rebound_buffers

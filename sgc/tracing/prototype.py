@@ -23,7 +23,7 @@ from sgc.graph.plan import SiteRequest
 from sgc.tracing.error_notes import located
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.python.refusals import Refusing, refusals
-from sgc.tracing.reference.losses import pyro_elbo, pyro_elbo_of_a_run
+from sgc.tracing.reference.loss_of_objective import pyro_elbo, pyro_elbo_of_a_run
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.site_requests import SiteRequests
 from sgc.tracing.source import current_line

@@ -18,7 +18,8 @@ from torch import Tensor
 
 import sgc
 from sgc.errors import EnumerationError, GraphError
-from sgc.graph.nodes import CostNode, ExpectedCostNode, MarginalCostNode
+from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
+from sgc.graph.nodes import CostNode
 from sgc.graph.verify import verify
 from sgc.tracing.log_einsum import log_einsum
 from sgc.tracing.reference import enumerable_sites

@@ -16,13 +16,13 @@ from sgc.graph import keys
 from sgc.graph.derived_nodes import DetachNode, DifferenceNode, MeanNode, NegationNode, SurrogateTermNode, TotalNode
 from sgc.graph.drawing.folding import FEWEST, Folding, fold
 from sgc.graph.drawing.numbered_names import NumberedName
+from sgc.graph.enumeration_nodes import ExpectedCostNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import (
     BaselineInputNode,
     BaselineNode,
     CostNode,
     DownstreamCostNode,
-    ExpectedCostNode,
     InputNode,
     PartialSumNode,
     Payload,

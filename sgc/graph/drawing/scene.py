@@ -18,9 +18,10 @@ from sgc.graph.drawing.drawn_graph import DrawnGraph, drawn_graph
 from sgc.graph.drawing.folded_names import FoldedNames
 from sgc.graph.drawing.folding import FoldedEdge, FoldedNode
 from sgc.graph.drawing.several_inputs import together
+from sgc.graph.enumeration_nodes import MarginalCostNode
 from sgc.graph.estimator_rules import estimator_names
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, CostNode, InputNode, MarginalCostNode, SiteNode
+from sgc.graph.nodes import BaselineNode, CostNode, InputNode, SiteNode
 from sgc.graph.program import InputKind, SiteKind
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from sgc.graph import keys
 from sgc.graph.derived_nodes import MeanNode, NegationNode, TotalNode
+from sgc.graph.enumeration_nodes import ExpectedCostNode
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import ExpectedCostNode
 from sgc.graph.plan import Plan
 
 

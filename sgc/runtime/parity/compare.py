@@ -25,7 +25,7 @@ from sgc.runtime.speculation.branches import first_failed
 from sgc.table import Table
 from sgc.tracing.enumeration import joined, named_apart
 from sgc.tracing.prototype import preserved_state
-from sgc.tracing.reference.losses import PYRO_LOSSES, pyro_elbo
+from sgc.tracing.reference.loss_of_objective import PYRO_LOSSES, pyro_elbo
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
 from sgc.tracing.state.random_state import random_state, restore_random_state

@@ -29,7 +29,7 @@ from sgc.runtime.speculation.tally import Tally
 from sgc.runtime.turns import capturing
 from sgc.runtime.validity import Trial
 from sgc.tracing.prototype import validated
-from sgc.tracing.reference.losses import pyro_elbo
+from sgc.tracing.reference.loss_of_objective import pyro_elbo
 from sgc.tracing.source import warn
 from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, lent_averages, present_averages
 from sgc.tracing.state.writes import undone_writes

@@ -1,0 +1,52 @@
+"""The typed payloads of an expectation over enumerated values: marginal costs, and costs with their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sgc.graph.nodes import CostNode, Payload, ProgramTermNode, ScorePartNode
+
+
+@dataclass(frozen=True)
+class MarginalCostNode(ProgramTermNode):
+    """The log of a sum over the values of ``eliminated`` sites of the model of the product of densities ``factors``.
+
+    ``site`` is the first of the sites that are summed out, ``factors`` are the keys of the costs; ``plates`` are the
+    names of those that it has elements for. It is computed by ``sums`` sums, one after another, the largest of them
+    over a table of the shape ``largest``.
+    """
+
+    kind: ClassVar[str] = "marginal cost"
+
+    factors: tuple[str, ...]
+    eliminated: tuple[str, ...]
+    plates: tuple[str, ...]
+    sums: int
+    largest: tuple[int, ...]
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return (CostNode,)
+
+
+@dataclass(frozen=True)
+class ExpectedCostNode(ProgramTermNode):
+    """The sum of all elements of a cost, each weighted by the guide: by the probability of its enumerated values, and
+    by DiCE factors, which are one and bring the score functions.
+
+    ``cost`` is the key of the cost, or marginal cost; ``weights`` are the sites that the weight is of.
+    """
+
+    kind: ClassVar[str] = "expected cost"
+
+    cost: str
+    weights: tuple[str, ...]
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return CostNode, MarginalCostNode, ScorePartNode
+
+    @property
+    def is_total(self) -> bool:
+        return True
