@@ -26,9 +26,13 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 
-# The classes of other libraries and of the standard library: their inventories are on the internet, which no build
-# needs.
-nitpick_ignore_regex = [("py:.*", r"(torch|pyro|networkx|nx|nn|fx|collections|typing|pathlib|os)\b.*")]
+nitpick_ignore_regex = [
+    # Other libraries, whose inventories are on the internet: no build needs that.
+    ("py:.*", r"(torch|pyro|networkx|nx|nn|fx|collections|typing|pathlib|os)\b.*|Axes|Optimizer"),
+    # What is not for users has no place on the page of the API, and folders are described in their sources.
+    ("py:class", r"sgc\..*\.(Specialization|CompiledELBO|Stepper|SavedGraph|_P)"),
+    ("py:mod", r"sgc\..*"),
+]
 
 html_theme = "furo"
 html_title = f"sgc {release}"
