@@ -1,7 +1,7 @@
 """How Sphinx builds the site: ``python -m sphinx -W --keep-going -n -c docs . build/site``.
 
 The sources are the Markdown files where they lie, so that they read on a code host as well: those of this folder, the
-changelog, the contributing guide and the benchmarks' results. That is why the source directory is the repository's root.
+changelog, the contributing guide and the benchmarks' results. So the source directory is the repository's root.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ highlight_language = "python"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 100
 
 nitpick_ignore_regex = [
     # Other libraries, whose inventories are on the internet: no build needs that.
