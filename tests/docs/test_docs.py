@@ -9,6 +9,7 @@ import pytest
 
 import sgc
 import sgc.infer
+from sgc.infer.compiled_loss import CompiledLoss
 from sgc.runtime.loss_module import LossModule
 from tests.docs.pages import NAMES, PAGES, ROOT, blocks, run
 from tests.docs.pictures import PICTURES, graph_of, texts_of_dot, texts_of_svg
@@ -88,13 +89,18 @@ def public_methods(thing: type) -> list[str]:
 def test_the_api_has_every_public_name() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     names = [f"sgc.{name}" for name in sgc.__all__] + [f"sgc.infer.{name}" for name in sgc.infer.__all__]
-    for thing in (LossModule, sgc.SVI, sgc.StochasticGraph, sgc.infer.TraceGraph_ELBO):
+    for thing in (LossModule, sgc.SVI, sgc.StochasticGraph, CompiledLoss):
         names += public_methods(thing)
     not_for_users = {"sgc.infer"}  # has a section of its own
     # What makes a graph, and what networkx asks of its subclasses.
     not_for_users |= {"add", "add_edge_across_particles", "replace", "copy", "subgraph"}
     missing = [name for name in names if name not in not_for_users and not re.search(rf"\b{re.escape(name)}\b", page)]
     assert missing == []
+
+
+def test_the_imports_have_every_class_of_infer() -> None:
+    page = (ROOT / "docs" / "from-pyro.md").read_text(encoding="utf-8")
+    assert [name for name in sgc.infer.__all__ if f"`{name}`" not in page and f"import {name}`" not in page] == []
 
 
 def test_the_seconds_of_the_first_steps_are_those_that_were_measured() -> None:
