@@ -14,7 +14,7 @@ from sgc.runtime.loss_module import LossModule
 from tests.docs.pages import NAMES, PAGES, ROOT, blocks, run
 from tests.docs.pictures import PICTURES, graph_of, texts_of_dot, texts_of_svg
 
-LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]*)(?:#([^)]*))?\)")
 DIRECTIVES = {"{toctree}", "{eval-rst}"}  # Sphinx's, which a code host shows as they are
 
 
@@ -53,11 +53,22 @@ def test_fences_are_closed_and_named(page: Path) -> None:
     assert not any(fences[1::2]), "a fence is not closed"
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that a code host and Sphinx give to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = [heading.lower().replace("`", "") for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_links_lead_to_files(page: Path) -> None:
-    """Anchors within them are looked at when the site is built."""
-    targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    """The site's own check sees neither the README nor what an anchor is on a code host."""
+    wrong = []
+    for file, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        target = page.parent / file if file else page
+        if "://" not in file and not (target.exists() and (not anchor or anchor in anchors(target))):
+            wrong.append(f"{file}#{anchor}")
+    assert wrong == []
 
 
 def test_readme_has_two_setup_commands() -> None:
