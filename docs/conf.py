@@ -29,9 +29,9 @@ python_maximum_signature_line_length = 100
 
 nitpick_ignore_regex = [
     # Other libraries, whose inventories are on the internet: no build needs that.
-    ("py:.*", r"(torch|pyro|networkx|nx|nn|fx|collections|typing|pathlib|os)\b.*|Axes|Optimizer|CompiledLoss"),
+    ("py:.*", r"(torch|pyro|networkx|nx|nn|fx|collections|typing|pathlib|os)\b.*|Axes|Optimizer|CompiledLoss|Call"),
     # What is not for users has no place on the page of the API, and folders are described in their sources.
-    ("py:class", r"sgc\..*\.(Specialization|CompiledELBO|Stepper|SavedGraph|_P)"),
+    ("py:class", r"sgc\..*\.(Specialization|CompiledELBO|Stepper|SavedGraph|Table|_P)"),
     ("py:mod", r"sgc\..*"),
 ]
 
