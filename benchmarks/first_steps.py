@@ -71,7 +71,7 @@ def _climb(system: str, entry: Entry, args: argparse.Namespace, seconds: float, 
 def table(entry: Entry, climbs: Climbs) -> str:
     """A row for each system; ``~`` before what was not waited for."""
     lines = [
-        f"### {entry.title}",
+        f"## {entry.title}",
         "",
         f"| seconds until step | {' | '.join(f'{count:,}' for count in STEPS)} |",
         f"| --- | {' | '.join('---:' for _ in STEPS)} |",

@@ -37,7 +37,7 @@ _COLUMNS = (
 def table(entry: Entry, outcomes: Outcomes) -> str:
     """One workload: a row for each system, then what fails and which losses disagree."""
     lines = [
-        f"### {entry.title}",
+        f"## {entry.title}",
         "",
         _row(*_COLUMNS),
         _row("---", *["---:"] * (len(_COLUMNS) - 1)),

@@ -1,7 +1,7 @@
 """Says how sgc fares on this machine: ``python -m sgc.doctor``.
 
 It prints the versions, the C++ compiler, the directory where programs are kept and the workarounds of torch that are
-active, and tries one small program on each backend. The exit status is 1 if a backend fails.
+active, and tries one small program and two steps of its training on each backend. The exit status is 1 if one fails.
 """
 
 from __future__ import annotations
@@ -155,6 +155,11 @@ def _failure(backend: str) -> str:
         pyro.set_rng_seed(0)
         theirs = torch.tensor(TraceGraph_ELBO().loss_and_grads(_model, _guide, data))
         expected = [theirs, *(parameter.grad for parameter in module.parameters())]
+        try:  # the first step is not compiled as a whole, the second is
+            elbo = sgc.infer.TraceGraph_ELBO(backend=backend, wait=True)
+            sgc.SVI(_model, _guide, torch.optim.Adam, elbo).run(2, data)
+        except Exception as error:
+            return f"a training step fails: {type(error).__name__}: {error}"
     try:
         torch.testing.assert_close(ours, expected)
     except AssertionError as error:

@@ -216,6 +216,6 @@ def test_smoke(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     text = written.read_text()
-    assert "### Beta-Bernoulli" in text
+    assert "## Beta-Bernoulli" in text
     assert f"| {PYRO} |" in text and f"| {NUMPYRO_STEP} | fails |" in text
     assert f"{NUMPYRO_STEP} fails: `ImportError: hidden by the test`" in text or "No module named 'jax'" in text

@@ -24,6 +24,7 @@ from torch.autograd.graph import increment_version
 
 from sgc.emit.rewrites.outline import Kernel
 from sgc.native.library import library, shared_library
+from sgc.native.private_attributes import private
 from sgc.native.switches import is_on
 
 _ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
@@ -262,8 +263,19 @@ def _native_modules(compiled: Any) -> Iterator[Any]:
         ahead += [getattr(reached, name, None) for name in ("__wrapped__", "_compiled_fn", "current_callable")]
 
 
-_VECTORISED = () if sys.platform == "win32" else ("-ftree-loop-vectorize", "-fno-math-errno")
-"""Inductor's options are for loops that are vectorised by hand."""
+def _vectorised() -> tuple[str, ...]:
+    """Options for plain loops: Inductor's are for loops that are vectorised by hand."""
+    if sys.platform == "win32":
+        return ()
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        compiler = private("torch._inductor.cpp_builder:get_cpp_compiler")()
+    except InvalidCxxCompiler:
+        return ()  # who waits for the library is told
+    # Inductor tells gcc not to vectorise; clang, which is named g++ as well on macOS, does not know the option.
+    is_gcc = sys.platform != "darwin" and "clang" not in compiler
+    return ("-ftree-loop-vectorize", "-fno-math-errno") if is_gcc else ("-fno-math-errno",)
 
 
 def library_of(functions: Sequence[str]) -> Callable[[], Any]:
@@ -272,4 +284,4 @@ def library_of(functions: Sequence[str]) -> Callable[[], Any]:
     for number, body in enumerate(functions):
         name = f"function_{number}(void* const* p, int64_t begin, int64_t end, bool finish)"
         texts.append(f'extern "C" void {name} {{\n{body}\n}}')
-    return shared_library("\n".join(texts), *_VECTORISED)
+    return shared_library("\n".join(texts), *_vectorised())

@@ -11,8 +11,8 @@ Each line is a program of `tests/reference/zoo`, an unmodified Pyro model and gu
 loss, the same gradient of every parameter, the same buffers and baseline averages afterwards, and the provenance sets
 that Pyro's `TrackNonReparam` finds. Those marked *compiled* run on Inductor as well, with `rng="torch"`.
 
-Where sgc's gradient is not Pyro's, on purpose, the line says why; `pyro-differences.md` explains. This page is
-generated: `python -m tests.reference.zoo.page > docs/supported.md`.
+Where sgc's gradient is not Pyro's, on purpose, the line says why; [another page](pyro-differences.md) explains. This
+page is generated: `python -m tests.reference.zoo.page > docs/supported.md`.
 """
 
 
