@@ -93,7 +93,7 @@ class RunResult:
 
     @property
     def losses_per_datum(self) -> Tensor:
-        """Each loss over :attr:`data_size`.
+        """Each loss over ``data_size``.
 
         :raises sgc.errors.SgcError: if that is not known.
         """
