@@ -49,6 +49,11 @@ class EstimatorRule(ABC):
     estimator: ClassVar[Estimator]
     needs: ClassVar[Needs] = Needs()
 
+    @property
+    def asked_as(self) -> str | None:
+        """What a site says to ask for it; None if it cannot be asked for by ``infer["estimator"]``."""
+        return self.estimator.value
+
     @abstractmethod
     def refuses(self, sampler: Sampler) -> str | None:
         """Why it cannot estimate the gradient at such a site; None if it can."""
@@ -82,12 +87,12 @@ def register(rule: EstimatorRule) -> None:
 
 
 def rule_named(name: object) -> EstimatorRule | None:
-    """The rule that a site asks for by this name; None if there is none."""
-    return next((rule for rule in _RULES.values() if rule.estimator.value == name), None)
+    """A rule that a site asks for by this name, under any objective; None if there is none."""
+    return next((rule for rule in _RULES.values() if rule.asked_as == name), None)
 
 
-def estimator_names() -> tuple[str, ...]:
-    """The names that a site may ask for."""
+def registered_estimators() -> tuple[str, ...]:
+    """The names of all estimators, of any objective."""
     return tuple(estimator.value for estimator in _RULES)
 
 

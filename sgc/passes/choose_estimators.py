@@ -42,7 +42,7 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
     if asked is None:
         return next(rule for rule in estimators_of(plan.objective) if rule.refuses(sampler) is None)
     rule = rule_of(asked)
-    reason = rule.refuses(sampler)
+    reason = "the site is enumerated" if sampler.enumerated else rule.refuses(sampler)
     if reason is not None:
         remedy = "leave it out: the site then has the estimator that its distribution allows"
         raise EstimatorError(

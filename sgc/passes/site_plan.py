@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from sgc.config import Options
 from sgc.errors import BaselineError, EstimatorError
-from sgc.graph.estimator_rules import Sampler, estimator_names, rule_named
+from sgc.graph.estimator_rules import EstimatorRule
 from sgc.graph.plan import WITH_BASELINES, Plan, SitePlan, SiteRequest
 from sgc.graph.program import PARTICLE_PLATE, Particles
+from sgc.passes.estimators import estimators_of
 
 _UNROLLED = 4
 """Up to how many particles that run one after another are unrolled in the emitted module, which fuses."""
@@ -33,13 +34,14 @@ def make_plan(requests: Iterable[SiteRequest], options: Options) -> Plan:
     for request in left_out:
         _check_leave_one_out(request, options)
     together = bool(left_out)
-    sites = {request.name: _site_plan(request) for request in requests if request.estimator is not None}
+    rules = {rule.asked_as: rule for rule in estimators_of(options.objective) if rule.asked_as is not None}
+    sites = {request.name: _site_plan(request, rules) for request in requests if request.estimator is not None}
     return Plan(sites, _particles(options, together=together), options.objective)
 
 
-def _site_plan(request: SiteRequest) -> SitePlan:
-    rule = rule_named(request.estimator)
-    names = ", ".join(map(repr, estimator_names()))
+def _site_plan(request: SiteRequest, rules: dict[str, EstimatorRule]) -> SitePlan:
+    rule = rules.get(request.estimator) if isinstance(request.estimator, str) else None
+    names = ", ".join(map(repr, rules))
     if rule is None:
         raise EstimatorError(
             f"the estimator {request.estimator!r} is unknown",
@@ -49,19 +51,14 @@ def _site_plan(request: SiteRequest) -> SitePlan:
         )
     reason = rule.refuses_request(request.sampler)
     if reason is not None:
-        others = [name for name in estimator_names() if _can_be_had(request.sampler, name)]
+        others = [name for name, other in rules.items() if other.refuses_request(request.sampler) is None]
         raise EstimatorError(
-            f"the estimator '{rule.estimator.value}' cannot be had here: {reason}",
+            f"the estimator '{request.estimator}' cannot be had here: {reason}",
             site=request.name,
             source=request.source,
             remedy=f"what can be had here is {' or '.join(map(repr, others))}",
         )
     return SitePlan(rule.estimator, rule.needs)
-
-
-def _can_be_had(sampler: Sampler, name: str) -> bool:
-    rule = rule_named(name)
-    return rule is not None and rule.refuses_request(sampler) is None
 
 
 def _check_leave_one_out(request: SiteRequest, options: Options) -> None:

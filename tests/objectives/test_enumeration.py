@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 import sgc
-from sgc.errors import EnumerationError, GraphError
+from sgc.errors import EnumerationError, EstimatorError, GraphError
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.nodes import CostNode
 from sgc.graph.verify import verify
@@ -293,3 +293,43 @@ def test_cost_nodes_have_the_shape_of_their_plates() -> None:
     graph = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args).graph
     shapes = {cost.key: cost.shape for cost in graph.of_type(CostNode)}
     assert shapes == {"log p(topic)": (3, 1), "log p(word)": (3, 2), "log p(x)": (3, 2)}
+
+
+def test_an_estimator_is_asked_for_beside_enumeration() -> None:
+    """A pathwise site that asks for a score function has it, by DiCE; an enumerated one cannot ask."""
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Bernoulli(0.4))
+        pyro.sample("b", dist.Normal(a, 1.0))
+
+    def guide(of_a: dict[str, Any], of_b: dict[str, Any]) -> Callable[[], None]:
+        def program() -> None:
+            a = pyro.sample("a", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))), infer=dict(of_a))
+            pyro.sample("b", dist.Normal(pyro.param("m", torch.tensor(0.4)) + a, 0.7), infer=dict(of_b))
+
+        return program
+
+    asking = guide(PARALLEL, {"estimator": "score function"})
+    loss_module = sgc.compile(model, asking, objective="TraceEnum_ELBO", backend="eager").initialize()
+    assert loss_module.graph.estimator("b").value == "score function (DiCE)" and loss_module.graph.is_asked("b")
+    torch.manual_seed(0)
+    draws = []
+    for _ in range(4000):
+        for parameter in parameters().values():
+            parameter.grad = None
+        loss_module().backward()
+        draws.append(torch.stack([parameters()[name].grad for name in ("q", "m")]))  # type: ignore[misc]
+    mean, error = torch.stack(draws).mean(0), torch.stack(draws).std(0) / math.sqrt(len(draws))
+    weight = torch.sigmoid(parameters()["q"].detach()).requires_grad_()
+    m = parameters()["m"].detach().requires_grad_()
+    divergence = weight * (weight / 0.4).log() + (1 - weight) * ((1 - weight) / 0.6).log()
+    exact = divergence + 0.5 * (0.7**2 + m**2 - 1) - math.log(0.7)
+    by_weight, by_m = torch.autograd.grad(exact, [weight, m])
+    expected = torch.stack([by_weight * weight.detach() * (1 - weight.detach()), by_m])
+    assert bool(((mean - expected).abs() <= 4 * error).all()), (mean, expected, error)
+
+    both = guide({**PARALLEL, "estimator": "score function"}, {})
+    with pytest.raises(EstimatorError, match="cannot be had here: the site is enumerated"):
+        sgc.compile(model, both, objective="TraceEnum_ELBO", backend="eager")()
+    with pytest.raises(EstimatorError, match="the estimators are 'score function', 'pathwise'"):
+        sgc.compile(model, guide({"estimator": "reinforce"}, {}), objective="TraceEnum_ELBO", backend="eager")()

@@ -19,7 +19,7 @@ from sgc.graph.drawing.folded_names import FoldedNames
 from sgc.graph.drawing.folding import FoldedEdge, FoldedNode
 from sgc.graph.drawing.several_inputs import together
 from sgc.graph.enumeration_nodes import MarginalCostNode
-from sgc.graph.estimator_rules import estimator_names
+from sgc.graph.estimator_rules import registered_estimators
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode, CostNode, InputNode, SiteNode
 from sgc.graph.program import InputKind, SiteKind
@@ -170,7 +170,7 @@ def _estimator(drawn: DrawnGraph, key: str) -> str | None:
 
 def _estimators(graph: StochasticGraph) -> tuple[str, ...]:
     used = (site.estimator.value for site in graph.of_type(SiteNode) if site.estimator is not None)
-    return tuple(dict.fromkeys((*estimator_names(), *used)))
+    return tuple(dict.fromkeys((*registered_estimators(), *used)))
 
 
 def _lines(graph: StochasticGraph, names: FoldedNames, node: FoldedNode) -> Iterator[str]:

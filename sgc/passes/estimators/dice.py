@@ -10,13 +10,21 @@ from typing import ClassVar
 
 from sgc.graph.estimator_rules import EstimatorRule, Needs, Sampler
 from sgc.graph.nodes import Estimator
+from sgc.passes.estimators.score_function import ScoreFunction
 
 
 class DiceFactor(EstimatorRule):
     """Adds nothing to the surrogate: the factors are in the weights of the expected costs."""
 
     estimator: ClassVar[Estimator] = Estimator.DICE
-    needs: ClassVar[Needs] = Needs(score_function=True)
+    needs: ClassVar[Needs] = Needs(score_function=True, detached_sample=True)
+
+    @property
+    def asked_as(self) -> str:
+        return Estimator.SCORE_FUNCTION.value
 
     def refuses(self, sampler: Sampler) -> str | None:
         return None if sampler.has_score_function else f"a {sampler.distribution} is reparameterised"
+
+    def refuses_request(self, sampler: Sampler) -> str | None:
+        return ScoreFunction().refuses_request(sampler)

@@ -22,6 +22,10 @@ class EnumeratedSite(EstimatorRule):
 
     estimator: ClassVar[Estimator] = Estimator.ENUMERATED
 
+    @property
+    def asked_as(self) -> None:
+        """It is asked for by ``infer["enumerate"]``."""
+
     def refuses(self, sampler: Sampler) -> str | None:
         return None if sampler.enumerated else "the site is not enumerated"
 
