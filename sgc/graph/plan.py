@@ -14,6 +14,12 @@ from sgc.graph.program import Particles
 WITH_BASELINES: frozenset[Objective] = frozenset({"elbo"})
 """The objectives that subtract baselines; Pyro's other classes do not look at ``infer["baseline"]``."""
 
+ANALYTIC: frozenset[Objective] = frozenset({"TraceMeanField_ELBO"})
+"""The objectives that take the closed form of a site's two densities, where there is one."""
+
+OF_ALL_PARTICLES: frozenset[Objective] = frozenset({"RenyiELBO", "iwae"})
+"""The objectives that are not means over particles, and need all of them in one program."""
+
 
 ENUMERATING: frozenset[Objective] = frozenset({"TraceEnum_ELBO"})
 """The objectives that run the program with the sites enumerated that ask for it by ``infer["enumerate"]``."""
@@ -49,6 +55,7 @@ class Plan:
     sites: Mapping[str, SitePlan] = field(default_factory=dict)
     particles: Particles = field(default_factory=Particles)
     objective: Objective = "elbo"
+    alpha: float = 0.0
 
     def at(self, site: str) -> SitePlan:
         """The plan of a site."""

@@ -10,9 +10,12 @@ from sgc.infer.elbo import (
     JitTrace_ELBO,
     JitTraceEnum_ELBO,
     JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
+    TraceMeanField_ELBO,
 )
 from sgc.infer.svi import SVI
 
@@ -20,9 +23,12 @@ __all__ = [
     "SVI",
     "JitTraceEnum_ELBO",
     "JitTraceGraph_ELBO",
+    "JitTraceMeanField_ELBO",
     "JitTrace_ELBO",
+    "RenyiELBO",
     "TraceEnum_ELBO",
     "TraceGraph_ELBO",
+    "TraceMeanField_ELBO",
     "Trace_ELBO",
     "TrackNonReparam",
 ]

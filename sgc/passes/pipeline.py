@@ -12,9 +12,15 @@ from sgc.passes.baselines.add_baselines import add_baselines
 from sgc.passes.choose_estimators import choose_estimators
 from sgc.passes.downstream import plan_downstream_costs
 from sgc.passes.masked_scores import mask_scores
+from sgc.passes.objectives.closed_forms import (
+    check_reparameterized,
+    leave_out_guesses_of_observed,
+    take_closed_forms,
+)
 from sgc.passes.objectives.every_cost import plan_every_cost
 from sgc.passes.objectives.evidence_lower_bound import add_elbo
 from sgc.passes.objectives.expected_cost import add_expected_elbo
+from sgc.passes.objectives.renyi_bound import add_importance_weighted_bound, add_renyi_bound
 
 Pass = Callable[[StochasticGraph, Plan], None]
 
@@ -35,6 +41,23 @@ PASSES: dict[Objective, tuple[Pass, ...]] = {
     "TraceEnum_ELBO": (
         choose_estimators,  # enumerated, DiCE or pathwise
         add_expected_elbo,  # the sum of the expected costs, which the program computes
+    ),
+    "TraceMeanField_ELBO": (
+        check_reparameterized,  # no site may need a score function
+        choose_estimators,
+        leave_out_guesses_of_observed,
+        take_closed_forms,  # two densities become one cost, where they have a closed form
+        add_elbo,
+    ),
+    "RenyiELBO": (
+        choose_estimators,
+        mask_scores,
+        add_renyi_bound,  # the bound of all particles; scores times normalised weights
+    ),
+    "iwae": (
+        choose_estimators,
+        mask_scores,
+        add_importance_weighted_bound,  # the same of order 0; scores times what a particle adds to it
     ),
 }
 

@@ -199,7 +199,7 @@ def average_over_other_particles(graph: sgc.StochasticGraph) -> None:
         (cross_particles_elsewhere, r"'log p\(x\)' may not depend on other particles' 'z'"),
         (multiply_the_score_by_the_whole_cost, "not of the site's score function and 'detached centred_cost"),
         (lose_the_score_function, "the site 'z' has no score function, which its estimator needs"),
-        (average_over_other_particles, "are not means over the same particles"),
+        (average_over_other_particles, "are not of the same particles"),
     ],
 )
 def test_sabotage_of_particles_and_objective_is_caught(

@@ -36,6 +36,7 @@ from sgc.tracing.asked_estimators import AskedEstimators, base_distribution
 from sgc.tracing.leaves.autograd_functions import applying, original_apply
 from sgc.tracing.reference.loss_of_objective import PYRO_LOSSES
 from sgc.tracing.reference.pyro_loss import PyroLoss
+from sgc.tracing.reference.pyro_renyi import PyroImportanceWeighted
 from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
 from sgc.tracing.source import current_line
 
@@ -135,6 +136,12 @@ class PyroWithout(PyroLoss):
                     self._seen.note(Fault.PROVENANCE, text, WRITES)
 
     def _look_at_requests(self) -> None:
+        if isinstance(self, PyroImportanceWeighted):
+            self._seen.note(
+                Fault.UNKNOWN,
+                "score functions are multiplied by what a particle adds to the bound; Pyro's RenyiELBO of order 0 "
+                "multiplies them by its normalised weight, which is biased",
+            )
         for baseline in self._own_baselines:
             self._seen.note(
                 Fault.UNKNOWN, f"'{baseline.site}' has a baseline that Pyro does not know: {baseline.words()}"
