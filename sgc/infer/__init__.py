@@ -7,6 +7,7 @@ handler, whose sets ``StochasticGraph.provenance(node, reparameterized=False)`` 
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 
 from sgc.infer.elbo import (
+    ImportanceWeightedELBO,
     JitTrace_ELBO,
     JitTraceEnum_ELBO,
     JitTraceGraph_ELBO,
@@ -21,6 +22,7 @@ from sgc.infer.svi import SVI
 
 __all__ = [
     "SVI",
+    "ImportanceWeightedELBO",
     "JitTraceEnum_ELBO",
     "JitTraceGraph_ELBO",
     "JitTraceMeanField_ELBO",

@@ -113,3 +113,45 @@ class RenyiELBO(CompiledLoss, pyro.infer.RenyiELBO):
 
     def _own_options(self) -> dict[str, Any]:
         return {"alpha": Renyi(self.alpha).alpha}
+
+
+class ImportanceWeightedELBO(RenyiELBO):
+    """The importance weighted bound of Burda et al. 2016, compiled; not one of Pyro's classes.
+
+    Its loss is that of :class:`RenyiELBO` of order 0. At sites with a score function its gradient is that of Mnih and
+    Rezende 2016 (VIMCO): the score times what the particle adds to the bound, which is unbiased for the gradient of the
+    expected bound. It is ``sgc.compile(..., objective="iwae")``. For the other options see :class:`CompiledLoss`.
+
+    :raises sgc.errors.ArgumentError: if there are fewer than two particles.
+    """
+
+    objective: ClassVar[Objective] = "iwae"
+    _SETTINGS: ClassVar[tuple[str, ...]] = CompiledLoss._SETTINGS
+
+    def __init__(
+        self,
+        num_particles: int = 2,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = False,
+        *,
+        backend: str | None = None,
+        rng: Rng = "torch",
+        dynamic: Dynamic = "error",
+        validate: bool | None = None,
+        wait: bool | None = None,
+    ) -> None:
+        super().__init__(
+            0,
+            num_particles,
+            max_plate_nesting,
+            None,
+            vectorize_particles,
+            backend=backend,
+            rng=rng,
+            dynamic=dynamic,
+            validate=validate,
+            wait=wait,
+        )
+
+    def _own_options(self) -> dict[str, Any]:
+        return {}
