@@ -26,6 +26,7 @@ def compile(
     dynamic: Literal["error", "speculate"] = "error",
     wait: bool | None = None,
     objective: Objective | Renyi = "elbo",
+    analytic_kl: bool = False,
 ) -> LossModule:
     """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
 
@@ -57,6 +58,8 @@ def compile(
     :param objective: ``"elbo"``, or the name of the class of Pyro's whose loss it is: ``"Trace_ELBO"``,
         ``"TraceMeanField_ELBO"``; of ``RenyiELBO`` it is ``sgc.Renyi(alpha)``. ``"iwae"`` is the importance weighted
         bound of ``num_particles``, with a gradient that is unbiased at sites with a score function, too.
+    :param analytic_kl: with ``objective="elbo"``: take ``-KL(q(z) || p(z))`` in the place of ``log p(z) - log q(z)`` at
+        each site where torch or Pyro has the closed form and the graph proves that the expectation stays.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """
@@ -75,6 +78,7 @@ def compile(
         wait,
         "RenyiELBO" if isinstance(objective, Renyi) else objective,
         alpha=objective.alpha if isinstance(objective, Renyi) else 0.0,
+        analytic_kl=analytic_kl,
     )
     return LossModule(model, guide, options)
 

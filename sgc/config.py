@@ -48,6 +48,7 @@ class Options:
     objective: Objective = "elbo"
     strict_enumeration_warning: bool = True
     alpha: float = 0.0
+    analytic_kl: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -60,6 +61,17 @@ class Options:
             )
         if self.objective not in get_args(Objective):
             raise ArgumentError(f"objective must be one of {get_args(Objective)}, not {self.objective!r}")
+        if self.analytic_kl not in (True, False):
+            raise ArgumentError(f"analytic_kl must be True or False, not {self.analytic_kl!r}")
+        if self.analytic_kl and self.objective != "elbo":
+            raise ArgumentError(
+                f'analytic_kl=True is an option of objective="elbo", and this is {self.objective!r}',
+                remedy="leave it out; TraceMeanField_ELBO has closed forms anyway",
+            )
+        if self.analytic_kl and self.speculate:
+            raise ArgumentError(
+                "analytic_kl=True cannot be speculated with: where a branch goes another way, Pyro makes the call"
+            )
         if self.objective == "iwae" and self.num_particles < 2:
             raise ArgumentError(
                 'objective="iwae" is of several particles, and with one it is the ELBO',

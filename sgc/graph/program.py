@@ -162,11 +162,11 @@ class Enumerated:
 class ClosedForm:
     """That of a site's two densities: the fx node of ``KL(q || p)``, scaled and masked as ``q`` is.
 
-    ``weighted_alike`` says that ``p`` is not scaled or masked otherwise than ``q``; ``in_model`` is the model's line.
+    ``weighted_alike`` says whether ``p`` is so, too (None: unknown); ``in_model`` is the model's line.
     """
 
     divergence: str
-    weighted_alike: bool
+    weighted_alike: bool | None
     in_model: SourceLine | None
 
 

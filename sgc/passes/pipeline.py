@@ -16,6 +16,7 @@ from sgc.passes.objectives.closed_forms import (
     check_reparameterized,
     leave_out_guesses_of_observed,
     take_closed_forms,
+    take_exact_closed_forms,
 )
 from sgc.passes.objectives.every_cost import plan_every_cost
 from sgc.passes.objectives.evidence_lower_bound import add_elbo
@@ -28,6 +29,7 @@ PASSES: dict[Objective, tuple[Pass, ...]] = {
     "elbo": (
         choose_estimators,  # pathwise, partially pathwise or score function, for each latent site
         mask_scores,  # the entries of a sample that each score function is of
+        take_exact_closed_forms,  # two densities become one cost, where that is asked for and proved right
         plan_downstream_costs,  # what each score function is multiplied by, with shared partial sums
         add_baselines,  # what is subtracted from it
         add_elbo,  # the objective, and the scalar whose gradient is the estimator of its gradient

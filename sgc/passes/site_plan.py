@@ -43,7 +43,8 @@ def make_plan(requests: Iterable[SiteRequest], options: Options) -> Plan:
         together = True
     rules = {rule.asked_as: rule for rule in estimators_of(options.objective) if rule.asked_as is not None}
     sites = {request.name: _site_plan(request, rules) for request in requests if request.estimator is not None}
-    return Plan(sites, _particles(options, together=together), options.objective, options.alpha)
+    particles = _particles(options, together=together)
+    return Plan(sites, particles, options.objective, options.alpha, options.analytic_kl)
 
 
 def _site_plan(request: SiteRequest, rules: dict[str, EstimatorRule]) -> SitePlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro.distributions.util import is_identically_one, scale_and_mask
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import ExponentialFamily, kl_divergence
 from torch.distributions.kl import _dispatch_kl, _kl_expfamily_expfamily
@@ -35,22 +35,21 @@ def differentiated_family(guide_fn: Any, model_fn: Any) -> str | None:
     return type(q).__name__ if rule is _kl_expfamily_expfamily else None
 
 
-def weighted_alike(guide_site: Any, model_site: Any) -> bool:
-    """Whether nothing says that the model scales or masks its density otherwise than the guide.
-
-    Where both do so by tensors, these are taken to be equal.
-    """
-    return _alike(guide_site["scale"], model_site["scale"]) and _alike(guide_site["mask"], model_site["mask"])
+def weighted_alike(guide_site: Any, model_site: Any) -> bool | None:
+    """Whether the model scales and masks its density as the guide does; None where that is for values to say."""
+    alike = [_alike(guide_site["scale"], model_site["scale"]), _masked_alike(guide_site["mask"], model_site["mask"])]
+    return False if False in alike else None if None in alike else True
 
 
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return True
+def _alike(one: Any, other: Any) -> bool | None:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return False
-    return _number(one) == _number(other)
+        return True if one is other else None
+    return bool(one == other)
 
 
-def _number(weight: Any) -> Any:
-    """A scale, or a mask, of which None means all."""
-    return 1.0 if weight is None or weight is True or is_identically_one(weight) else weight
+def _masked_alike(one: Any, other: Any) -> bool | None:
+    """The same of masks, of which None means all; a tensor is taken to hide something."""
+    one, other = (None if mask is True else mask for mask in (one, other))
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _alike(one, other)
+    return one is other

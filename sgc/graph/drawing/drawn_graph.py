@@ -135,8 +135,8 @@ def _owner(graph: StochasticGraph, payload: Payload) -> str | None:
         case DownstreamCostNode():
             return keys.score_term(payload.site)
         case ScorePartNode():
-            cost = keys.cost_key(payload.site, -1)
-            return cost if cost in graph else payload.key
+            costs = keys.cost_key(payload.site, -1), keys.divergence(payload.site)
+            return next((cost for cost in costs if cost in graph), payload.key)
         case DifferenceNode():
             return _owner_of(graph, payload.minuend, payload)
         case DetachNode():

@@ -94,14 +94,37 @@ def check_reparameterized(graph: StochasticGraph, plan: Plan) -> None:
 def take_closed_forms(graph: StochasticGraph, plan: Plan) -> None:
     """Let each closed form stand for the two densities of its site; as in Pyro, whether that is right or not."""
     for form in list(graph.of_type(ClosedFormNode)):
-        cost, parents = graph.payload(keys.cost_key(form.site, -1)), list(graph.predecessors(form.key))
-        assert isinstance(cost, CostNode)
-        for part in [part.key for part in graph.of_type(ScorePartNode) if part.site == form.site]:
-            graph.remove_node(part)
-        graph.remove_nodes_from([form.key, cost.key, keys.cost_key(form.site, +1)])
-        key = keys.divergence(form.site)
-        exact = all(form.site not in graph.provenance(parent) for parent in parents)
-        graph.add(DivergenceNode(key, form.shape, form.fx, form.site, -1, cost.plates, cost.source, exact), parents)
+        _take(graph, form)
+
+
+def take_exact_closed_forms(graph: StochasticGraph, plan: Plan) -> None:
+    """Let those stand for the two densities that are proved right; the others are dropped.
+
+    The cost then no longer depends on the site's own sample, so that it leaves the site's downstream costs, and those
+    above the site depend on less noise.
+    """
+    assert graph.program is not None
+    for form in list(graph.of_type(ClosedFormNode)):
+        site = graph.program.site(form.site)
+        assert site.closed_form is not None
+        if _is_exact(graph, form) and site.closed_form.weighted_alike and site.kind is SiteKind.LATENT:
+            _take(graph, form)
+        else:
+            graph.remove_node(form.key)
+
+
+def _is_exact(graph: StochasticGraph, form: ClosedFormNode) -> bool:
+    return form.site not in graph.provenance(form.key)
+
+
+def _take(graph: StochasticGraph, form: ClosedFormNode) -> None:
+    exact, parents = _is_exact(graph, form), list(graph.predecessors(form.key))
+    cost = graph.payload(keys.cost_key(form.site, -1))
+    assert isinstance(cost, CostNode)
+    entropy_term = keys.score_part("entropy_term", form.site)
+    graph.remove_nodes_from([form.key, cost.key, keys.cost_key(form.site, +1), entropy_term])
+    key = keys.divergence(form.site)
+    graph.add(DivergenceNode(key, form.shape, form.fx, form.site, -1, cost.plates, cost.source, exact), parents)
 
 
 def leave_out_guesses_of_observed(graph: StochasticGraph, plan: Plan) -> None:
@@ -136,7 +159,7 @@ def wrong_closed_forms(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]
                 f"The loss is Pyro's; for the ELBO take TraceGraph_ELBO or Trace_ELBO, or let the guide draw "
                 f"'{parent.key}' first",
             )
-        if not form.weighted_alike:
+        if form.weighted_alike is False:
             yield (
                 site,
                 f"the model scales or masks the density of '{site.key}'{_at(form.in_model)} otherwise than the guide, "
