@@ -204,6 +204,7 @@ def test_rejection_samplers_are_refused_by_pyros_bound_alone() -> None:
     module = sgc.compile(rates, guess, backend="eager", objective="iwae", num_particles=3)
     module().backward()
     assert module.graph.estimator("z").value == "partially pathwise"
+    assert module.verify()
 
 
 def test_runs_that_depend_on_each_other_are_refused() -> None:

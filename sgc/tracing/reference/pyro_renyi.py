@@ -21,6 +21,8 @@ Run = tuple[Tensor, Tensor]
 class PyroRenyi(PyroLoss, RenyiELBO):
     """Pyro's ``RenyiELBO``, run by run: what its ``loss_and_grads`` does in one piece."""
 
+    _refuses_rejection = True
+
     def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
         """The log weight of one run, or of each of its particles, and what its normalised weight is multiplied by.
 
@@ -38,7 +40,7 @@ class PyroRenyi(PyroLoss, RenyiELBO):
             log_q = torch_sum(site["log_prob"], dims)
             log_weight = log_weight - log_q.detach()
             scored, pathwise = not is_identically_zero(score_function), not is_identically_zero(entropy_term)
-            if scored and pathwise:
+            if scored and pathwise and self._refuses_rejection:
                 raise NotImplementedError(f"RenyiELBO has no estimator for the rejection sampler at '{site['name']}'")
             if pathwise:
                 surrogate = surrogate - log_q
@@ -62,7 +64,12 @@ class PyroRenyi(PyroLoss, RenyiELBO):
 
 
 class PyroImportanceWeighted(PyroRenyi):
-    """Pyro's ``RenyiELBO`` of order 0, with the score functions of Mnih and Rezende 2016 (VIMCO) if ``as_asked``."""
+    """Pyro's ``RenyiELBO`` of order 0, with the score functions of Mnih and Rezende 2016 (VIMCO) if ``as_asked``.
+
+    Without these a rejection sampler has the gradient through its proposal alone.
+    """
+
+    _refuses_rejection = False
 
     def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
         """The log weight of one run, or of each of its particles, and the sum of its score functions."""
