@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sgc import errors, infer
     from sgc.api import capture, compile
+    from sgc.config import Renyi
     from sgc.graph.graph import StochasticGraph
     from sgc.infer.svi import SVI
     from sgc.runtime.loss_module import LossModule
@@ -29,6 +30,7 @@ __all__ = [
     "LoadedLoss",
     "LossModule",
     "Monitor",
+    "Renyi",
     "StochasticGraph",
     "TensorBoard",
     "TrainingRun",
@@ -50,6 +52,7 @@ _MODULES = {
     "TrainingRun": "sgc.training.callbacks.callback",
     "LoadedLoss": "sgc.saved.loaded_loss",
     "LossModule": "sgc.runtime.loss_module",
+    "Renyi": "sgc.config",
     "StochasticGraph": "sgc.graph.graph",
     "capture": "sgc.api",
     "compile": "sgc.api",

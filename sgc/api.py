@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from sgc.config import Objective, Options, Rng
+from sgc.config import Objective, Options, Renyi, Rng
 from sgc.errors import ArgumentError
 from sgc.graph.graph import StochasticGraph
 from sgc.runtime.loss_module import LossModule
@@ -25,7 +25,8 @@ def compile(
     validate: bool | None = None,
     dynamic: Literal["error", "speculate"] = "error",
     wait: bool | None = None,
-    objective: Objective = "elbo",
+    objective: Objective | Renyi = "elbo",
+    analytic_kl: bool = False,
 ) -> LossModule:
     """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
 
@@ -54,7 +55,11 @@ def compile(
         operator, with the same random numbers, while another process compiles it; from which call on it is the compiled
         one depends on the machine, and the results differ by rounding. ``None`` does not wait on a CPU of two cores or
         more, unless ``torch.use_deterministic_algorithms`` or the environment variable ``SGC_WAIT`` ask for it.
-    :param objective: ``"elbo"``, or the name of the class of Pyro's whose loss it is: ``"Trace_ELBO"``.
+    :param objective: ``"elbo"``, or the name of the class of Pyro's whose loss it is: ``"Trace_ELBO"``,
+        ``"TraceMeanField_ELBO"``; of ``RenyiELBO`` it is ``sgc.Renyi(alpha)``. ``"iwae"`` is the importance weighted
+        bound of ``num_particles``, with a gradient that is unbiased at sites with a score function, too.
+    :param analytic_kl: with ``objective="elbo"``: take ``-KL(q(z) || p(z))`` in the place of ``log p(z) - log q(z)`` at
+        each site where torch or Pyro has the closed form and the graph proves that the expectation stays.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """
@@ -71,7 +76,9 @@ def compile(
         validate,
         speculate,
         wait,
-        objective,
+        "RenyiELBO" if isinstance(objective, Renyi) else objective,
+        alpha=objective.alpha if isinstance(objective, Renyi) else 0.0,
+        analytic_kl=analytic_kl,
     )
     return LossModule(model, guide, options)
 

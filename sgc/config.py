@@ -10,8 +10,26 @@ from sgc.errors import ArgumentError
 
 Rng = Literal["fast", "torch"]
 Dynamic = Literal["error", "eager", "speculate"]
-Objective = Literal["elbo", "Trace_ELBO", "TraceEnum_ELBO"]
+Objective = Literal["elbo", "Trace_ELBO", "TraceEnum_ELBO", "TraceMeanField_ELBO", "RenyiELBO", "iwae"]
 """What is estimated, and how: a name of :data:`sgc.passes.pipeline.PASSES`."""
+
+
+@dataclass(frozen=True)
+class Renyi:
+    """The objective of Pyro's ``RenyiELBO``, for :func:`sgc.compile`.
+
+    :param alpha: the order of the divergence, a finite number other than 1; of order 0 it is the importance weighted
+        bound.
+    :raises sgc.errors.ArgumentError: if it is none.
+    """
+
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)) or not math.isfinite(self.alpha):
+            raise ArgumentError(f"alpha must be a finite number, not {self.alpha!r}")
+        if self.alpha == 1:
+            raise ArgumentError("alpha must not be 1", remedy='for the case alpha = 1 take objective="elbo"')
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,8 @@ class Options:
     wait: bool | None = None
     objective: Objective = "elbo"
     strict_enumeration_warning: bool = True
+    alpha: float = 0.0
+    analytic_kl: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -41,6 +61,22 @@ class Options:
             )
         if self.objective not in get_args(Objective):
             raise ArgumentError(f"objective must be one of {get_args(Objective)}, not {self.objective!r}")
+        if self.analytic_kl not in (True, False):
+            raise ArgumentError(f"analytic_kl must be True or False, not {self.analytic_kl!r}")
+        if self.analytic_kl and self.objective != "elbo":
+            raise ArgumentError(
+                f'analytic_kl=True is an option of objective="elbo", and this is {self.objective!r}',
+                remedy="leave it out; TraceMeanField_ELBO has closed forms anyway",
+            )
+        if self.analytic_kl and self.speculate:
+            raise ArgumentError(
+                "analytic_kl=True cannot be speculated with: where a branch goes another way, Pyro makes the call"
+            )
+        if self.objective == "iwae" and self.num_particles < 2:
+            raise ArgumentError(
+                'objective="iwae" is of several particles, and with one it is the ELBO',
+                remedy="pass num_particles=2 or more, or leave the objective out",
+            )
         if self.rng not in get_args(Rng):
             raise ArgumentError(f"rng must be one of {get_args(Rng)}, not {self.rng!r}")
         if self.validate not in (None, True, False):

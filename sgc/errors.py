@@ -73,6 +73,10 @@ class EnumerationError(SgcError, NotImplementedError):
     """A site that cannot be enumerated, or densities that enumerated sites cannot be summed out of."""
 
 
+class ReparameterizationError(SgcError, NotImplementedError):
+    """A site of the guide needs a score function, which the objective does not have."""
+
+
 class BaselineError(SgcError, ValueError):
     """A baseline with unrecognised or wrong options, a forbidden combination, a wrong shape or a biased input."""
 
@@ -127,6 +131,10 @@ class RespecializationWarning(UserWarning):
 
 class BaselineWarning(UserWarning):
     """A baseline, or an option of one, that is without effect; the text gives the site, the reason and the remedy."""
+
+
+class MeanFieldWarning(UserWarning):
+    """A closed form that ``TraceMeanField_ELBO`` takes, as Pyro does, is not the expectation of the two densities."""
 
 
 class SideEffectWarning(UserWarning):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from sgc.graph import keys
+from sgc.graph.closed_form import ClosedFormNode
 from sgc.graph.effects import dependencies
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.graph import StochasticGraph
@@ -49,6 +50,10 @@ def build_graph(program: Program) -> StochasticGraph:
         sinks.append(_cost(program, program.site(name), sign=-1))
     for site in program.sites:
         sinks += _score_parts(program, site)
+        if site.closed_form is not None:
+            name = site.closed_form.divergence
+            form = ClosedFormNode(keys.closed_form(site.name), program.shape(name), name, site.name)
+            sinks.append((form, program.node(name)))
 
     upstream = _Upstream(program, sources)
     enumerated = {site.name for site in program.sites if site.enumerated is not None}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -113,25 +114,76 @@ class TotalNode(Payload):
         return total if total is not None else run.call(torch.zeros, ())
 
 
-@dataclass(frozen=True)
-class MeanNode(UnaryNode):
-    """The mean of a total over all particles."""
+def sum_in_words(graph: StochasticGraph, operands: Sequence[str]) -> str:
+    """A sum of costs or terms, for the printed graph: ``2 log p terms - 1 log q term``."""
+    addends: Counter[tuple[str, bool]] = Counter()
+    for payload in map(graph.payload, operands):
+        noun = payload.noun if isinstance(payload, (SurrogateTermNode, CostNode)) else payload.kind
+        addends[noun, payload.subtracted] += 1
+    words = [
+        f"{'-' if subtracted else '+'} {count} {noun}{'s' * (count > 1)}"
+        for (noun, subtracted), count in addends.items()
+    ]
+    return " ".join(words).removeprefix("+ ") or "0"
 
-    kind: ClassVar[str] = "mean"
+
+def particles_in_words(particles: Particles) -> str:
+    """How many there are, and how they run."""
+    how = f"in the plate {particles.plate}" if particles.plate else "one after another"
+    return f"{particles.count} particles, {how}" if particles.count > 1 else "1 particle"
+
+
+@dataclass(frozen=True)
+class OfAllParticlesNode(Payload):
+    """A scalar that is made of all particles: what a loss is minus."""
 
     particles: Particles
-
-    @classmethod
-    def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return (TotalNode,)
 
     def stage(self) -> Stage:
         return Stage.PARTICLES
 
     def breaches(self, graph: StochasticGraph) -> Iterator[str]:
-        """All means are over the same particles."""
+        """All are made of the same particles."""
         if self.particles != graph.particles:
-            yield f"{self.key!r} and others are not means over the same particles"
+            yield f"{self.key!r} and others are not of the same particles"
+
+    def words(self) -> str:
+        """What it is, for the printed graph."""
+        return self.key
+
+    def short_words(self) -> str:
+        """The same in a picture."""
+        return "the ELBO"
+
+    def made_of(self, graph: StochasticGraph) -> Iterator[str]:
+        """What it is made of, for the printed graph: a line each."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class MeanNode(OfAllParticlesNode):
+    """The mean of a total over all particles."""
+
+    kind: ClassVar[str] = "mean"
+
+    operand: str
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return (TotalNode,)
+
+    def computed_from(self) -> tuple[str, ...]:
+        return (self.operand,)
+
+    def words(self) -> str:
+        over = f", the mean over {particles_in_words(self.particles)}" if self.particles.count > 1 else ""
+        return f"{self.operand}{over}"
+
+    def made_of(self, graph: StochasticGraph) -> Iterator[str]:
+        """The sum that the total is."""
+        total = graph.payload(self.operand)
+        assert isinstance(total, TotalNode)
+        yield f"{total.key}: {sum_in_words(graph, total.operands)}"
 
     def compute(self, run: Arithmetic) -> Value:
         """The mean over the particles of one call of the module; that over its calls is for the caller."""
@@ -150,7 +202,7 @@ class NegationNode(UnaryNode):
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return (MeanNode,)
+        return (OfAllParticlesNode,)
 
     def stage(self) -> Stage:
         return Stage.PARTICLES

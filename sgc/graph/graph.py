@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import networkx as nx
 
 from sgc.graph import keys
-from sgc.graph.derived_nodes import MeanNode, NegationNode
+from sgc.graph.derived_nodes import NegationNode, OfAllParticlesNode
 from sgc.graph.nodes import (
     BaselineNode,
     CostNode,
@@ -169,8 +169,8 @@ class StochasticGraph(nx.DiGraph):
     def particles(self) -> Particles:
         """How the particles of one call are computed; one particle in a graph that has no objective yet."""
         loss = self._payloads.get(keys.LOSS)
-        mean = self._payloads.get(loss.operand) if isinstance(loss, NegationNode) else None
-        return mean.particles if isinstance(mean, MeanNode) else Particles()
+        objective = self._payloads.get(loss.operand) if isinstance(loss, NegationNode) else None
+        return objective.particles if isinstance(objective, OfAllParticlesNode) else Particles()
 
     def _latent(self, site: str) -> SiteNode:
         payload = self._payloads.get(site)

@@ -8,6 +8,12 @@ ELBO = "elbo"
 SURROGATE = "surrogate"
 LOSS = "loss"
 SURROGATE_LOSS = "surrogate_loss"
+LOG_WEIGHT = "log_weight"
+BOUNDS = "bounds"
+BOUND = "bound"
+OTHERS_BOUNDS = "bounds_of_others"
+NORMALISED_WEIGHT = "normalised_weight"
+GAIN = "gain"
 
 _PREFIX = {
     InputKind.PARAMETER: "param",
@@ -35,6 +41,21 @@ def marginal_cost(eliminated: tuple[str, ...]) -> str:
 def expected_cost(cost: str) -> str:
     """The key of the expectation of a cost over the enumerated values of the guide."""
     return f"expected {cost}"
+
+
+def closed_form(site: str) -> str:
+    """The key of ``KL(q || p)`` of a site, before it is decided whether it stands for the two densities."""
+    return f"closed_form({site})"
+
+
+def divergence(site: str) -> str:
+    """The key of the cost node that stands for both densities of a site, where these have a closed form."""
+    return f"-KL(q({site}) || p({site}))"
+
+
+def divergence_term(site: str) -> str:
+    """The key of the surrogate term of that cost."""
+    return f"divergence_term({site})"
 
 
 def score_part(part: str, site: str) -> str:

@@ -192,6 +192,15 @@ class CostNode(ProgramTermNode):
     def subtracted(self) -> bool:
         return self.sign < 0
 
+    @property
+    def noun(self) -> str:
+        """What it is, for the printed graph."""
+        return "log q term" if self.subtracted else "log p term"
+
+    def remark(self, graph: StochasticGraph) -> str:
+        """What the printed graph says of it beside its shape and provenance."""
+        return ""
+
 
 @dataclass(frozen=True)
 class ScorePartNode(ProgramTermNode):

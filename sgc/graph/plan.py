@@ -14,6 +14,9 @@ from sgc.graph.program import Particles
 WITH_BASELINES: frozenset[Objective] = frozenset({"elbo"})
 """The objectives that subtract baselines; Pyro's other classes do not look at ``infer["baseline"]``."""
 
+OF_ALL_PARTICLES: frozenset[Objective] = frozenset({"RenyiELBO", "iwae"})
+"""The objectives that are not means over particles, and need all of them in one program."""
+
 
 ENUMERATING: frozenset[Objective] = frozenset({"TraceEnum_ELBO"})
 """The objectives that run the program with the sites enumerated that ask for it by ``infer["enumerate"]``."""
@@ -49,6 +52,13 @@ class Plan:
     sites: Mapping[str, SitePlan] = field(default_factory=dict)
     particles: Particles = field(default_factory=Particles)
     objective: Objective = "elbo"
+    alpha: float = 0.0
+    analytic_kl: bool = False
+
+    @property
+    def asks_for_closed_forms(self) -> bool:
+        """Whether the capture computes the closed form of a site's two densities, where there is one."""
+        return self.analytic_kl or self.objective == "TraceMeanField_ELBO"
 
     def at(self, site: str) -> SitePlan:
         """The plan of a site."""

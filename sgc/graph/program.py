@@ -159,13 +159,26 @@ class Enumerated:
 
 
 @dataclass(frozen=True)
+class ClosedForm:
+    """That of a site's two densities: the fx node of ``KL(q || p)``, scaled and masked as ``q`` is.
+
+    ``weighted_alike`` says whether ``p`` is so, too (None: unknown); ``in_model`` is the model's line.
+    """
+
+    divergence: str
+    weighted_alike: bool | None
+    in_model: SourceLine | None
+
+
+@dataclass(frozen=True)
 class Site:
     """One sample statement: what is known of it before any statistical decision.
 
     ``shape`` is without the dims of enumerated values.
 
     ``value`` is an fx node of its own, so that everything computed from the sample is downstream of it.
-    ``baseline_in_model`` says that the model's statement has a baseline of its own.
+    ``baseline_in_model`` says that the model's statement has a baseline of its own, ``observed_in_model`` that the
+    model has observed what the guide draws.
     """
 
     name: str
@@ -185,6 +198,8 @@ class Site:
     baseline: Baseline | None = None
     baseline_in_model: bool = False
     enumerated: Enumerated | None = None
+    observed_in_model: bool = False
+    closed_form: ClosedForm | None = None
 
 
 @dataclass(frozen=True)

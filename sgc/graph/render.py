@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 import networkx as nx
 
 from sgc.graph import keys
-from sgc.graph.derived_nodes import MeanNode, NegationNode, SurrogateTermNode, TotalNode
+from sgc.graph.derived_nodes import NegationNode, OfAllParticlesNode
 from sgc.graph.drawing.wording import Wording
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.estimator_rules import rule_of
 from sgc.graph.graph import StochasticGraph, all_provenances
-from sgc.graph.nodes import CostNode, InputNode, Payload, SiteNode
-from sgc.graph.program import Particles, SiteKind
+from sgc.graph.nodes import CostNode, InputNode, SiteNode
+from sgc.graph.program import SiteKind
 
 
 def as_text(graph: StochasticGraph, *, unfold: bool = False) -> str:
@@ -49,7 +48,7 @@ def _lines(graph: StochasticGraph, wording: Wording) -> Iterator[str]:
             upstream = wording.depends_on(cost.key, provenance) or "no sample"
             weights = wording.depends_on(cost.key, partial(_weights, graph))
             weighted = f", weighted by {weights}" if weights else ""
-            yield f"  {wording.name(cost.key)}: {list(cost.shape)}, depends on {upstream}{weighted}"
+            yield f"  {wording.name(cost.key)}: {list(cost.shape)}, depends on {upstream}{weighted}{cost.remark(graph)}"
     for marginal in graph.of_type(MarginalCostNode):
         yield from _marginal(graph, marginal, wording)
     losses = list(graph.of_type(NegationNode))
@@ -85,32 +84,11 @@ def _provenance(graph: StochasticGraph) -> Callable[[str], Collection[str]]:
 
 
 def _objective(graph: StochasticGraph, loss: NegationNode) -> Iterator[str]:
-    mean = graph.payload(loss.operand)
-    assert isinstance(mean, MeanNode)
-    total = graph.payload(mean.operand)
-    assert isinstance(total, TotalNode)
-    yield f"  {loss.key}: minus {total.key}{_over(mean.particles)}"
-    addends = Counter((_noun(payload), payload.subtracted) for payload in map(graph.payload, total.operands))
-    words = [
-        f"{'-' if subtracted else '+'} {count} {noun}{'s' * (count > 1)}"
-        for (noun, subtracted), count in addends.items()
-    ]
-    yield f"      {total.key}: {' '.join(words).removeprefix('+ ') or '0'}"
-
-
-def _noun(payload: Payload) -> str:
-    if isinstance(payload, SurrogateTermNode):
-        return payload.noun
-    if isinstance(payload, ExpectedCostNode):
-        return payload.kind
-    return "log q term" if payload.subtracted else "log p term"
-
-
-def _over(particles: Particles) -> str:
-    if particles.count == 1:
-        return ""
-    how = f"in the plate {particles.plate}" if particles.plate else "one after another"
-    return f", the mean over {particles.count} particles, {how}"
+    payload = graph.payload(loss.operand)
+    assert isinstance(payload, OfAllParticlesNode)
+    yield f"  {loss.key}: minus {payload.words()}"
+    for line in payload.made_of(graph):
+        yield f"      {line}"
 
 
 def _site(graph: StochasticGraph, site: SiteNode, wording: Wording) -> Iterator[str]:

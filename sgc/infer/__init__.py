@@ -7,22 +7,30 @@ handler, whose sets ``StochasticGraph.provenance(node, reparameterized=False)`` 
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 
 from sgc.infer.elbo import (
+    ImportanceWeightedELBO,
     JitTrace_ELBO,
     JitTraceEnum_ELBO,
     JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
+    TraceMeanField_ELBO,
 )
 from sgc.infer.svi import SVI
 
 __all__ = [
     "SVI",
+    "ImportanceWeightedELBO",
     "JitTraceEnum_ELBO",
     "JitTraceGraph_ELBO",
+    "JitTraceMeanField_ELBO",
     "JitTrace_ELBO",
+    "RenyiELBO",
     "TraceEnum_ELBO",
     "TraceGraph_ELBO",
+    "TraceMeanField_ELBO",
     "Trace_ELBO",
     "TrackNonReparam",
 ]

@@ -41,20 +41,6 @@ _OF_PYROS = (
 """Methods by which a subclass of Pyro's own changes what it computes."""
 
 
-_SETTINGS = (
-    "num_particles",
-    "vectorize_particles",
-    "max_plate_nesting",
-    "strict_enumeration_warning",
-    "backend",
-    "rng",
-    "dynamic",
-    "validate",
-    "wait",
-)
-"""Attributes that a user may change between two calls."""
-
-
 class CompiledLoss(ELBO):
     """One of Pyro's ELBO classes, compiled for each model, guide and structure; mixed into Pyro's class, before it.
 
@@ -85,7 +71,20 @@ class CompiledLoss(ELBO):
     """
 
     objective: ClassVar[Objective]
-    """What :func:`sgc.compile` calls it."""
+    """The list of passes."""
+
+    _SETTINGS: ClassVar[tuple[str, ...]] = (
+        "num_particles",
+        "vectorize_particles",
+        "max_plate_nesting",
+        "strict_enumeration_warning",
+        "backend",
+        "rng",
+        "dynamic",
+        "validate",
+        "wait",
+    )
+    """Attributes that a user may change between two calls."""
 
     def __init__(
         self,
@@ -116,6 +115,12 @@ class CompiledLoss(ELBO):
             retain_graph,
             tail_adaptive_beta,
         )
+        self._set_options(backend, rng, dynamic, validate, wait)
+
+    def _set_options(
+        self, backend: str | None, rng: Rng, dynamic: Dynamic, validate: bool | None, wait: bool | None
+    ) -> None:
+        """Take the options that are not Pyro's, once Pyro's are set."""
         self._refuse_overridden()
         if dynamic not in get_args(Dynamic):
             raise ArgumentError(f"dynamic must be one of {get_args(Dynamic)}, not {dynamic!r}")
@@ -220,12 +225,12 @@ class CompiledLoss(ELBO):
         """Where these are true, :meth:`compiled` gives for the same model and guide what it gave last."""
         if self._compiled[-1]._wrappers is not None:
             return [conditions.NEVER]  # it is to be given the numbers of the wrappers
-        kept = [conditions.is_same(conditions.entry(vars(self), name), getattr(self, name)) for name in _SETTINGS]
+        kept = [conditions.is_same(conditions.entry(vars(self), name), getattr(self, name)) for name in self._SETTINGS]
         return [*kept, conditions.is_same(conditions.item(self._compiled, -1), self._compiled[-1])]
 
     def _settings(self) -> Settings:
         """What the attributes say now: a user may change them between two calls."""
-        given = tuple(getattr(self, name) for name in _SETTINGS)
+        given = tuple(getattr(self, name) for name in self._SETTINGS)
         if given != self._given:
             self._current, self._given = self._read_settings(), given
         return self._current
@@ -245,8 +250,13 @@ class CompiledLoss(ELBO):
             wait=self.wait,
             objective=self.objective,
             strict_enumeration_warning=self.strict_enumeration_warning,
+            **self._own_options(),
         )
         return Settings(options, tiered=self.backend is None, dynamic=self.dynamic)
+
+    def _own_options(self) -> dict[str, Any]:
+        """What the objective alone has among the options."""
+        return {}
 
     def _refuse_overridden(self) -> None:
         """What Pyro's class computes by these methods, a compiled program computes by none: theirs would go unheard."""

@@ -12,9 +12,16 @@ from sgc.passes.baselines.add_baselines import add_baselines
 from sgc.passes.choose_estimators import choose_estimators
 from sgc.passes.downstream import plan_downstream_costs
 from sgc.passes.masked_scores import mask_scores
+from sgc.passes.objectives.closed_forms import (
+    check_reparameterized,
+    leave_out_guesses_of_observed,
+    take_closed_forms,
+    take_exact_closed_forms,
+)
 from sgc.passes.objectives.every_cost import plan_every_cost
 from sgc.passes.objectives.evidence_lower_bound import add_elbo
 from sgc.passes.objectives.expected_cost import add_expected_elbo
+from sgc.passes.objectives.renyi_bound import add_importance_weighted_bound, add_renyi_bound
 
 Pass = Callable[[StochasticGraph, Plan], None]
 
@@ -22,6 +29,7 @@ PASSES: dict[Objective, tuple[Pass, ...]] = {
     "elbo": (
         choose_estimators,  # pathwise, partially pathwise or score function, for each latent site
         mask_scores,  # the entries of a sample that each score function is of
+        take_exact_closed_forms,  # two densities become one cost, where that is asked for and proved right
         plan_downstream_costs,  # what each score function is multiplied by, with shared partial sums
         add_baselines,  # what is subtracted from it
         add_elbo,  # the objective, and the scalar whose gradient is the estimator of its gradient
@@ -35,6 +43,23 @@ PASSES: dict[Objective, tuple[Pass, ...]] = {
     "TraceEnum_ELBO": (
         choose_estimators,  # enumerated, DiCE or pathwise
         add_expected_elbo,  # the sum of the expected costs, which the program computes
+    ),
+    "TraceMeanField_ELBO": (
+        check_reparameterized,  # no site may need a score function
+        choose_estimators,
+        leave_out_guesses_of_observed,
+        take_closed_forms,  # two densities become one cost, where they have a closed form
+        add_elbo,
+    ),
+    "RenyiELBO": (
+        choose_estimators,
+        mask_scores,
+        add_renyi_bound,  # the bound of all particles; scores times normalised weights
+    ),
+    "iwae": (
+        choose_estimators,
+        mask_scores,
+        add_importance_weighted_bound,  # the same of order 0; scores times what a particle adds to it
     ),
 }
 

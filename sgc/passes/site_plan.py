@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sgc.config import Options
-from sgc.errors import BaselineError, EstimatorError
+from sgc.errors import ArgumentError, BaselineError, EstimatorError
 from sgc.graph.estimator_rules import EstimatorRule
-from sgc.graph.plan import WITH_BASELINES, Plan, SitePlan, SiteRequest
+from sgc.graph.plan import OF_ALL_PARTICLES, WITH_BASELINES, Plan, SitePlan, SiteRequest
 from sgc.graph.program import PARTICLE_PLATE, Particles
 from sgc.passes.estimators import estimators_of
 
@@ -16,6 +16,9 @@ _UNROLLED = 4
 
 _UNROLLED_AT_MOST = 16
 """Up to how many are where a site needs all of them at once."""
+
+_UNROLLED_FOR_A_BOUND = 64
+"""Up to how many are where the objective needs all of them at once."""
 
 _LEAVE_ONE_OUT = "use_leave_one_out"
 _OTHER_BASELINES = ("nn_baseline", "baseline_value", "use_decaying_avg_baseline")
@@ -26,6 +29,7 @@ def make_plan(requests: Iterable[SiteRequest], options: Options) -> Plan:
 
     :raises EstimatorError: if an estimator is unknown, or cannot be had at its site.
     :raises BaselineError: if a leave-one-out baseline has no other particles, too many, or another baseline beside it.
+    :raises ArgumentError: if the objective needs more particles in one program than are unrolled.
     """
     requests = list(requests)
     left_out = [request for request in requests if _LEAVE_ONE_OUT in request.baseline]
@@ -34,9 +38,13 @@ def make_plan(requests: Iterable[SiteRequest], options: Options) -> Plan:
     for request in left_out:
         _check_leave_one_out(request, options)
     together = bool(left_out)
+    if options.objective in OF_ALL_PARTICLES:
+        _check_bound(options)
+        together = True
     rules = {rule.asked_as: rule for rule in estimators_of(options.objective) if rule.asked_as is not None}
     sites = {request.name: _site_plan(request, rules) for request in requests if request.estimator is not None}
-    return Plan(sites, _particles(options, together=together), options.objective)
+    particles = _particles(options, together=together)
+    return Plan(sites, particles, options.objective, options.alpha, options.analytic_kl)
 
 
 def _site_plan(request: SiteRequest, rules: dict[str, EstimatorRule]) -> SitePlan:
@@ -81,6 +89,15 @@ def _check_leave_one_out(request: SiteRequest, options: Options) -> None:
             f"{_LEAVE_ONE_OUT} needs all {options.num_particles} particles in one program, and more than "
             f"{_UNROLLED_AT_MOST} are not unrolled",
             f"pass vectorize_particles=True, or at most {_UNROLLED_AT_MOST} particles",
+        )
+
+
+def _check_bound(options: Options) -> None:
+    if options.num_particles > _UNROLLED_FOR_A_BOUND and not options.vectorize_particles:
+        raise ArgumentError(
+            f"a bound of all particles needs all {options.num_particles} in one program, and more than "
+            f"{_UNROLLED_FOR_A_BOUND} are not unrolled",
+            remedy=f"pass vectorize_particles=True, or at most {_UNROLLED_FOR_A_BOUND} particles",
         )
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from sgc.config import Options
 from sgc.emit.backends.registry import backend_of
-from sgc.errors import BaselineWarning, RespecializationWarning, SgcError
+from sgc.errors import BaselineWarning, MeanFieldWarning, RespecializationWarning, SgcError
 from sgc.guards.base import Call
 from sgc.guards.handlers import unobserved
 from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.passes.baselines.idle_baselines import idle_baselines
+from sgc.passes.objectives.closed_forms import wrong_closed_forms
 from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.misses import Misses
@@ -152,6 +153,8 @@ class Choosing(Showing):
             specialization.reason = reason
             specialization.captured_for = weakref.ref(call)
             self._tell_of_idle_baselines(specialization)
+            for site, reason in wrong_closed_forms(specialization.graph):
+                warn(f"at site '{site.key}': {reason}", MeanFieldWarning, site.source)
         except BaseException:
             run.empty_again()
             raise

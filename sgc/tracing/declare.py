@@ -14,6 +14,7 @@ from sgc.graph.effects import dependencies, drop_dead, is_random
 from sgc.graph.program import (
     Baseline,
     Check,
+    ClosedForm,
     Density,
     Enumerated,
     ExpectedCost,
@@ -200,7 +201,15 @@ def _sites(recording: Recording, slots: dict[tuple[str, str], str]) -> Iterator[
                 depth = max((-plate.dim for plate in site.plates if plate.dim is not None), default=0)
                 kept = depth + (guide if name in guide else model)[name]["fn"].event_dim
                 site = replace(site, shape=site.shape[max(0, len(site.shape) - kept) :])
-            yield replace(site, baseline_in_model=name in recording.model_baselines.names)
+            form = None
+            if (name, "divergence") in slots:
+                form = ClosedForm(slots[name, "divergence"], recording.weighted_alike[name], statement.in_model)
+            yield replace(
+                site,
+                baseline_in_model=name in recording.model_baselines.names,
+                observed_in_model=name in guide and name in model and model[name]["is_observed"],
+                closed_form=form,
+            )
         elif statement.subsample:
             yield _subsample_site(name, statement, slots.get((name, "value")))
 

@@ -14,10 +14,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from sgc.errors import EnumerationError
+from sgc.errors import CaptureError, EnumerationError
 from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
+from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.enumeration import (
     ExpectedTerm,
@@ -44,6 +45,7 @@ class Recording:
     def __init__(self, plan: Plan, *, failed_before: bool = False) -> None:
         self._failed_before = failed_before
         self._with_baselines = plan.objective in WITH_BASELINES
+        self._plan = plan
         self.recorder = SiteRecorder(plan)
         self.reads: list[ReadGuard] = []
         self.requirements: list[Requirement] = []
@@ -58,6 +60,8 @@ class Recording:
         self.marginals: list[MarginalTerm] = []
         self.expected: list[ExpectedTerm] = []
         self.model_baselines = ModelBaselines()
+        self.weighted_alike: dict[str, bool | None] = {}
+        """For each site whose two densities have a closed form, whether they are scaled and masked alike."""
         self.transcript = Transcript()
 
     def run(
@@ -72,6 +76,8 @@ class Recording:
             self.model_trace, self.guide_trace = traces(self.model_baselines(model), guide, args, kwargs)
         self._last_run = (self.model_trace, self.guide_trace), self.recorder.statements
         self._densities(self.model_trace, self.guide_trace)
+        for site in samples(self.model_trace) if self._plan.asks_for_closed_forms else ():
+            self._closed_form(site)
         for site in samples(self.guide_trace) if self._with_baselines else ():
             if "baseline" in site["infer"] and not site["is_observed"]:
                 self._baseline(site)
@@ -143,6 +149,29 @@ class Recording:
                 self._output(name, "guide.entropy_term", own.parts.entropy_term)
             if not is_identically_zero(own.parts.score_function):
                 self._score_function(name, own)
+
+    def _closed_form(self, site: Any) -> None:
+        name = site["name"]
+        guide_site = self.guide_trace.nodes.get(name)
+        if guide_site is None or site["is_observed"]:
+            return
+        if not self._plan.analytic_kl and (name, "guide.entropy_term") not in self.slots:
+            return  # Pyro refuses it, and so do the passes
+        family = differentiated_family(guide_site["fn"], site["fn"])
+        if family is not None and self._plan.analytic_kl:
+            return
+        if family is not None:
+            raise CaptureError(
+                f"torch computes KL(q || p) of two distributions {family} by automatic differentiation, which detaches "
+                "the parameters of q: Pyro's gradient in them is wrong",
+                site=name,
+                source=self.recorder.statements[name].source,
+                remedy="take TraceGraph_ELBO or Trace_ELBO, which do without closed forms",
+            )
+        divergence = analytic_divergence(guide_site, site)
+        if divergence is not None:
+            self._output(name, "divergence", divergence)
+            self.weighted_alike[name] = weighted_alike(guide_site, site)
 
     def _score_function(self, name: str, own: SiteParts) -> None:
         """The factor of the downstream costs; where a mask hides entries of the sample, two to choose from."""

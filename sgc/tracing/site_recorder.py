@@ -30,13 +30,17 @@ from sgc.tracing.values.reads import DATA_DEPENDENT
 
 @dataclass(frozen=True)
 class Statement:
-    """What is known of a sample statement only while it runs."""
+    """What is known of a sample statement only while it runs.
+
+    ``in_model`` is the line of the model's statement, where the guide has drawn its value.
+    """
 
     source: SourceLine | None
     value: Tensor | None
     node: fx.Node | None
     subsample: bool
     opaque: bool
+    in_model: SourceLine | None = None
 
 
 class SiteRecorder(Messenger):
@@ -87,6 +91,7 @@ class SiteRecorder(Messenger):
         name, value = msg["name"], msg["value"]
         known = self.statements.get(name)
         if known is not None and known.value is value:
+            self.statements[name] = replace(known, in_model=current_line())
             return
         node = None
         if isinstance(value, Tensor):

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import sgc
 from sgc.errors import GraphError
 from sgc.graph.derived_nodes import DetachNode, MeanNode
-from sgc.graph.nodes import BaselineNode, DownstreamCostNode, PartialSumNode, SiteNode
+from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, PartialSumNode, SiteNode
 from sgc.graph.program import Particles
 from sgc.graph.verify import verify
 from sgc.passes.baselines.leave_one_out import LeaveOneOutNode
 from sgc.passes.estimators.score_function import ScoreTermNode
+from sgc.passes.objectives.bound_nodes import BoundSurrogateNode, LogWeightNode, OthersBoundsNode
+from sgc.passes.objectives.closed_forms import DivergenceNode
 from tests.programs import local_switches
 
 
@@ -199,7 +203,7 @@ def average_over_other_particles(graph: sgc.StochasticGraph) -> None:
         (cross_particles_elsewhere, r"'log p\(x\)' may not depend on other particles' 'z'"),
         (multiply_the_score_by_the_whole_cost, "not of the site's score function and 'detached centred_cost"),
         (lose_the_score_function, "the site 'z' has no score function, which its estimator needs"),
-        (average_over_other_particles, "are not means over the same particles"),
+        (average_over_other_particles, "are not of the same particles"),
     ],
 )
 def test_sabotage_of_particles_and_objective_is_caught(
@@ -217,3 +221,120 @@ def test_all_breaches_are_reported_together(graph: sgc.StochasticGraph) -> None:
     with pytest.raises(GraphError) as caught:
         verify(graph)
     assert "stray" in str(caught.value) and "sample of its own site" in str(caught.value)
+
+
+@pytest.fixture
+def in_closed_form() -> sgc.StochasticGraph:
+    return sgc.compile(*normals(), backend="eager", objective="TraceMeanField_ELBO").initialize().graph.copy()
+
+
+def normals() -> tuple[Callable[[], None], Callable[[], None]]:
+    def model() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        a = pyro.sample("a", dist.Normal(pyro.param("q", torch.tensor(0.2)), 1.0))
+        pyro.sample("b", dist.Normal(a, 1.0))
+
+    return model, guide
+
+
+def deny_that_it_is_exact(graph: sgc.StochasticGraph) -> None:
+    node = graph.payload("-KL(q(b) || p(b))")
+    assert isinstance(node, DivergenceNode)
+    graph.replace(replace(node, is_exact=False))
+
+
+def let_a_closed_form_depend_on_its_site(graph: sgc.StochasticGraph) -> None:
+    graph.add_edge("b", "-KL(q(b) || p(b))")
+
+
+def keep_a_density_beside_its_closed_form(graph: sgc.StochasticGraph) -> None:
+    cost = graph.payload("log p(x)")
+    assert isinstance(cost, CostNode)
+    graph.add(replace(cost, key="log p(b)"), tuple(graph.predecessors(cost.key)))
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        (deny_that_it_is_exact, "says that it depends on the sample of its own site, and the graph does not"),
+        (let_a_closed_form_depend_on_its_site, "says that it does not depend on the sample of its own site"),
+        (let_a_closed_form_depend_on_its_site, r"depends on \['a'\] in the program but on \['a', 'b'\] in the graph"),
+        (keep_a_density_beside_its_closed_form, r"stands for 'log p\(b\)', which is a cost beside it"),
+    ],
+)
+def test_sabotage_of_closed_forms_is_caught(
+    in_closed_form: sgc.StochasticGraph, sabotage: Callable[[sgc.StochasticGraph], None], complaint: str
+) -> None:
+    verify(in_closed_form)
+    sabotage(in_closed_form)
+    with pytest.raises(GraphError, match=complaint):
+        verify(in_closed_form)
+
+
+@pytest.fixture
+def of_a_bound() -> sgc.StochasticGraph:
+    module = sgc.compile(*local_switches(), backend="eager", objective="iwae", num_particles=3)
+    return module.initialize(torch.tensor([0.1, 0.9, -0.4])).graph.copy()
+
+
+def leave_a_cost_out_of_the_weight(graph: sgc.StochasticGraph) -> None:
+    node = graph.payload("log_weight")
+    assert isinstance(node, LogWeightNode)
+    graph.remove_edge(node.terms[0][0], node.key)
+    graph.replace(replace(node, terms=node.terms[1:]))
+
+
+def others(graph: sgc.StochasticGraph) -> OthersBoundsNode:
+    node = graph.payload("bounds_of_others")
+    assert isinstance(node, OthersBoundsNode)
+    return node
+
+
+def bound_without_others(graph: sgc.StochasticGraph) -> None:
+    graph.replace(replace(others(graph), particles=Particles()))
+
+
+def bound_of_other_particles(graph: sgc.StochasticGraph) -> None:
+    graph.replace(replace(others(graph), particles=Particles(runs=5)))
+
+
+def let_the_others_bound_see_its_own_particle(graph: sgc.StochasticGraph) -> None:
+    graph.remove_edge("log_weight", "bounds_of_others")
+    graph.add_edge("log_weight", "bounds_of_others")
+
+
+def lose_the_score_term_of_a_bound(graph: sgc.StochasticGraph) -> None:
+    surrogate = graph.payload("surrogate")
+    assert isinstance(surrogate, BoundSurrogateNode)
+    graph.remove_edge("score_term(z)", "surrogate")
+    graph.replace(replace(surrogate, terms=()))
+
+
+def sum_other_particles(graph: sgc.StochasticGraph) -> None:
+    surrogate = graph.payload("surrogate")
+    assert isinstance(surrogate, BoundSurrogateNode)
+    graph.replace(replace(surrogate, particles=Particles(runs=2)))
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "complaint"),
+    [
+        (leave_a_cost_out_of_the_weight, "'log_weight' is not the sum of all costs"),
+        (bound_without_others, "'bounds_of_others' has no other particles at hand"),
+        (bound_of_other_particles, "'bounds_of_others' is of other particles than the objective"),
+        (let_the_others_bound_see_its_own_particle, "may not depend on its own particle's 'log_weight'"),
+        (lose_the_score_term_of_a_bound, "the scored site 'z' has no score term"),
+        (sum_other_particles, "'surrogate' and others are not of the same particles"),
+    ],
+)
+def test_sabotage_of_bounds_is_caught(
+    of_a_bound: sgc.StochasticGraph, sabotage: Callable[[sgc.StochasticGraph], None], complaint: str
+) -> None:
+    verify(of_a_bound)
+    sabotage(of_a_bound)
+    with pytest.raises(GraphError, match=complaint):
+        verify(of_a_bound)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
-from pyro.infer import TraceGraph_ELBO
+from pyro.infer import ELBO, TraceGraph_ELBO
 from torch import Tensor, nn
 
 import sgc
@@ -64,9 +64,9 @@ class Program:
         self.buffers = list(buffers.values())
         _drop_averages()
 
-    def pyro(self, seed: int) -> Outcome:
-        """One evaluation by Pyro."""
-        elbo = TraceGraph_ELBO(**self.case.options)
+    def pyro(self, seed: int, make: Callable[..., ELBO] = TraceGraph_ELBO) -> Outcome:
+        """One evaluation by Pyro, by one of its objectives."""
+        elbo = make(**self.case.options)
         elbo.max_plate_nesting = self.max_plate_nesting
         with self._from_start(seed), warnings.catch_warnings():
             warnings.simplefilter("ignore")

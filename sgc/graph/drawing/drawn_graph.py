@@ -13,7 +13,14 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from sgc.graph import keys
-from sgc.graph.derived_nodes import DetachNode, DifferenceNode, MeanNode, NegationNode, SurrogateTermNode, TotalNode
+from sgc.graph.derived_nodes import (
+    DetachNode,
+    DifferenceNode,
+    NegationNode,
+    OfAllParticlesNode,
+    SurrogateTermNode,
+    TotalNode,
+)
 from sgc.graph.drawing.folding import FEWEST, Folding, fold
 from sgc.graph.drawing.numbered_names import NumberedName
 from sgc.graph.enumeration_nodes import ExpectedCostNode
@@ -128,8 +135,8 @@ def _owner(graph: StochasticGraph, payload: Payload) -> str | None:
         case DownstreamCostNode():
             return keys.score_term(payload.site)
         case ScorePartNode():
-            cost = keys.cost_key(payload.site, -1)
-            return cost if cost in graph else payload.key
+            costs = keys.cost_key(payload.site, -1), keys.divergence(payload.site)
+            return next((cost for cost in costs if cost in graph), payload.key)
         case DifferenceNode():
             return _owner_of(graph, payload.minuend, payload)
         case DetachNode():
@@ -140,9 +147,15 @@ def _owner(graph: StochasticGraph, payload: Payload) -> str | None:
             if len(payload.operands) == 1:
                 return _owner_of(graph, payload.operands[0], payload)
             return keys.LOSS
-        case ExpectedCostNode() | TotalNode() | MeanNode() | NegationNode():
+        case ExpectedCostNode() | TotalNode() | NegationNode():
             return keys.LOSS
-    return payload.key
+        case OfAllParticlesNode():
+            return keys.BOUND if payload.key == keys.BOUND else keys.LOSS
+    return keys.BOUND if payload.key in _OF_BOUNDS else payload.key
+
+
+_OF_BOUNDS = (keys.LOG_WEIGHT, keys.BOUNDS, keys.OTHERS_BOUNDS, keys.NORMALISED_WEIGHT, keys.GAIN)
+"""What is made of the log weights of all particles."""
 
 
 def _owner_of(graph: StochasticGraph, key: str, payload: Payload) -> str | None:
@@ -175,7 +188,7 @@ def _signature(graph: StochasticGraph, key: str) -> tuple[Hashable, ...]:
                 *((_baseline(graph, key), graph.scores_hidden_entries(key)) if payload.role is SiteKind.LATENT else ()),
             )
         case CostNode():
-            return "cost", payload.sign, str(list(payload.shape)), _shown_plates(payload.plates)
+            return payload.kind, payload.sign, str(list(payload.shape)), _shown_plates(payload.plates)
         case None:
             return ("computed",)
     return payload.kind, str(list(payload.shape))

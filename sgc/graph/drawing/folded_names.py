@@ -51,7 +51,7 @@ class FoldedNames:
         """``t = 0 … 29, i = 1, 2`` of the numbers at these positions, or of all; empty for a single node."""
         letters = self.letters(node)
         places = positions or range(len(letters))
-        return ", ".join(f"{letters[place]} = {listed(node.values(place))}" for place in places)
+        return ", ".join(dict.fromkeys(f"{letters[place]} = {listed(node.values(place))}" for place in places))
 
     def values(self, letter: str) -> set[int]:
         """All values that the numbers with a letter have."""
@@ -156,6 +156,11 @@ def _linked(folding: Folding) -> Iterator[tuple[list[_Number], bool]]:
         return number
 
     moving = []
+    for node in folding.nodes:  # a number that is there twice: -KL(q(z_1) || p(z_1))
+        first: dict[tuple[int, ...], int] = {}
+        for position in range(len(node.varying)):
+            same = first.setdefault(_column(node, position), position)
+            leader[led_by((node, position))] = led_by((node, same))
     for edge in (*folding.edges, *folding.kin):
         for link in edge.relation.links if edge.relation.exact else ():
             one, other = (edge.source, link.source), (edge.target, link.target)

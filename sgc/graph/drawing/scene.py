@@ -13,6 +13,7 @@ from os import sep
 from pathlib import Path
 
 from sgc.graph import keys
+from sgc.graph.derived_nodes import MeanNode, NegationNode, OfAllParticlesNode
 from sgc.graph.drawing.boxes import Box, boxes_of
 from sgc.graph.drawing.drawn_graph import DrawnGraph, drawn_graph
 from sgc.graph.drawing.folded_names import FoldedNames
@@ -157,7 +158,7 @@ def _look(graph: StochasticGraph, key: str) -> Look:
             return Look.COST
         case BaselineNode():
             return Look.BASELINE
-    return Look.OBJECTIVE if key == keys.LOSS else Look.SCORE
+    return Look.OBJECTIVE if key in (keys.LOSS, keys.BOUND) else Look.SCORE
 
 
 def _estimator(drawn: DrawnGraph, key: str) -> str | None:
@@ -195,8 +196,16 @@ def _lines(graph: StochasticGraph, names: FoldedNames, node: FoldedNode) -> Iter
         case _:
             yield name
             if node.first == keys.LOSS:
-                yield "minus the ELBO"
-                yield from [f"mean over {graph.particles.count} particles"] if graph.particles.count > 1 else []
+                yield from _of_loss(graph)
+
+
+def _of_loss(graph: StochasticGraph) -> Iterator[str]:
+    """What the loss is minus, and over how many particles."""
+    loss = graph.payload(keys.LOSS) if keys.LOSS in graph else None
+    objective = graph.payload(loss.operand) if isinstance(loss, NegationNode) and loss.operand in graph else None
+    yield f"minus {objective.short_words() if isinstance(objective, OfAllParticlesNode) else 'the ELBO'}"
+    if graph.particles.count > 1:
+        yield f"{'mean over' if isinstance(objective, MeanNode) else 'of'} {graph.particles.count} particles"
 
 
 def _sites(names: tuple[str, ...]) -> str:
@@ -210,10 +219,12 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _own_ranges(names: FoldedNames, node: FoldedNode, boxes: tuple[Box, ...]) -> Iterator[str]:
     """The ranges of a folded node's numbers, but for those that a box around it says."""
     said = " ".join(box.label for box in boxes)
+    own: dict[str, None] = {}
     for position, letter in enumerate(names.letters(node)):
-        own = names.ranges(node, position)
-        if own not in said or not any(letter in box.letters for box in boxes):
-            yield own
+        ranges = names.ranges(node, position)
+        if ranges not in said or not any(letter in box.letters for box in boxes):
+            own[ranges] = None
+    yield from own
 
 
 def _tooltip(graph: StochasticGraph, node: FoldedNode) -> str:

@@ -1,8 +1,9 @@
 """The ELBO, and the surrogate whose gradient is the estimator of its gradient.
 
 The terms of the surrogate are Pyro's (``TraceGraph_ELBO``, after Schulman et al. 2015, section 3.2): every ``log p``;
-minus the entropy term of each guide site, which is ``log q`` where that has a pathwise gradient; and what the sites'
-estimators add. Value and surrogate are means over particles, and negated: losses.
+minus the entropy term of each guide site, which is ``log q`` where that has a pathwise gradient, or minus the closed
+form that stands for both; and what the sites' estimators add. Value and surrogate are means over particles, and are
+negated: losses.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode, Payload, ScorePartNode
 from sgc.graph.plan import Plan
 from sgc.passes.choose_estimators import scored_sites
+from sgc.passes.objectives.closed_forms import DivergenceNode, DivergenceTermNode
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def add_elbo(graph: StochasticGraph, plan: Plan) -> None:
     terms: list[SurrogateTermNode] = [
         CostTermNode(keys.cost_term(cost.site), (), cost.site, (cost.key,)) for cost in costs if cost.sign > 0
     ]
+    for divergence in graph.of_type(DivergenceNode):
+        key = keys.divergence_term(divergence.site)
+        terms.append(DivergenceTermNode(key, (), divergence.site, (divergence.key,)))
     for part in list(graph.of_type(ScorePartNode)):
         if part.part == "entropy_term":
             terms.append(EntropyTermNode(keys.entropy_term_of(part.site), (), part.site, (part.key,)))
@@ -71,7 +76,7 @@ def add_elbo(graph: StochasticGraph, plan: Plan) -> None:
     _add_total(graph, keys.SURROGATE, terms)
     for total, loss in ((keys.ELBO, keys.LOSS), (keys.SURROGATE, keys.SURROGATE_LOSS)):
         mean = keys.mean_over_particles(total)
-        graph.add(MeanNode(mean, (), total, plan.particles), [total])
+        graph.add(MeanNode(mean, (), plan.particles, total), [total])
         graph.add(NegationNode(loss, (), mean), [mean])
 
 

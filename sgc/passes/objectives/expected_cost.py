@@ -18,6 +18,6 @@ def add_expected_elbo(graph: StochasticGraph, plan: Plan) -> None:
     costs = tuple(node.key for node in graph.of_type(ExpectedCostNode))
     graph.add(TotalNode(keys.ELBO, (), costs), costs)
     mean = keys.mean_over_particles(keys.ELBO)
-    graph.add(MeanNode(mean, (), keys.ELBO, plan.particles), [keys.ELBO])
+    graph.add(MeanNode(mean, (), plan.particles, keys.ELBO), [keys.ELBO])
     for loss in (keys.LOSS, keys.SURROGATE_LOSS):
         graph.add(NegationNode(loss, (), mean), [mean])

@@ -31,11 +31,14 @@ from sgc.config import Objective
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode, Estimator, SiteNode
 from sgc.graph.program import SiteKind
+from sgc.passes.objectives.closed_forms import DivergenceNode
+from sgc.runtime.parity.eager_costs import take_closed_form
 from sgc.runtime.parity.eager_provenance import Provenance, followed
 from sgc.tracing.asked_estimators import AskedEstimators, base_distribution
 from sgc.tracing.leaves.autograd_functions import applying, original_apply
 from sgc.tracing.reference.loss_of_objective import PYRO_LOSSES
 from sgc.tracing.reference.pyro_loss import PyroLoss
+from sgc.tracing.reference.pyro_renyi import PyroImportanceWeighted
 from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
 from sgc.tracing.source import current_line
 
@@ -94,6 +97,8 @@ class PyroWithout(PyroLoss):
         self._partial = {name for name in latent if _is_partial(graph, name)}
         self._own_baselines = [b for b in graph.of_type(BaselineNode) if b.crosses_particles]
         self._asked = {name: graph.estimator(name) for name in latent if graph.is_asked(name)}
+        divergences = graph.of_type(DivergenceNode) if isinstance(self, PyroTraceGraph) else ()
+        self._in_closed_form = [node.site for node in divergences]
         self._unmasked = {name for name in latent if graph.scores_hidden_entries(name)}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -110,6 +115,8 @@ class PyroWithout(PyroLoss):
             stack.enter_context(_Samples(self, provenance))
             graph_type = "dense" if self._tracks else "flat"
             traces = get_importance_trace(graph_type, self.max_plate_nesting, model, guide, args, kwargs)
+            for name in self._in_closed_form if self.as_asked else ():
+                take_closed_form(traces[1].nodes[name], traces[0].nodes[name])
             for trace in traces if self._tracks else ():
                 for site in _samples(trace):
                     names = provenance.of(site["log_prob"])
@@ -135,6 +142,15 @@ class PyroWithout(PyroLoss):
                     self._seen.note(Fault.PROVENANCE, text, WRITES)
 
     def _look_at_requests(self) -> None:
+        if isinstance(self, PyroImportanceWeighted):
+            self._seen.note(
+                Fault.UNKNOWN,
+                "score functions are multiplied by what a particle adds to the bound; Pyro's RenyiELBO of order 0 "
+                "multiplies them by its normalised weight, which is biased",
+            )
+        for name in self._in_closed_form:
+            text = f"of '{name}' the closed form of KL(q || p) is taken; Pyro's TraceGraph_ELBO takes both densities"
+            self._seen.note(Fault.UNKNOWN, text)
         for baseline in self._own_baselines:
             self._seen.note(
                 Fault.UNKNOWN, f"'{baseline.site}' has a baseline that Pyro does not know: {baseline.words()}"

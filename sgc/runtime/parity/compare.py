@@ -19,6 +19,7 @@ from sgc.graph.program import SiteKind
 from sgc.guards.base import Call
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
+from sgc.runtime.parity.eager_costs import eager_cost
 from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
@@ -301,7 +302,7 @@ def _pyro_sites(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> Iterator
         if isinstance(value, Tensor):
             yield name, value
     for cost in graph.of_type(CostNode):
-        yield cost.key, (model_trace if cost.sign > 0 else guide_trace)[cost.site]["log_prob"]
+        yield cost.key, eager_cost(cost, model_trace, guide_trace)
 
 
 def _by_name(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> list[dict[str, Any]]:

@@ -71,7 +71,9 @@ def followed(provenance: Provenance) -> Iterator[None]:
 
 
 class _Literals(TorchFunctionMode):
-    """A tensor made of numbers depends on those among them that are tensors; no operator sees that."""
+    """What is made of numbers depends on those among them that are tensors, and so does what is selected by an index
+    without dims; no operator sees that.
+    """
 
     def __init__(self, provenance: Provenance) -> None:
         super().__init__()
@@ -82,6 +84,11 @@ class _Literals(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor):
             names = self._provenance.of(args[func is Tensor.new_tensor :], kwargs)
             if names:
+                self._provenance.add(result, names)
+        elif func is Tensor.__getitem__:
+            names = self._provenance.of(args[1])
+            if names and isinstance(result, Tensor):
+                result = result.clone()  # a view has the memory of all entries
                 self._provenance.add(result, names)
         return result
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgc.emit.emitter import Emitted, emit_values
+from sgc.errors import ArgumentError
 from sgc.graph import keys
 from sgc.graph.derived_nodes import MeanNode, NegationNode, TotalNode
 from sgc.graph.graph import StochasticGraph
@@ -101,6 +102,12 @@ def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = (), *, alternat
     :param alternatives: also what the terms would be under other choices, those of the objective ``"elbo"``: others
         subtract no baselines.
     """
+    loss = graph.payload(keys.LOSS)
+    if not isinstance(loss, NegationNode) or not isinstance(graph.payload(loss.operand), MeanNode):
+        raise ArgumentError(
+            "gradient_variance takes the gradient apart as a mean over particles, and this objective is none",
+            remedy='measure it with objective="elbo", or compare gradients under several seeds',
+        )
     graph = graph.copy()
     scores = {term.site: term for term in graph.of_type(ScoreTermNode)}
     others = [key for key in _addends(graph) if not isinstance(graph.payload(key), (ScoreTermNode, BaselineTermNode))]

@@ -10,6 +10,8 @@ import pyro
 from sgc.config import Objective, Options
 from sgc.graph.program import PARTICLE_PLATE
 from sgc.tracing.reference.pyro_loss import PyroLoss
+from sgc.tracing.reference.pyro_mean_field import PyroMeanField
+from sgc.tracing.reference.pyro_renyi import PyroImportanceWeighted, PyroRenyi
 from sgc.tracing.reference.pyro_trace import PyroTrace
 from sgc.tracing.reference.pyro_trace_enum import PyroTraceEnum
 from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
@@ -18,6 +20,9 @@ PYRO_LOSSES: dict[Objective, type[PyroLoss]] = {
     "elbo": PyroTraceGraph,
     "Trace_ELBO": PyroTrace,
     "TraceEnum_ELBO": PyroTraceEnum,
+    "TraceMeanField_ELBO": PyroMeanField,
+    "RenyiELBO": PyroRenyi,
+    "iwae": PyroImportanceWeighted,
 }
 """Pyro's class of each objective."""
 
@@ -29,11 +34,13 @@ def pyro_elbo(
 
     :param make: makes it, of Pyro's own options; by default Pyro's class of the objective does.
     """
+    own: dict[str, Any] = {"alpha": options.alpha} if options.objective == "RenyiELBO" else {}
     elbo = (make or PYRO_LOSSES[options.objective])(
         num_particles=options.num_particles,
         vectorize_particles=options.vectorize_particles,
         max_plate_nesting=options.max_plate_nesting,
         strict_enumeration_warning=options.strict_enumeration_warning,
+        **own,
     )
     if max_plate_nesting is not None:
         elbo.max_plate_nesting = max_plate_nesting
