@@ -70,7 +70,7 @@ class CompiledLoss(ELBO):
     ``ignore_jit_warnings`` and ``jit_options`` are accepted and have nothing to act on, as in Pyro's own class.
     """
 
-    objective: ClassVar[Objective]
+    _objective: ClassVar[Objective]
     """The list of passes."""
 
     _SETTINGS: ClassVar[tuple[str, ...]] = (
@@ -248,7 +248,7 @@ class CompiledLoss(ELBO):
             validate=self.validate,
             speculate=self.dynamic == "speculate",
             wait=self.wait,
-            objective=self.objective,
+            objective=self._objective,
             strict_enumeration_warning=self.strict_enumeration_warning,
             **self._own_options(),
         )

@@ -17,7 +17,7 @@ class TraceGraph_ELBO(CompiledLoss, pyro.infer.TraceGraph_ELBO):
     After Schulman et al. 2015. For the options that are not Pyro's see :class:`CompiledLoss`.
     """
 
-    objective: ClassVar[Objective] = "elbo"
+    _objective: ClassVar[Objective] = "elbo"
 
 
 class JitTraceGraph_ELBO(TraceGraph_ELBO):
@@ -36,7 +36,7 @@ class Trace_ELBO(CompiledLoss, pyro.infer.Trace_ELBO):
     baselines, which this class ignores as Pyro's does. For the options that are not Pyro's see :class:`CompiledLoss`.
     """
 
-    objective: ClassVar[Objective] = "Trace_ELBO"
+    _objective: ClassVar[Objective] = "Trace_ELBO"
 
 
 class JitTrace_ELBO(Trace_ELBO):
@@ -50,7 +50,7 @@ class TraceEnum_ELBO(CompiledLoss, pyro.infer.TraceEnum_ELBO):
     not Pyro's see :class:`CompiledLoss`.
     """
 
-    objective: ClassVar[Objective] = "TraceEnum_ELBO"
+    _objective: ClassVar[Objective] = "TraceEnum_ELBO"
 
 
 class JitTraceEnum_ELBO(TraceEnum_ELBO):
@@ -66,7 +66,7 @@ class TraceMeanField_ELBO(CompiledLoss, pyro.infer.TraceMeanField_ELBO):
     :class:`~sgc.errors.MeanFieldWarning` says why. For the options that are not Pyro's see :class:`CompiledLoss`.
     """
 
-    objective: ClassVar[Objective] = "TraceMeanField_ELBO"
+    _objective: ClassVar[Objective] = "TraceMeanField_ELBO"
 
 
 class JitTraceMeanField_ELBO(TraceMeanField_ELBO):
@@ -83,7 +83,7 @@ class RenyiELBO(CompiledLoss, pyro.infer.RenyiELBO):
     :raises ValueError: if ``alpha`` is 1.
     """
 
-    objective: ClassVar[Objective] = "RenyiELBO"
+    _objective: ClassVar[Objective] = "RenyiELBO"
     _SETTINGS: ClassVar[tuple[str, ...]] = (*CompiledLoss._SETTINGS, "alpha")
 
     def __init__(
@@ -125,7 +125,7 @@ class ImportanceWeightedELBO(RenyiELBO):
     :raises sgc.errors.ArgumentError: if there are fewer than two particles.
     """
 
-    objective: ClassVar[Objective] = "iwae"
+    _objective: ClassVar[Objective] = "iwae"
     _SETTINGS: ClassVar[tuple[str, ...]] = CompiledLoss._SETTINGS
 
     def __init__(
