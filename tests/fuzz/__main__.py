@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.fuzz.compare import BACKENDS, Verdict, compare
 from tests.fuzz.grammar import generate
+from tests.fuzz.objectives import OBJECTIVES
 from tests.fuzz.shrink import shrunk
 from tests.fuzz.tree import Program
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--programs", type=int, default=100, help="how many programs")
     parser.add_argument("--backend", choices=BACKENDS, default="eager")
+    parser.add_argument("--objective", choices=list(OBJECTIVES), default="elbo")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--from", type=int, default=0, dest="start", help="the number of the first program")
     parser.add_argument("--output", type=Path, default=Path("fuzz-failures"), help="a folder for shrunk failures")
@@ -43,14 +45,14 @@ def main() -> None:
     gc.freeze()  # what is imported stays: only what programs leave is looked through after each
     for number in range(options.start, options.start + options.programs):
         program = generate(options.seed * SEEDS_APART + number, grown=options.grown)
-        verdict = compare(program, options.backend)
+        verdict = compare(program, options.backend, options.objective)
         counts[verdict.outcome] += 1
         if verdict.outcome == "sgc refuses":
             counts[f"sgc refuses: {verdict.kind}"] += 1
             if not options.refusals:
                 print(f"{number}: {verdict.outcome}, {verdict.kind}: {first_line(verdict)}", flush=True)
         if verdict.outcome == "fails" or (options.refusals and verdict.outcome == "sgc refuses"):
-            where = report(program, verdict, options.backend, options.output, options.shrink_seconds)
+            where = report(program, verdict, options)
             print(f"{number}: {verdict.outcome}, {verdict.kind}: {first_line(verdict)}\n    {where}", flush=True)
         if (number + 1) % 20 == 0:
             print(f"to {number + 1}: {summary(counts, begun)}", flush=True)
@@ -67,17 +69,18 @@ def first_line(verdict: Verdict) -> str:
     return (verdict.detail.splitlines() or [""])[0][:200]
 
 
-def report(program: Program, verdict: Verdict, backend: str, folder: Path, seconds: float) -> Path:
+def report(program: Program, verdict: Verdict, options: argparse.Namespace) -> Path:
     """Shrink a program and write its source down."""
+    backend, folder, seconds = options.backend, options.output, options.shrink_seconds
 
     def fails(candidate: Program) -> bool:
-        found = compare(candidate, backend)
+        found = compare(candidate, backend, options.objective)
         return (found.outcome, found.kind) == (verdict.outcome, verdict.kind)
 
     small = shrunk(program, fails, seconds) if seconds and verdict.kind != "slow" else program
-    final = compare(small, backend)
+    final = compare(small, backend, options.objective)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{backend}_{program.seed}_{verdict.kind.replace(' ', '_')}.py"
+    path = folder / f"{options.objective}_{backend}_{program.seed}_{verdict.kind.replace(' ', '_')}.py"
     said = "\n".join(f"# {line}" for line in final.detail.splitlines()[:12])
     path.write_text(f"# {final.outcome}: {final.kind}\n{said}\n{small.source()}{FOOTER}")
     return path

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import sgc
-import sgc.infer
 from sgc.errors import SgcError
+from tests.fuzz.objectives import OBJECTIVES, ObjectiveChoice
 from tests.fuzz.rewritten import run_rewritten
 from tests.fuzz.tree import Program
 
@@ -195,23 +195,36 @@ def _state(record: Record, loaded: Loaded, when: str, *, gradients: bool) -> Non
 # -- the two sides
 
 
-def pyro_loss(model: Any, guide: Any, options: dict[str, Any]) -> Any:
-    elbo = pyro.infer.TraceGraph_ELBO(**options)
-    return (lambda *args: elbo.loss_and_grads(model, guide, *args)), (lambda *args: elbo.loss(model, guide, *args))
+def pyro_side(objective: ObjectiveChoice) -> Side:
+    def loss_of(model: Any, guide: Any, options: dict[str, Any]) -> Any:
+        elbo = objective.theirs(**{**options, **objective.options})
+        program = objective.program(model), objective.program(guide)
+
+        def loss_and_grads(*args: Any) -> Any:
+            if objective is OBJECTIVES["elbo"] or not hasattr(elbo, "differentiable_loss"):
+                return elbo.loss_and_grads(*program, *args)
+            # The other classes compute no gradient where the program has no parameter of Pyro's.
+            loss = elbo.differentiable_loss(*program, *args)
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                loss.backward()
+            return loss
+
+        return loss_and_grads, (lambda *args: elbo.loss(*program, *args))
+
+    def svi_of(model: Any, guide: Any, optimizer: Any, options: dict[str, Any]) -> Any:
+        elbo = objective.theirs(**{**options, **objective.options})
+        return pyro.infer.SVI(objective.program(model), objective.program(guide), optimizer, elbo)
+
+    return loss_of, svi_of
 
 
-def pyro_svi(model: Any, guide: Any, optimizer: Any, options: dict[str, Any]) -> Any:
-    return pyro.infer.SVI(model, guide, optimizer, pyro.infer.TraceGraph_ELBO(**options))
-
-
-PYRO: Side = (pyro_loss, pyro_svi)
-
-
-def sgc_side(backend: str) -> Side:
+def sgc_side(backend: str, objective: ObjectiveChoice) -> Side:
     chosen: Any = "inductor" if backend == "rewritten" else backend
 
     def loss_of(model: Any, guide: Any, options: dict[str, Any]) -> Any:
-        module = sgc.compile(model, guide, backend=chosen, rng="torch", **options)
+        program = objective.program(model), objective.program(guide)
+        every = {**options, **objective.options, **objective.keywords}
+        module = sgc.compile(*program, backend=chosen, rng="torch", **every)
 
         def loss_and_grads(*args: Any) -> Tensor:
             loss = module(*args)
@@ -222,7 +235,8 @@ def sgc_side(backend: str) -> Side:
         return loss_and_grads, module
 
     def svi_of(model: Any, guide: Any, optimizer: Any, options: dict[str, Any]) -> Any:
-        return sgc.SVI(model, guide, optimizer, sgc.infer.TraceGraph_ELBO(backend=chosen, rng="torch", **options))
+        elbo = objective.ours(backend=chosen, rng="torch", **{**options, **objective.options})
+        return sgc.SVI(objective.program(model), objective.program(guide), optimizer, elbo)
 
     return loss_of, svi_of
 
@@ -230,12 +244,12 @@ def sgc_side(backend: str) -> Side:
 # -- the comparison
 
 
-def compare(program: Program, backend: str) -> Verdict:
+def compare(program: Program, backend: str, objective: str = "elbo") -> Verdict:
     """Run a program on both sides; what is left behind of it is cleared."""
     name = f"<program {program.seed}>"
     try:
         with limited(SECONDS):
-            return _compare(program, backend, name)
+            return _compare(program, backend, OBJECTIVES[objective], name)
     except TooSlow as error:
         return Verdict("fails", "slow", str(error))
     finally:
@@ -244,10 +258,11 @@ def compare(program: Program, backend: str) -> Verdict:
         gc.collect()
 
 
-def _compare(program: Program, backend: str, name: str) -> Verdict:
+def _compare(program: Program, backend: str, objective: ObjectiveChoice, name: str) -> Verdict:
     how = {"double": program.double, "evaluate": program.seed % 3 == 0}
+    theirs_side = pyro_side(objective)
     try:
-        theirs = run(program.source(functional=True), name, PYRO, **how)
+        theirs = run(program.source(functional=True), name, theirs_side, **how)
     except Exception as error:
         return Verdict("Pyro refuses", type(error).__name__, str(error))
     if not all(_finite(value) for value in theirs.values.values()):
@@ -255,12 +270,12 @@ def _compare(program: Program, backend: str, name: str) -> Verdict:
     source = program.source()
     if source != program.source(functional=True):
         try:
-            run(source, name, PYRO, **how)
+            run(source, name, theirs_side, **how)
         except Exception as error:
             return Verdict("Pyro refuses", type(error).__name__, str(error))
     try:
         with run_rewritten(backend == "rewritten"):
-            ours = run(source, name, sgc_side(backend), **how)
+            ours = run(source, name, sgc_side(backend, objective), **how)
     except SgcError as error:
         return Verdict("sgc refuses", type(error).__name__, str(error))
     except Exception as error:

@@ -18,6 +18,7 @@ from tests.fuzz.__main__ import main
 from tests.fuzz.compare import Verdict, compare
 from tests.fuzz.families import FAMILIES, FLOWS, Family
 from tests.fuzz.grammar import Generator, generate
+from tests.fuzz.objectives import OBJECTIVES
 from tests.fuzz.shrink import SIMPLE, shrunk
 from tests.fuzz.tree import Expression, Program, imports
 
@@ -37,6 +38,12 @@ def test_plates_that_grow(seed: int) -> None:
     program = generate(seed, grown=True)
     verdict = compare(program, "eager")
     assert verdict.outcome in FINE, f"{verdict}\n{program.source()}"
+
+
+@pytest.mark.parametrize(("objective", "seed"), list(zip(itertools.cycle([*OBJECTIVES][1:]), range(400, 432))))
+def test_other_objectives(objective: str, seed: int) -> None:
+    verdict = compare(generate(seed), "eager", objective)
+    assert verdict.outcome in FINE, f"{verdict}\n{generate(seed).source()}"
 
 
 @pytest.mark.parametrize("seed", range(100, 112))
