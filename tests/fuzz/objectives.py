@@ -18,7 +18,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class ObjectiveChoice:
-    """Both sides' classes, what :func:`sgc.compile` takes, further options, and whether all discrete sites are enumerated."""
+    """Both sides' classes, what :func:`sgc.compile` takes, further options, whether discrete sites are enumerated."""
 
     theirs: Callable[..., Any]
     ours: Callable[..., Any]
