@@ -10,7 +10,7 @@ from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import SiteNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Site, SiteKind
-from sgc.passes.estimators import ESTIMATORS, OF_ENUMERATION, estimators_of
+from sgc.passes.estimators import estimators_beside, estimators_of
 
 
 def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
@@ -67,7 +67,7 @@ def why_chosen(graph: StochasticGraph, site: str) -> str:
     assert graph.program is not None
     sampler = _sampler(graph.program.site(site))
     chosen = graph.estimator(site)
-    rules = next(rules for rules in (ESTIMATORS, OF_ENUMERATION) if chosen in [rule.estimator for rule in rules])
+    rules = estimators_beside(chosen)
     place = next(at for at, rule in enumerate(rules) if rule.estimator == chosen)
     refusals = [rule.refuses(sampler) for rule in (*rules[:place], *rules[:place:-1])]
     return next((refusal for refusal in refusals if refusal is not None), "it comes first")

@@ -22,7 +22,7 @@ from sgc.graph.drawing.wording import Wording
 from sgc.graph.estimator_rules import EstimatorRule, Needs, Sampler, register
 from sgc.graph.nodes import CostNode, Estimator, Payload, ScorePartNode
 from sgc.graph.verify import verify
-from sgc.passes import choose_estimators
+from sgc.passes import estimators
 from tests.statistical.enumerate import exact_gradient, expected_estimate
 from tests.statistical.test_exact import chain
 
@@ -181,7 +181,7 @@ class WholeCost(EstimatorRule):
 def whole_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its line in the list."""
     monkeypatch.setattr(estimator_rules, "_RULES", dict(estimator_rules._RULES))
-    monkeypatch.setattr(choose_estimators, "ESTIMATORS", (*choose_estimators.ESTIMATORS, WholeCost()))
+    monkeypatch.setattr(estimators, "ESTIMATORS", (*estimators.ESTIMATORS, WholeCost()))
     register(WholeCost())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sgc.config import Objective
 from sgc.graph.estimator_rules import EstimatorRule, register
+from sgc.graph.nodes import Estimator
 from sgc.graph.plan import ENUMERATING
 from sgc.passes.estimators.dice import DiceFactor
 from sgc.passes.estimators.enumerated import EnumeratedSite
@@ -36,3 +37,8 @@ for _rule in {rule.estimator: rule for rule in (*ESTIMATORS, *OF_ENUMERATION)}.v
 def estimators_of(objective: Objective) -> tuple[EstimatorRule, ...]:
     """The estimators that an objective has."""
     return OF_ENUMERATION if objective in ENUMERATING else ESTIMATORS
+
+
+def estimators_beside(estimator: Estimator) -> tuple[EstimatorRule, ...]:
+    """The list that an estimator was chosen from."""
+    return next(rules for rules in (ESTIMATORS, OF_ENUMERATION) if estimator in [rule.estimator for rule in rules])
