@@ -1,4 +1,4 @@
-"""Writes what is drawn of the six programs: the goldens, and with Graphviz their pictures.
+"""Writes what is drawn of some programs: the goldens, and with Graphviz their pictures.
 
 python -m tests.drawing                        # the goldens, after a change that is meant
 python -m tests.drawing --pictures docs/pictures --format svg belief_net

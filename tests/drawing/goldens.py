@@ -1,4 +1,4 @@
-"""The texts that are kept of the six programs."""
+"""The texts that are kept of some programs."""
 
 from __future__ import annotations
 

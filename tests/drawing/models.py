@@ -1,4 +1,4 @@
-"""Six programs whose pictures are looked at: what is drawn of them is kept in ``goldens``."""
+"""Programs whose pictures are looked at: what is drawn of them is kept in ``golden``."""
 
 from __future__ import annotations
 
@@ -150,7 +150,29 @@ def sequential_plates() -> sgc.StochasticGraph:
     return sgc.capture(model, guide, data)
 
 
+def enumerated_chain(steps: int = 20) -> sgc.StochasticGraph:
+    """A chain of choices that are summed out of the model, below a choice of the guide."""
+
+    def model(seen: Tensor) -> None:
+        fast = pyro.sample("fast", dist.Bernoulli(0.3))
+        move = pyro.param("move", torch.tensor([[0.8, 0.2], [0.3, 0.7]]), constraint=constraints.simplex)
+        level = pyro.sample("level", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        z: Any = 0
+        for t in pyro.markov(range(steps)):
+            z = pyro.sample(f"z_{t}", dist.Categorical(move[z]), infer={"enumerate": "parallel"})
+            pyro.sample(f"x_{t}", dist.Normal(level[z] * (1 + fast), 1.0), obs=seen[t])
+
+    def guide(seen: Tensor) -> None:
+        logits = pyro.param("logits", torch.tensor(0.1))
+        pyro.sample("fast", dist.Bernoulli(logits=logits), infer={"enumerate": "parallel"})
+        pyro.sample("level", dist.Normal(pyro.param("loc", torch.zeros(2)), 0.1).to_event(1))
+
+    seen = torch.linspace(-1.0, 1.0, steps)
+    return sgc.compile(model, guide, backend="eager", objective="TraceEnum_ELBO").initialize(seen).graph
+
+
 MODELS: dict[str, Callable[[], sgc.StochasticGraph]] = {
+    "enumerated_chain": enumerated_chain,
     "coin": coin,
     "belief_net": belief_net,
     "hidden_markov_model": hidden_markov_model,
