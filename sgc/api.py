@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sgc.config import Objective, Options, Renyi, Rng
+from sgc.config import EstimatorName, Objective, Options, Renyi, Rng, estimators_of
 from sgc.errors import ArgumentError
 from sgc.graph.graph import StochasticGraph
 from sgc.runtime.loss_module import LossModule
@@ -27,6 +27,7 @@ def compile(
     wait: bool | None = None,
     objective: Objective | Renyi = "elbo",
     analytic_kl: bool = False,
+    estimators: Mapping[str, EstimatorName] | None = None,
 ) -> LossModule:
     """Compile a model and guide into a loss module. Nothing is run yet: the first call captures and compiles.
 
@@ -60,6 +61,11 @@ def compile(
         bound of ``num_particles``, with a gradient that is unbiased at sites with a score function, too.
     :param analytic_kl: with ``objective="elbo"``: take ``-KL(q(z) || p(z))`` in the place of ``log p(z) - log q(z)`` at
         each site where torch or Pyro has the closed form and the graph proves that the expectation stays.
+    :param estimators: with ``objective="elbo"``: by the name of a site, or a pattern (``"z_*"``, ``"*"``), how the
+        gradient passes through it: ``"pathwise"``, ``"partially pathwise"``, ``"score function"`` (without a baseline),
+        ``"leave-one-out"`` or ``"decaying average"`` (a score function with that baseline), or ``"auto"``, which
+        measures these at the first call and takes the best (:meth:`LossModule.choice`). A name goes before what the
+        site asks for by its ``infer``, and that before a pattern; of the patterns the first that matches counts.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """
@@ -79,6 +85,7 @@ def compile(
         "RenyiELBO" if isinstance(objective, Renyi) else objective,
         alpha=objective.alpha if isinstance(objective, Renyi) else 0.0,
         analytic_kl=analytic_kl,
+        estimators=estimators_of(estimators),
     )
     return LossModule(model, guide, options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +13,31 @@ Rng = Literal["fast", "torch"]
 Dynamic = Literal["error", "eager", "speculate"]
 Objective = Literal["elbo", "Trace_ELBO", "TraceEnum_ELBO", "TraceMeanField_ELBO", "RenyiELBO", "iwae"]
 """What is estimated, and how: a name of :data:`sgc.passes.pipeline.PASSES`."""
+
+EstimatorName = Literal["pathwise", "partially pathwise", "score function", "decaying average", "leave-one-out", "auto"]
+"""What the option ``estimators`` may ask for: an estimator, a score function with a baseline, or ``"auto"``."""
+
+AUTO: EstimatorName = "auto"
+
+Estimators = tuple[tuple[str, EstimatorName], ...]
+"""The option ``estimators``: names of sites, or patterns of names, each with what is asked for there."""
+
+
+def estimators_of(given: Mapping[str, EstimatorName] | Estimators | None) -> Estimators:
+    """The option ``estimators`` as it is kept.
+
+    :raises ArgumentError: if it is no mapping.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, tuple):
+        return given
+    if not isinstance(given, Mapping):
+        raise ArgumentError(
+            f"estimators must map names of sites to estimators, not {given!r}",
+            remedy='write estimators={"z": "leave-one-out", "*": "auto"}, say',
+        )
+    return tuple(given.items())
 
 
 @dataclass(frozen=True)
@@ -49,6 +75,9 @@ class Options:
     strict_enumeration_warning: bool = True
     alpha: float = 0.0
     analytic_kl: bool = False
+    estimators: Estimators = ()
+    measured: tuple[tuple[str, EstimatorName | None], ...] = ()
+    """What was chosen at sites that ask for ``"auto"``; None: nothing is to be chosen there."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_particles, int) or self.num_particles < 1:
@@ -85,5 +114,22 @@ class Options:
             raise ArgumentError(f"wait must be True, False or None, not {self.wait!r}")
         if self.speculate and self.rng != "torch":
             raise ArgumentError('what is speculated needs rng="torch": where it fails, Pyro takes the same numbers')
+        self._check_estimators()
         if self.cache_size < 1:
             raise ArgumentError(f"cache_size must be at least 1, not {self.cache_size!r}")
+
+    def _check_estimators(self) -> None:
+        for site, name in self.estimators:
+            if not isinstance(site, str):
+                raise ArgumentError(f"estimators has {site!r} in the place of a site's name")
+            if name not in get_args(EstimatorName):
+                raise ArgumentError(
+                    f"estimators asks for {name!r} at {site!r}, which is unknown",
+                    remedy=f"the names are {', '.join(map(repr, get_args(EstimatorName)))}; "
+                    'a network stays at the site, in infer={"baseline": {...}}',
+                )
+        if self.estimators and self.objective != "elbo":
+            raise ArgumentError(
+                f"estimators cannot be had with the objective {self.objective}, which subtracts no baselines",
+                remedy='take objective="elbo", that of TraceGraph_ELBO',
+            )

@@ -137,6 +137,10 @@ class StochasticGraph(nx.DiGraph):
         """Whether a latent site has its estimator because it asks for it."""
         return self._latent(site).asked
 
+    def is_measured(self, site: str) -> bool:
+        """Whether estimator and baseline of a latent site were chosen by measurement (``"auto"``)."""
+        return self._latent(site).measured
+
     def scores_hidden_entries(self, site: str) -> bool:
         """Whether the score function of a latent site has the entries that a mask below ``to_event`` hides.
 

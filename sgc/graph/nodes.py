@@ -137,6 +137,7 @@ class SiteNode(Payload):
     source: SourceLine | None
     estimator: Estimator | None = None
     asked: bool = False
+    measured: bool = False
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:

@@ -39,10 +39,14 @@ class SiteRequest:
 
 @dataclass(frozen=True)
 class SitePlan:
-    """What was decided for a site: its estimator (None: the default), and what the capture must see to."""
+    """What was decided for a site: its estimator (None: the default), and what the capture must see to.
+
+    ``measured`` says that estimator and baseline were chosen by measurement.
+    """
 
     estimator: Estimator | None = None
     needs: Needs = field(default_factory=Needs)
+    measured: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.speculate import tell_parameters
 from sgc.runtime.turns import TURN
 from sgc.runtime.unused_versions import NotWorthCapturing
+from sgc.tracing.estimator_option import EstimatorOption
 from sgc.tracing.reference.loss_of_objective import pyro_elbo
 from sgc.tracing.source import warn
 
@@ -114,6 +115,7 @@ class CompiledELBO(LossModule):
 
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Eager Pyro's loss, with the gradient of its surrogate."""
+        self._pyro.option = EstimatorOption.of(self._options_now())
         loss = eager_loss(self._pyro, *self._program, args, kwargs)
         warn_if_nan(loss.detach(), "loss")
         return loss

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pyro.infer
 
-from sgc.config import Dynamic, Objective, Renyi, Rng
+from sgc.config import Dynamic, EstimatorName, Estimators, Objective, Renyi, Rng, estimators_of
 from sgc.infer.compiled_loss import CompiledLoss
 
 
 class TraceGraph_ELBO(CompiledLoss, pyro.infer.TraceGraph_ELBO):
     """Pyro's ``TraceGraph_ELBO``, compiled: score functions are multiplied by the costs below them, less a baseline.
 
-    After Schulman et al. 2015. For the options that are not Pyro's see :class:`CompiledLoss`.
+    After Schulman et al. 2015. For the other options that are not Pyro's see :class:`CompiledLoss`.
+
+    :param estimators: how the gradient passes through each site, by names or patterns (:func:`sgc.compile`).
     """
 
     _objective: ClassVar[Objective] = "elbo"
+    _SETTINGS: ClassVar[tuple[str, ...]] = (*CompiledLoss._SETTINGS, "estimators")
+
+    def __init__(
+        self, *args: Any, estimators: Mapping[str, EstimatorName] | Estimators | None = None, **kwargs: Any
+    ) -> None:
+        self.estimators: Mapping[str, EstimatorName] | Estimators | None = estimators_of(estimators)
+        super().__init__(*args, **kwargs)
+
+    def _own_options(self) -> dict[str, Any]:
+        return {"estimators": estimators_of(self.estimators)}
 
 
 class JitTraceGraph_ELBO(TraceGraph_ELBO):

@@ -32,8 +32,9 @@ def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
                 source=node.source,
                 remedy="sample it in the guide too, or condition the model on a value",
             )
-        asked = plan.at(name).estimator is not None
-        graph.replace(replace(node, estimator=_rule(site, plan).estimator, asked=asked))
+        of_site = plan.at(name)
+        asked = of_site.estimator is not None
+        graph.replace(replace(node, estimator=_rule(site, plan).estimator, asked=asked, measured=of_site.measured))
 
 
 def _rule(site: Site, plan: Plan) -> EstimatorRule:
@@ -62,6 +63,8 @@ def _sampler(site: Site) -> Sampler:
 
 def why_chosen(graph: StochasticGraph, site: str) -> str:
     """Why a latent site has its estimator: it asks for it, or others cannot be had there, those before it first."""
+    if graph.is_measured(site):
+        return "it was measured, with its baseline"
     if graph.is_asked(site):
         return "it is asked for"
     assert graph.program is not None

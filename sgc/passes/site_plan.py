@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
-from sgc.config import Options
+from sgc.config import AUTO, Options
 from sgc.errors import ArgumentError, BaselineError, EstimatorError
 from sgc.graph.estimator_rules import EstimatorRule
 from sgc.graph.plan import OF_ALL_PARTICLES, WITH_BASELINES, Plan, SitePlan, SiteRequest
@@ -24,30 +25,75 @@ _LEAVE_ONE_OUT = "use_leave_one_out"
 _OTHER_BASELINES = ("nn_baseline", "baseline_value", "use_decaying_avg_baseline")
 
 
-def make_plan(requests: Iterable[SiteRequest], options: Options) -> Plan:
+def make_plan(requests: Iterable[SiteRequest], options: Options, *, first: bool = False) -> Plan:
     """The plan of a program whose guide's sites ask for this.
 
-    :raises EstimatorError: if an estimator is unknown, or cannot be had at its site.
+    :param first: whether the program was never captured before; later on it may have other sites.
+    :raises EstimatorError: if an estimator is unknown, or cannot be had at its site; if the option ``estimators`` names
+        none of the sites.
     :raises BaselineError: if a leave-one-out baseline has no other particles, too many, or another baseline beside it.
     :raises ArgumentError: if the objective needs more particles in one program than are unrolled.
     """
     requests = list(requests)
+    if first:
+        _check_names(requests, options)
+    to_measure = [request for request in requests if request.estimator == AUTO]
+    for request in to_measure:
+        _check_auto(request, options)
     left_out = [request for request in requests if _LEAVE_ONE_OUT in request.baseline]
     if options.objective not in WITH_BASELINES:
         left_out = []
     for request in left_out:
         _check_leave_one_out(request, options)
-    together = bool(left_out)
+    together = bool(left_out or to_measure) and options.num_particles <= _UNROLLED_AT_MOST
     if options.objective in OF_ALL_PARTICLES:
         _check_bound(options)
         together = True
     rules = {rule.asked_as: rule for rule in estimators_of(options.objective) if rule.asked_as is not None}
-    sites = {request.name: _site_plan(request, rules) for request in requests if request.estimator is not None}
+    measured = {site for site, _ in options.measured}
+    sites = {r.name: _site_plan(r, rules, r.name in measured) for r in requests if r.estimator is not None}
     particles = _particles(options, together=together)
     return Plan(sites, particles, options.objective, options.alpha, options.analytic_kl)
 
 
-def _site_plan(request: SiteRequest, rules: dict[str, EstimatorRule]) -> SitePlan:
+def undecided(requests: Iterable[SiteRequest]) -> tuple[str, ...]:
+    """The sites at which estimator and baseline are still to be chosen by measurement."""
+    return tuple(request.name for request in requests if request.estimator == AUTO)
+
+
+def _check_names(requests: list[SiteRequest], options: Options) -> None:
+    names = [request.name for request in requests]
+    for pattern, _ in options.estimators:
+        if pattern == "*" or pattern in names or any(fnmatchcase(name, pattern) for name in names):
+            continue
+        no_site = "matches no latent site" if any(sign in pattern for sign in "*?[") else "is no latent site"
+        raise EstimatorError(
+            f"the option estimators has {pattern!r}, which {no_site} of the guide",
+            remedy=f"its latent sites are {', '.join(map(repr, names)) or 'none'}",
+        )
+
+
+def _check_auto(request: SiteRequest, options: Options) -> None:
+    if options.objective not in WITH_BASELINES:
+        raise EstimatorError(
+            f"the estimator 'auto' cannot be had with the objective {options.objective}, which subtracts no baselines",
+            site=request.name,
+            source=request.source,
+            remedy='take objective="elbo", that of TraceGraph_ELBO',
+        )
+    learned = [name for name in ("nn_baseline", "baseline_value") if name in request.baseline]
+    if learned:
+        raise BaselineError(
+            f"the estimator 'auto' cannot judge the site's {learned[0]}, which is not trained yet",
+            site=request.name,
+            source=request.source,
+            remedy="leave the baseline out, or ask for no estimator by the site's name",
+        )
+
+
+def _site_plan(request: SiteRequest, rules: dict[str, EstimatorRule], measured: bool) -> SitePlan:
+    if request.estimator == AUTO:
+        return SitePlan()
     rule = rules.get(request.estimator) if isinstance(request.estimator, str) else None
     names = ", ".join(map(repr, rules))
     if rule is None:
@@ -66,7 +112,7 @@ def _site_plan(request: SiteRequest, rules: dict[str, EstimatorRule]) -> SitePla
             source=request.source,
             remedy=f"what can be had here is {' or '.join(map(repr, others))}",
         )
-    return SitePlan(rule.estimator, rule.needs)
+    return SitePlan(rule.estimator, rule.needs, measured)
 
 
 def _check_leave_one_out(request: SiteRequest, options: Options) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.passes.baselines.idle_baselines import idle_baselines
 from sgc.passes.objectives.closed_forms import wrong_closed_forms
+from sgc.passes.site_plan import make_plan, undecided
 from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.misses import Misses
@@ -32,6 +35,9 @@ from sgc.tracing.prototype import PrototypeRun, run_prototype
 from sgc.tracing.python.garbage import rarely_collected
 from sgc.tracing.source import warn
 from sgc.tracing.state.param_store import Store
+
+if TYPE_CHECKING:
+    from sgc.runtime.variance.choice_report import EstimatorChoice
 
 T = TypeVar("T")
 
@@ -50,6 +56,7 @@ class Choosing(Showing):
         super().__init__(model, guide)
         self.options = options
         self._eager_only = False
+        self._choice: EstimatorChoice | None = None
 
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
         super()._begin(program, store)
@@ -138,7 +145,14 @@ class Choosing(Showing):
         return averaged or self._unused.allow(self._specializations)
 
     def _program_of(self, call: Call) -> ProgramCall:
-        return ProgramCall(*self._program, call.args, call.kwargs, self.options)
+        return ProgramCall(*self._program, call.args, call.kwargs, self._options_now())
+
+    def _options_now(self) -> Options:
+        """The options, with what was chosen at sites that ask for ``"auto"``."""
+        if self._choice is None:
+            return self.options
+        nothing = dict.fromkeys(self._choice.others)
+        return replace(self.options, measured=(*self._choice.estimators.items(), *nothing.items()))
 
     def _run_prototype(self, program: ProgramCall) -> PrototypeRun:
         run = run_prototype(program, self._store)
@@ -149,6 +163,8 @@ class Choosing(Showing):
         self, program: ProgramCall, call: Call, run: PrototypeRun, reason: str
     ) -> tuple[Specialization, list[Tensor]]:
         try:
+            if undecided(run.requests):
+                return self._decide(program, call, run, reason)
             specialization = specialize(program, call, run, self._specializations)
             specialization.reason = reason
             specialization.captured_for = weakref.ref(call)
@@ -165,6 +181,43 @@ class Choosing(Showing):
         inputs = specialization.tensors.check(call)
         assert isinstance(inputs, list), inputs
         return specialization, inputs
+
+    def _decide(
+        self, program: ProgramCall, call: Call, run: PrototypeRun, reason: str
+    ) -> tuple[Specialization, list[Tensor]]:
+        """Choose at the sites that ask for ``"auto"`` and have no choice yet, then specialize with it."""
+        from sgc.runtime.variance.estimator_choice import choose
+
+        draft = specialize(program, call, run, self._specializations)
+        inputs = draft.tensors.check(call)
+        assert isinstance(inputs, list), inputs
+        plan = make_plan(run.requests, program.options)
+        before, choice = self._choice, choose(draft, inputs, plan, undecided(run.requests))
+        self._choice = choice if before is None else before.and_later(choice)
+        try:
+            program = self._program_of(call)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the first run has given every warning
+                again = self._run_prototype(program)
+            return self._specialize(program, call, again, reason)
+        except BaseException:
+            self._choice = before
+            raise
+
+    def choice(self) -> EstimatorChoice:
+        """What was chosen at the sites that ask for ``"auto"``, with the figures; prints as a table.
+
+        It is made when the program is first captured, and stays: later specializations and copies have it too.
+
+        :raises sgc.errors.SgcError: if nothing has been captured yet, or no site asks for ``"auto"``.
+        """
+        if self._choice is None:
+            self._latest()
+            raise SgcError(
+                'no site asks for "auto", so that nothing was chosen',
+                remedy='ask for it by the option estimators={"*": "auto"}, or by infer={"estimator": "auto"} at a site',
+            )
+        return self._choice
 
     def _tell_of_idle_baselines(self, specialization: Specialization) -> None:
         for site, reason in idle_baselines(specialization.graph):

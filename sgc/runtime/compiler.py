@@ -57,7 +57,7 @@ def specialize(
 ) -> Specialization:
     """The stages up to emission, and the guards, for calls like this one; none of the ``earlier`` ones fits it."""
     known, options = known_sources(), program.options
-    plan = make_plan(run.requests, options)
+    plan = make_plan(run.requests, options, first=not earlier)
     checked = capture_checked(program, call, run, plan, earlier)
     graph = run_passes(build_graph(checked.capture.program), plan)
     if run.failure is not None:

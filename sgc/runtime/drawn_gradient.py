@@ -18,6 +18,10 @@ from sgc.runtime.turns import capturing
 from sgc.tracing.state.random_state import random_state, restore_random_state
 
 
+class InvalidDrawError(SgcError):
+    """A draw at which the program fails a check, or takes another branch than it was captured with."""
+
+
 @contextmanager
 def beside_training(loss_module: Choosing, call: Call) -> Iterator[tuple[Specialization, list[Tensor]]]:
     """The specialization of a call that was made, and its inputs; other threads wait.
@@ -50,17 +54,17 @@ def parameter_leaves(specialization: Specialization, tensors: list[Tensor]) -> t
 def valid_results(specialization: Specialization, results: Iterable[Tensor]) -> list[Tensor]:
     """What an emitted module has returned, without whether it was valid.
 
-    :raises sgc.errors.SgcError: if it was not.
+    :raises InvalidDrawError: if it was not.
     """
     values = list(results)
     if specialization.checks and not bool(values.pop()):
         if specialization.tally is not None:
-            raise SgcError(
+            raise InvalidDrawError(
                 "a branch on a sample goes another way than the compiled program assumes, or a check of Pyro's "
                 "validation fails",
                 remedy="write the choice with tensors (torch.where), so that there is one program",
             )
-        raise SgcError(
+        raise InvalidDrawError(
             "at these arguments the program fails a check of Pyro's validation",
             remedy="call loss_module(*args), which says which one",
         )

@@ -122,7 +122,7 @@ class LossModule(Choosing):
                 f"are like none of those are made by eager Pyro from now on. It was compiled anew\n{self.misses()}",
                 StandInWarning,
             )
-        elbo = pyro_elbo(self.options, self._latest().prototype.max_plate_nesting)
+        elbo = pyro_elbo(self._options_now(), self._latest().prototype.max_plate_nesting)
         restore = saved([buffer for module in self._modules_of() for buffer in module.buffers()])
         try:
             with (

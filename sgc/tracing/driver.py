@@ -21,6 +21,7 @@ from sgc.tracing import tracer
 from sgc.tracing.arguments import flatten, unflatten
 from sgc.tracing.declare import Capture, declare
 from sgc.tracing.error_notes import original
+from sgc.tracing.estimator_option import EstimatorOption
 from sgc.tracing.leaves.autograd_functions import functions_as_leaves
 from sgc.tracing.leaves.opaque_calls import rejection_as_leaves
 from sgc.tracing.program_call import ProgramCall
@@ -110,6 +111,8 @@ def _attempt(
         examples = list(map(sizes.examples.get, where, tensors))
     options, nesting = program.options, prototype.max_plate_nesting
     model, guide = (in_a_plate_of_particles(part, options, nesting) for part in (program.model, program.guide))
+    option = EstimatorOption.of(options)
+    guide = guide if option is None else option(guide)
     checked = None if options.validate is False else options.validate or Distribution._validate_args
     recording = Recording(plan, failed_before=prototype.failure is not None)
 

@@ -44,13 +44,14 @@ class SiteRequests(Messenger):
             yield SiteRequest(
                 name=name,
                 source=self._lines.get(name),
-                sampler=_sampler(as_given(site["fn"])),
+                sampler=sampler_of(as_given(site["fn"])),
                 estimator=infer.get("estimator"),
                 baseline=given,
             )
 
 
-def _sampler(fn: Any) -> Sampler:
+def sampler_of(fn: Any) -> Sampler:
+    """What a distribution has, as it is given in a statement."""
     has_rsample = bool(getattr(fn, "has_rsample", False))
     fn = base_distribution(fn)
     has_acceptance = getattr(type(fn), "score_parts", None) is not TorchDistributionMixin.score_parts

@@ -184,7 +184,7 @@ def _signature(graph: StochasticGraph, key: str) -> tuple[Hashable, ...]:
             return (
                 *("site", payload.role, payload.distribution, payload.dtype, str(list(payload.shape))),
                 *(payload.has_rsample, str(payload.scale), payload.masked, payload.opaque),
-                *(payload.estimator, payload.asked, _shown_plates(payload.plates)),
+                *(payload.estimator, payload.asked, payload.measured, _shown_plates(payload.plates)),
                 *((_baseline(graph, key), graph.scores_hidden_entries(key)) if payload.role is SiteKind.LATENT else ()),
             )
         case CostNode():

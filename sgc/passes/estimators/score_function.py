@@ -116,7 +116,8 @@ class ScoreFunction(EstimatorRule):
             yield f"{term.key!r} is made of {list(term.operands)}, not of the site's score function and {expected!r}"
 
     def words(self, graph: StochasticGraph, site: str, wording: Wording) -> Iterator[str]:
-        yield f"gradient: {self.estimator.value}{_hidden(graph, site)}"
+        measured = ", chosen by measurement" if graph.is_measured(site) else ""
+        yield f"gradient: {self.estimator.value}{measured}{_hidden(graph, site)}"
         downstream, baseline = graph.downstream_cost(site), graph.baseline(site)
         if downstream is not None:
             costs = wording.sum_of_costs(site, partial(_costs, graph)) or "none of the costs here"

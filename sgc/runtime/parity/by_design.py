@@ -99,6 +99,7 @@ class PyroWithout(PyroLoss):
         self._asked = {name: graph.estimator(name) for name in latent if graph.is_asked(name)}
         divergences = graph.of_type(DivergenceNode) if isinstance(self, PyroTraceGraph) else ()
         self._in_closed_form = [node.site for node in divergences]
+        self._baselines = {node.site: f"with the baseline {node.words()}" for node in graph.of_type(BaselineNode)}
         self._unmasked = {name for name in latent if graph.scores_hidden_entries(name)}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -114,7 +115,9 @@ class PyroWithout(PyroLoss):
                 stack.enter_context(AskedEstimators())
             stack.enter_context(_Samples(self, provenance))
             graph_type = "dense" if self._tracks else "flat"
-            traces = get_importance_trace(graph_type, self.max_plate_nesting, model, guide, args, kwargs)
+            traces = get_importance_trace(
+                graph_type, self.max_plate_nesting, model, self.as_it_asks(guide), args, kwargs
+            )
             for name in self._in_closed_form if self.as_asked else ():
                 take_closed_form(traces[1].nodes[name], traces[0].nodes[name])
             for trace in traces if self._tracks else ():
@@ -157,6 +160,12 @@ class PyroWithout(PyroLoss):
             )
         for name, estimator in self._asked.items():
             text = f"'{name}' asks for the estimator '{estimator.value}', which Pyro chooses by the distribution alone"
+            if self.option is not None:
+                less = self._baselines.get(name) or "without a baseline"
+                text = (
+                    f"'{name}' asks for the estimator '{estimator.value}', {less}; the option estimators is not "
+                    "Pyro's, which goes by the distribution and infer['baseline'] alone"
+                )
             self._seen.note(Fault.UNKNOWN, text)
 
     def _mend_score(self, site: Any) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgc.errors import ArgumentError
 from sgc.graph.plan import WITH_BASELINES
-from sgc.runtime.drawn_gradient import parameter_leaves, valid_results
+from sgc.runtime.drawn_gradient import InvalidDrawError, parameter_leaves, valid_results
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
 from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, OtherBaselines, settling_draws
@@ -43,14 +43,28 @@ def measure(
         restore_random_state(state)
 
 
-def settled_baselines(specialization: Specialization, terms: Terms, tensors: list[Tensor]) -> OtherBaselines:
-    """The baselines that sites could have, their decaying averages as they are once they have settled."""
+def settled_baselines(
+    specialization: Specialization, terms: Terms, tensors: list[Tensor], *, tries: int = 0
+) -> OtherBaselines:
+    """The baselines that sites could have, their decaying averages as they are once they have settled.
+
+    :param tries: how many draws that fail are made anew.
+    :raises InvalidDrawError: if more do.
+    """
     costs: dict[str, list[Tensor]] = {}
     if any(DECAYING_AVERAGE in choices for choices in terms.other_baselines.values()):
-        for _ in range(settling_draws()):
+        left = settling_draws()
+        while left:
             with torch.no_grad():
                 everything, _ = parameter_leaves(specialization, tensors)
-                results = _results(specialization, terms, everything)
+                try:
+                    results = _results(specialization, terms, everything)
+                except InvalidDrawError:
+                    tries -= 1
+                    if tries < 0:
+                        raise
+                    continue
+            left -= 1
             for site, cost in terms.downstream_costs(results).items():
                 costs.setdefault(site, []).append(cost)
     return OtherBaselines.settled(specialization.graph, costs)

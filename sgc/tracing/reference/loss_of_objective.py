@@ -9,6 +9,7 @@ import pyro
 
 from sgc.config import Objective, Options
 from sgc.graph.program import PARTICLE_PLATE
+from sgc.tracing.estimator_option import EstimatorOption
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.pyro_mean_field import PyroMeanField
 from sgc.tracing.reference.pyro_renyi import PyroImportanceWeighted, PyroRenyi
@@ -41,6 +42,7 @@ def pyro_elbo(
         max_plate_nesting=options.max_plate_nesting,
         strict_enumeration_warning=options.strict_enumeration_warning,
         **own,
+        option=EstimatorOption.of(options),
     )
     if max_plate_nesting is not None:
         elbo.max_plate_nesting = max_plate_nesting

@@ -10,22 +10,29 @@ from pyro.infer.elbo import ELBO
 from pyro.poutine import Trace
 
 from sgc.tracing.asked_estimators import AskedEstimators
+from sgc.tracing.estimator_option import EstimatorOption
 
 
 class PyroLoss(ELBO):
     """One of Pyro's losses, with the estimators that sites ask for; mixed into Pyro's class, before it.
 
     :param as_asked: leave these out instead, so that the numbers are Pyro's own.
+    :param option: says what they ask for beside what stands in the guide.
     """
 
-    def __init__(self, *, as_asked: bool = True, **options: Any) -> None:
+    def __init__(self, *, as_asked: bool = True, option: EstimatorOption | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.as_asked = as_asked
+        self.option = option
+
+    def as_it_asks(self, guide: Any) -> Any:
+        """The guide, asking for what the option says; without that if it is to be Pyro's own."""
+        return self.option(guide) if self.option is not None and self.as_asked else guide
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         pyros: Any = super()
         with AskedEstimators() if self.as_asked else nullcontext():
-            traces: tuple[Trace, Trace] = pyros._get_trace(model, guide, args, kwargs)
+            traces: tuple[Trace, Trace] = pyros._get_trace(model, self.as_it_asks(guide), args, kwargs)
         return traces
 
     def finished(self, traces: tuple[Trace, Trace]) -> tuple[Trace, Trace]:

@@ -1,0 +1,293 @@
+"""Chooses the baselines of sites that ask for ``"auto"``: those with the least variance of the gradient times time.
+
+Each of them leaves the expectation of the gradient as it is; which of them a site can have is what
+:func:`sgc.runtime.variance.other_baselines.admissible` says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import pyro
+import torch
+from torch import Tensor
+
+from sgc.config import EstimatorName
+from sgc.emit.emitter import emit_surrogate
+from sgc.graph.build import build_graph
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import BaselineNode, Estimator
+from sgc.graph.plan import Plan
+from sgc.graph.program import Baseline
+from sgc.passes.choose_estimators import scored_sites
+from sgc.passes.pipeline import run_passes
+from sgc.runtime.drawn_gradient import InvalidDrawError, parameter_leaves
+from sgc.runtime.specialization import Specialization
+from sgc.runtime.variance.choice_report import Candidate, EstimatorChoice, SiteChoice
+from sgc.runtime.variance.covariances import Covariances
+from sgc.runtime.variance.moments import Vector
+from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, PYROS_BETA, OtherBaselines, admissible
+from sgc.runtime.variance.sampling import drawn, settled_baselines
+from sgc.runtime.variance.terms import AS_IT_IS, Terms, emit_terms
+from sgc.tracing.state.random_state import random_state, restore_random_state
+
+_SEED = 20141128
+_DRAWS, _FEWEST_DRAWS = 200, 40
+_GRADIENTS = 8000
+"""Of sites with many candidates fewer draws are made, so that no more gradients of terms are taken than these."""
+
+_AS_FAST = 1.25
+"""A step that takes less than this times the shortest counts as equally fast: a machine's load is not to choose."""
+
+_AS_GOOD = 1.05
+"""Of choices within this factor of the best one the simplest is taken, in the order of :data:`CANDIDATES`."""
+
+_TIMED = 7
+_JOINTLY = 2048
+"""Up to how many combinations of choices are compared; of more, one site's choice after another is improved."""
+
+_SWEEPS = 20
+
+CANDIDATES: dict[str, EstimatorName] = {
+    AS_IT_IS: "score function",
+    LEAVE_ONE_OUT: "leave-one-out",
+    DECAYING_AVERAGE: "decaying average",
+}
+"""The choices of a cost that a score function can be multiplied by, and what the option ``estimators`` calls them."""
+
+Combination = tuple[str, ...]
+
+
+def choose(specialization: Specialization, tensors: list[Tensor], plan: Plan, asking: Iterable[str]) -> EstimatorChoice:
+    """Measure what these sites could have, at the present parameters and data, and choose.
+
+    Nothing changes: not the parameters, their gradients, the averages, the buffers, or the random state. The draws are
+    from a seed of their own, the same in each call.
+
+    :param specialization: one in which these sites have no baseline.
+    :param tensors: the program's inputs.
+    :param plan: of the specialization.
+    """
+    asking = tuple(asking)
+    graph = specialization.graph
+    candidates = {
+        site: (AS_IT_IS, *_in_order(admissible(graph, site))) for site in scored_sites(graph) if site in asking
+    }
+    others = tuple(site for site in asking if site not in candidates)
+    if not candidates:
+        return EstimatorChoice((), others, 0)
+    state = random_state()
+    try:
+        pyro.set_rng_seed(_SEED)
+        draws = max(_FEWEST_DRAWS, min(_DRAWS, _GRADIENTS // sum(map(len, candidates.values()))))
+        covariances = _covariances(specialization, tensors, candidates, draws)
+        times = dict(_times(specialization, tensors, plan, candidates))
+    finally:
+        restore_random_state(state)
+    return chosen(graph, candidates, covariances, times, draws, others)
+
+
+def _in_order(choices: Iterable[str]) -> list[str]:
+    return sorted(choices, key=[*CANDIDATES].index)
+
+
+# -- what is measured
+
+
+def terms_of(graph: StochasticGraph, candidates: Mapping[str, tuple[str, ...]], forced: tuple[str, ...] = ()) -> Terms:
+    """The terms of the surrogate, with the candidates as choices of the sites' costs."""
+    terms = emit_terms(graph, forced, alternatives=False)
+    return replace(terms, other_baselines={site: choices[1:] for site, choices in candidates.items()})
+
+
+def _covariances(
+    specialization: Specialization, tensors: list[Tensor], candidates: Mapping[str, tuple[str, ...]], draws: int
+) -> Covariances:
+    terms = terms_of(specialization.graph, candidates)
+    others = settled_baselines(specialization, terms, tensors, tries=draws)
+    valid = _valid_draws(specialization, terms, tensors, others, draws)
+    return covariances_of(specialization, tensors, candidates, valid)
+
+
+def _valid_draws(
+    specialization: Specialization, terms: Terms, tensors: list[Tensor], others: OtherBaselines, draws: int
+) -> Iterator[tuple[float, list[tuple[str, str, Vector]]]]:
+    """So many draws; where some fail, twice as many are tried.
+
+    :raises InvalidDrawError: if most fail.
+    """
+    tried = 0
+    while draws:
+        tried += 1
+        try:
+            draw = list(drawn(specialization, terms, tensors, (), others))
+        except InvalidDrawError:
+            if tried > 2 * _DRAWS:
+                raise
+            continue
+        draws -= 1
+        yield 1.0, draw
+
+
+def covariances_of(
+    specialization: Specialization,
+    tensors: list[Tensor],
+    candidates: Mapping[str, tuple[str, ...]],
+    draws: Iterable[tuple[float, Iterable[tuple[str, str, Vector]]]],
+) -> Covariances:
+    """Of the candidates' terms, and of the sum of all other terms, which is the first.
+
+    :param draws: weights, and draws as :func:`sgc.runtime.variance.sampling.drawn` gives them.
+    """
+    _, leaves = parameter_leaves(specialization, tensors)
+    names = [(site, choice) for site, choices in candidates.items() for choice in choices]
+    measured = Covariances((_OTHERS, *names), {name: leaf.numel() for name, leaf in leaves.items()})
+    for weight, draw in draws:
+        vectors: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for site, choice, vector in draw:
+            into = vectors.setdefault((site, choice) if site in candidates else _OTHERS, {})
+            for part, value in vector.items():
+                into[part] = into[part] + value if part in into else value
+        measured.add(dict(vectors), weight)
+    return measured
+
+
+_OTHERS = ("", "all other terms")
+
+
+def _times(
+    specialization: Specialization, tensors: list[Tensor], plan: Plan, candidates: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[str, float]]:
+    """By candidate, the CPU time in seconds of loss and gradients if all sites had it that can."""
+    every = _in_order({choice for choices in candidates.values() for choice in choices})
+    steps = {choice: _step(specialization, tensors, plan, candidates, choice) for choice in every}
+    least = dict.fromkeys(every, math.inf)
+    for _ in range(_TIMED):
+        for choice, step in steps.items():
+            began = time.process_time()
+            step()
+            least[choice] = min(least[choice], time.process_time() - began)
+    yield from least.items()
+
+
+def _step(
+    specialization: Specialization,
+    tensors: list[Tensor],
+    plan: Plan,
+    candidates: Mapping[str, tuple[str, ...]],
+    choice: str,
+) -> Callable[[], object]:
+    """Computes loss and gradients once, with a choice at all sites that can have it."""
+    program = specialization.capture.program
+    has_it = {site for site, choices in candidates.items() if choice in choices}
+    sites = [replace(site, baseline=_BASELINES[choice] if site.name in has_it else None) for site in program.sites]
+    sites = [new if new.name in candidates else old for new, old in zip(sites, program.sites, strict=True)]
+    graph = run_passes(build_graph(replace(program, sites=tuple(sites))), plan)
+    emitted = emit_surrogate(graph)
+    everything, leaves = parameter_leaves(specialization, tensors)
+    known = dict(zip(specialization.emitted.averages, everything[len(tensors) :], strict=True))
+    averages = [known.get(key, _zeros(graph, key)) for key in emitted.averages]
+
+    def step() -> object:
+        with torch.enable_grad():
+            surrogate: Tensor = emitted.module(*everything[: len(tensors)], *averages)[1]
+        if not surrogate.requires_grad:
+            return None
+        gradients = torch.autograd.grad(surrogate, [*leaves.values()], allow_unused=True)
+        if surrogate.is_cuda:
+            torch.cuda.synchronize(surrogate.device)
+        return gradients
+
+    return step
+
+
+_BASELINES = {
+    AS_IT_IS: None,
+    LEAVE_ONE_OUT: Baseline(None, None, None, decaying_average=False, beta=PYROS_BETA, leave_one_out=True),
+    DECAYING_AVERAGE: Baseline(None, None, None, decaying_average=True, beta=PYROS_BETA),
+}
+
+
+def _zeros(graph: StochasticGraph, key: str) -> Tensor:
+    node = graph.payload(key)
+    assert isinstance(node, BaselineNode)
+    return torch.zeros(node.shape, dtype=node.dtype, device=node.device)
+
+
+# -- what is chosen of it
+
+
+def chosen(
+    graph: StochasticGraph,
+    candidates: Mapping[str, tuple[str, ...]],
+    covariances: Covariances,
+    times: Mapping[str, float],
+    draws: int | None,
+    others: tuple[str, ...] = (),
+) -> EstimatorChoice:
+    """The combination with the least variance times time; of those that are as good, one that is simple.
+
+    :param times: of a step, in seconds, by candidate.
+    :param draws: how many; None if the covariances are of all outcomes.
+    :param others: sites where nothing is to be chosen.
+    """
+    fastest = min(times.values())
+    relative = {choice: value / fastest if value >= _AS_FAST * fastest else 1.0 for choice, value in times.items()}
+    sites = [*candidates]
+
+    def variance(combination: Combination) -> float:
+        own = covariances.of_sum([_OTHERS, *zip(sites, combination, strict=True)], exact=draws is None)
+        return max(own, 0.0) if math.isfinite(own) else math.inf
+
+    def product(combination: Combination) -> float:
+        return variance(combination) * sum(relative[choice] for choice in combination) / len(combination)
+
+    best = _simplified(candidates, product, _best(candidates, product))
+    rows = []
+    for place, (site, choices) in enumerate(candidates.items()):
+        own = [_with(best, place, choice) for choice in choices]
+        measured = [
+            Candidate(_name(graph, site, choice), variance(c), relative[choice])
+            for choice, c in zip(choices, own, strict=True)
+        ]
+        rows.append(SiteChoice(site, _name(graph, site, best[place]), tuple(measured)))
+    return EstimatorChoice(tuple(rows), others, draws)
+
+
+def _best(candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float]) -> Combination:
+    if math.prod(map(len, candidates.values())) <= _JOINTLY:
+        return min(itertools.product(*candidates.values()), key=product)
+    best = tuple(choices[0] for choices in candidates.values())
+    for _ in range(_SWEEPS):
+        before = best
+        for place, choices in enumerate(candidates.values()):
+            best = min((_with(best, place, choice) for choice in choices), key=product)
+        if best == before:
+            break
+    return best
+
+
+def _simplified(
+    candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float], best: Combination
+) -> Combination:
+    """As good a combination, with a simpler choice wherever it stays as good."""
+    bound = _AS_GOOD * product(best)
+    for place, choices in enumerate(candidates.values()):
+        simpler = (_with(best, place, choice) for choice in choices[: choices.index(best[place])])
+        best = next((combination for combination in simpler if product(combination) <= bound), best)
+    return best
+
+
+def _with(combination: Combination, place: int, choice: str) -> Combination:
+    return (*combination[:place], choice, *combination[place + 1 :])
+
+
+def _name(graph: StochasticGraph, site: str, choice: str) -> EstimatorName:
+    """What the option ``estimators`` calls a choice; without a baseline it is the site's estimator."""
+    if choice == AS_IT_IS and graph.estimator(site) is Estimator.PARTIAL:
+        return "partially pathwise"
+    return CANDIDATES[choice]
