@@ -34,6 +34,7 @@ def test_a_loss_module_shows_what_its_docstring_and_its_docstrings_say(made_by: 
             "initialize",
             "verify",
             "gradient_variance",
+            "choice",
             "graph",
             "module",
             "code",
@@ -63,7 +64,7 @@ def test_the_classes_of_infer_show_what_the_docs_say() -> None:
     model, guide = local_switches()
     elbo = sgc.infer.TraceGraph_ELBO()
     shown = own_names(elbo, pyro.infer.TraceGraph_ELBO())
-    assert shown == {"backend", "rng", "dynamic", "validate", "wait", "compiled", "differentiable_loss"}
+    assert shown == {"backend", "rng", "dynamic", "validate", "wait", "estimators", "compiled", "differentiable_loss"}
     optim = pyro.optim.Adam({"lr": 0.1})
     theirs = pyro.infer.SVI(model, guide, optim, pyro.infer.TraceGraph_ELBO())
     shown = own_names(sgc.SVI(model, guide, optim, elbo), theirs)

@@ -112,7 +112,8 @@ def estimates_of_particles(
             forced = [torch.stack([v[name] for v in values]).reshape(graph.payload(name).shape) for name in supports]
         else:
             forced = [drawn[name] for drawn in values for name in supports]
-        loss, surrogate, *_ = emitted(*inputs, *forced)
+        averages = [torch.full_like(average, 0.3) for average in specialization.averages()]
+        loss, surrogate, *_ = emitted(*inputs, *averages, *forced)
         gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
         probability = torch.stack([weight for _, weight in together]).prod()
         filled = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True)]

@@ -15,6 +15,7 @@ from sgc.runtime.variance.moments import Moments, Vector
 from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, OtherBaselines, settling_draws
 from sgc.runtime.variance.terms import ALL_COSTS, AS_IT_IS, NO_BASELINE, OTHER_TERMS, Terms, emit_terms, gradient
 from sgc.runtime.variance.variance_report import GradientVariance, ParameterVariance, SiteVariance
+from sgc.tracing.leaves.opaque_calls import retained
 from sgc.tracing.state.random_state import random_state, restore_random_state
 
 _TOTAL = "total"
@@ -79,7 +80,7 @@ def drawn(
 ) -> Iterator[tuple[str, str, Vector]]:
     """One draw: the gradient of each site's term, under each choice of its cost."""
     everything, leaves = parameter_leaves(specialization, tensors)
-    with torch.enable_grad():
+    with torch.enable_grad(), retained():
         results = _results(specialization, terms, [*everything, *forced])
         for site, choice, surrogate in terms.surrogates(results, others):
             yield site, choice, gradient(surrogate, leaves)

@@ -114,12 +114,12 @@ def _device(tensors: list[Tensor]) -> torch.device | None:
 
 @torch.library.custom_op("sgc::opaque_vjp", mutates_args=())
 def _opaque_vjp(gradient: Tensor, token: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """The gradient of an opaque call's result in the tensors it reaches; each token serves once."""
-    value, leaves = _TAPES.pop(int(token.item()))
+    """The gradient of an opaque call's result in the tensors it reaches; a token serves once, but :func:`retained`."""
+    value, leaves = _TAPES[int(token.item())] if _RETAINED else _TAPES.pop(int(token.item()))
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     gradients: dict[int, Tensor | None] = {}
     if value.requires_grad:
-        computed = torch.autograd.grad(value, wanted, gradient, allow_unused=True)
+        computed = torch.autograd.grad(value, wanted, gradient, allow_unused=True, retain_graph=bool(_RETAINED))
         gradients = {id(leaf): part for leaf, part in zip(wanted, computed, strict=True)}
     parts = (gradients.get(id(leaf)) for leaf in leaves)
     return [_own(torch.zeros_like(leaf) if part is None else part) for leaf, part in zip(leaves, parts, strict=True)]
@@ -132,6 +132,20 @@ def _(gradient: Tensor, token: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 _TOKENS = itertools.count()
 _TAPES: OrderedDict[int, tuple[Tensor, list[Tensor]]] = OrderedDict()
+_RETAINED: list[None] = []
+
+
+@contextmanager
+def retained() -> Iterator[None]:
+    """Inside, the graph of an opaque call serves several gradients, as after torch's ``retain_graph=True``."""
+    before = {*_TAPES}
+    _RETAINED.append(None)
+    try:
+        yield
+    finally:
+        _RETAINED.pop()
+        for token in _TAPES.keys() - before:
+            del _TAPES[token]
 
 
 class OpaqueFunction(Function):
