@@ -24,10 +24,41 @@ class TraceGraph_ELBO(CompiledLoss, pyro.infer.TraceGraph_ELBO):
     _SETTINGS: ClassVar[tuple[str, ...]] = (*CompiledLoss._SETTINGS, "estimators")
 
     def __init__(
-        self, *args: Any, estimators: Mapping[str, EstimatorName] | Estimators | None = None, **kwargs: Any
+        self,
+        num_particles: int = 1,
+        max_plate_nesting: float = math.inf,
+        max_iarange_nesting: int | None = None,
+        vectorize_particles: bool = False,
+        strict_enumeration_warning: bool = True,
+        ignore_jit_warnings: bool = False,
+        jit_options: dict[str, Any] | None = None,
+        retain_graph: bool | None = None,
+        tail_adaptive_beta: float = -1.0,
+        *,
+        backend: str | None = None,
+        rng: Rng = "torch",
+        dynamic: Dynamic = "error",
+        validate: bool | None = None,
+        wait: bool | None = None,
+        estimators: Mapping[str, EstimatorName] | Estimators | None = None,
     ) -> None:
         self.estimators: Mapping[str, EstimatorName] | Estimators | None = estimators_of(estimators)
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            num_particles,
+            max_plate_nesting,
+            max_iarange_nesting,
+            vectorize_particles,
+            strict_enumeration_warning,
+            ignore_jit_warnings,
+            jit_options,
+            retain_graph,
+            tail_adaptive_beta,
+            backend=backend,
+            rng=rng,
+            dynamic=dynamic,
+            validate=validate,
+            wait=wait,
+        )
 
     def _own_options(self) -> dict[str, Any]:
         return {"estimators": estimators_of(self.estimators)}

@@ -171,7 +171,9 @@ def test_a_network_is_not_judged_before_it_is_trained() -> None:
 
 def test_other_objectives_have_no_such_option() -> None:
     with pytest.raises(ArgumentError, match="estimators cannot be had with the objective Trace_ELBO"):
-        Trace_ELBO(estimators={"z": "score function"})
+        sgc.compile(model, guided(), objective="Trace_ELBO", estimators={"z_low": "score function"})
+    with pytest.raises(TypeError, match="estimators"):
+        Trace_ELBO(estimators={"z_low": "score function"})  # type: ignore[call-arg]
     with pytest.raises(EstimatorError, match="at site 'z_low': the estimator 'auto' cannot be had with the objective"):
         sgc.compile(model, guided(z_low={"estimator": "auto"}), objective="Trace_ELBO").initialize(DATA)
 
@@ -308,7 +310,8 @@ def test_steps_are_those_of_a_guide_that_asks_itself() -> None:
             loss = TraceGraph_ELBO(estimators=estimators, backend="inductor")  # type: ignore[arg-type]
             svi = sgc.SVI(model, guide, torch.optim.Adam, loss=loss)
             runs.append([svi.step(DATA) for _ in range(6)])
-            runs[-1] += [x for value in pyro.get_param_store()._params.values() for x in value.detach().flatten().tolist()]
+            values = pyro.get_param_store()._params.values()
+            runs[-1] += [number for value in values for number in value.detach().flatten().tolist()]
         assert svi.stepper is not None and svi.stepper.compiled.built == 1
         if estimators:
             assert set(svi.loss_module.choice().estimators.values()) == {"decaying average"}

@@ -14,7 +14,7 @@ class Candidate:
 
     ``variance`` is that of the whole gradient (the sum over the elements of all parameters) if the site has it and the
     other sites have what was chosen for them. ``time`` is that of a step if all sites that can have it do, over that of
-    the fastest candidate; 1 where the difference is less than a quarter.
+    the fastest candidate; 1 where it takes less than twice as long.
     """
 
     name: EstimatorName

@@ -40,8 +40,10 @@ _DRAWS, _FEWEST_DRAWS = 200, 40
 _GRADIENTS = 8000
 """Of sites with many candidates fewer draws are made, so that no more gradients of terms are taken than these."""
 
-_AS_FAST = 1.25
-"""A step that takes less than this times the shortest counts as equally fast: a machine's load is not to choose."""
+_AS_FAST = 2.0
+"""A step that takes less than this times the shortest counts as equally fast: a machine's load is not to choose, and
+small operators cost more in an eager module than in a compiled one.
+"""
 
 _AS_GOOD = 1.05
 """Of choices within this factor of the best one the simplest is taken, in the order of :data:`CANDIDATES`."""
@@ -274,8 +276,12 @@ def _best(candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combinat
 def _simplified(
     candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float], best: Combination
 ) -> Combination:
-    """As good a combination, with a simpler choice wherever it stays as good."""
+    """As good a combination: one choice for all sites if it can be, else simpler ones where they can be."""
     bound = _AS_GOOD * product(best)
+    for choice in CANDIDATES:
+        alike = tuple(choice if choice in choices else choices[0] for choices in candidates.values())
+        if product(alike) <= bound:
+            return alike
     for place, choices in enumerate(candidates.values()):
         simpler = (_with(best, place, choice) for choice in choices[: choices.index(best[place])])
         best = next((combination for combination in simpler if product(combination) <= bound), best)
