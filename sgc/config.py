@@ -19,6 +19,9 @@ EstimatorName = Literal["pathwise", "partially pathwise", "score function", "dec
 
 AUTO: EstimatorName = "auto"
 
+BASELINES: tuple[EstimatorName, ...] = ("decaying average", "leave-one-out")
+"""Those that are a score function with a baseline."""
+
 Estimators = tuple[tuple[str, EstimatorName], ...]
 """The option ``estimators``: names of sites, or patterns of names, each with what is asked for there."""
 

@@ -27,6 +27,11 @@ class Sampler:
     has_score_function: bool
     enumerated: bool = False
 
+    @property
+    def is_pathwise(self) -> bool:
+        """Whether a site that asks for nothing needs no score function."""
+        return self.has_rsample and not self.has_score_function
+
 
 @dataclass(frozen=True)
 class Needs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from sgc.config import AUTO, Options
+from sgc.config import AUTO, BASELINES, Options
 from sgc.errors import ArgumentError, BaselineError, EstimatorError
 from sgc.graph.estimator_rules import EstimatorRule
 from sgc.graph.plan import OF_ALL_PARTICLES, WITH_BASELINES, Plan, SitePlan, SiteRequest
@@ -63,13 +63,26 @@ def undecided(requests: Iterable[SiteRequest]) -> tuple[str, ...]:
 
 def _check_names(requests: list[SiteRequest], options: Options) -> None:
     names = [request.name for request in requests]
-    for pattern, _ in options.estimators:
-        if pattern == "*" or pattern in names or any(fnmatchcase(name, pattern) for name in names):
+    for pattern, wanted in options.estimators:
+        matched = [request for request in requests if fnmatchcase(request.name, pattern)]
+        if pattern != "*" and pattern not in names and matched and wanted in BASELINES:
+            _check_scored(pattern, wanted, matched)
+        if pattern == "*" or pattern in names or matched:
             continue
         no_site = "matches no latent site" if any(sign in pattern for sign in "*?[") else "is no latent site"
         raise EstimatorError(
             f"the option estimators has {pattern!r}, which {no_site} of the guide",
             remedy=f"its latent sites are {', '.join(map(repr, names)) or 'none'}",
+        )
+
+
+def _check_scored(pattern: str, baseline: str, matched: list[SiteRequest]) -> None:
+    if all(request.sampler.is_pathwise for request in matched):
+        names = ", ".join(repr(request.name) for request in matched)
+        raise EstimatorError(
+            f"the option estimators has {baseline!r} for {pattern!r}, which matches no site with a score function",
+            remedy=f"{names} are pathwise and need no baseline; a site that is to have a score function all the same "
+            "takes it by its own name",
         )
 
 

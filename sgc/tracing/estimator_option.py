@@ -9,7 +9,8 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from sgc.config import AUTO, EstimatorName, Options
+from sgc.config import AUTO, BASELINES, EstimatorName, Options
+from sgc.graph.estimator_rules import Sampler
 from sgc.tracing.asked_estimators import as_given
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
 from sgc.tracing.site_requests import sampler_of
@@ -23,7 +24,8 @@ class EstimatorOption(Messenger):
     """Wraps a guide, so that its latent sites ask for what the option says.
 
     A site's own name goes before what stands in its ``infer``, and that before a pattern; of the patterns the first one
-    that the name matches counts. At sites that ask for ``"auto"`` it is what was measured, once something was.
+    that the name matches counts. A baseline by a pattern is for sites with a score function alone. At sites that ask
+    for ``"auto"`` it is what was measured, once something was.
     """
 
     def __init__(self, options: Options) -> None:
@@ -41,14 +43,14 @@ class EstimatorOption(Messenger):
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
         infer = msg["infer"] or {}
-        wanted = self._wanted(msg["name"], infer)
+        wanted = self._wanted(msg["name"], infer, sampler_of(as_given(msg["fn"])))
         if wanted is None:
             return
         if wanted == AUTO and msg["name"] in self._measured:
             wanted = self._measured[msg["name"]]
         msg["infer"] = _asking(infer, wanted, msg["fn"])
 
-    def _wanted(self, name: str, infer: Mapping[str, Any]) -> EstimatorName | None:
+    def _wanted(self, name: str, infer: Mapping[str, Any], sampler: Sampler) -> EstimatorName | None:
         if name in self._by_name:
             return self._by_name[name]
         own = infer.get("estimator")
@@ -56,7 +58,8 @@ class EstimatorOption(Messenger):
             return AUTO
         if own is not None or _is_on(infer.get("baseline")):
             return None
-        return next((wanted for pattern, wanted in self._asked if fnmatchcase(name, pattern)), None)
+        wanted = next((wanted for pattern, wanted in self._asked if fnmatchcase(name, pattern)), None)
+        return None if wanted in BASELINES and sampler.is_pathwise else wanted
 
 
 def _is_on(baseline: Any) -> bool:
@@ -76,7 +79,7 @@ def _asking(infer: Mapping[str, Any], wanted: EstimatorName | None, fn: Any) -> 
         # A learned baseline is left there for the error that says why nothing can be measured.
         learned = {"baseline": own} if any(options.get(option) is not None for option in _LEARNED) else {}
         return {**kept, "estimator": AUTO, **learned}
-    if wanted not in ("decaying average", "leave-one-out"):
+    if wanted not in BASELINES:
         return {**kept, "estimator": wanted}
     sampler = sampler_of(as_given(fn))
     is_rejection_sampler = sampler.has_rsample and sampler.has_score_function

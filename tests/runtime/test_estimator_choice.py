@@ -79,7 +79,8 @@ NONE, DECAYING, OTHERS = (
         ({"z_*": "leave-one-out"}, ("pathwise", OTHERS, OTHERS)),
         ({"*": "score function"}, (NONE, NONE, NONE)),
         ({"*": "leave-one-out", "w": "pathwise"}, ("pathwise", OTHERS, OTHERS)),
-        ({"z_low": "score function", "z_*": "leave-one-out", "*": "decaying average"}, (DECAYING, OTHERS, NONE)),
+        ({"z_low": "score function", "z_*": "leave-one-out", "*": "decaying average"}, ("pathwise", OTHERS, NONE)),
+        ({"w": "decaying average", "*": "leave-one-out"}, (DECAYING, OTHERS, OTHERS)),
         ({"z_?ow": "leave-one-out", "z_[lt]*": "decaying average"}, ("pathwise", DECAYING, OTHERS)),
     ],
     ids=str,
@@ -153,6 +154,8 @@ def test_a_rejection_sampler_keeps_its_estimator_beside_a_baseline() -> None:
         ({3: "auto"}, ArgumentError, "3 in the place of a site's name"),
         ("auto", ArgumentError, "must map names of sites to estimators, not 'auto'"),
         ({"z_top": "pathwise", "*": "auto"}, EstimatorError, "cannot be had here"),
+        ({"w*": "leave-one-out"}, EstimatorError, r"'leave-one-out' for 'w\*', which matches no site with a score"),
+        ({"*": "score function", "w?": "auto"}, EstimatorError, r"'w\?', which matches no latent site"),
     ],
 )
 def test_what_cannot_be_had_is_an_error_and_nothing_changes(estimators: Any, error: Any, text: str) -> None:
@@ -325,7 +328,7 @@ def test_verify_says_that_the_option_is_not_pyros() -> None:
         module(DATA).backward()
     result = module.verify(DATA)
     assert result and any("the option estimators is not Pyro's" in text for text in result.differs_by_design)
-    leave_one_out = asked({"*": "leave-one-out"}, num_particles=3)
+    leave_one_out = asked({"*": "leave-one-out", "w": "leave-one-out"}, num_particles=3)
     assert leave_one_out.verify(DATA)
     assert len(list(leave_one_out.graph.of_type(LeaveOneOutNode))) == 3
 
