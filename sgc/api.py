@@ -64,7 +64,7 @@ def compile(
     :param estimators: with ``objective="elbo"``: by the name of a site, or a pattern (``"z_*"``, ``"*"``), how the
         gradient passes through it: ``"pathwise"``, ``"partially pathwise"``, ``"score function"`` (without a baseline),
         ``"leave-one-out"`` or ``"decaying average"`` (a score function with that baseline), or ``"auto"``, which
-        measures these at the first call and takes the best (:meth:`LossModule.choice`). A name goes before what the
+        measures these at the first call and takes the best (:meth:`sgc.LossModule.choice`). A name goes before what the
         site asks for by its ``infer``, and that before a pattern; of the patterns the first that matches counts.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.

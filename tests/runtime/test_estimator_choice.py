@@ -374,3 +374,24 @@ def test_with_many_particles_one_after_another_they_are_told_apart_as_they_run()
     assert (module.graph.particles.runs, module.graph.particles.calls) == ((6, 1) if together else (1, 6))
     module = asked({"z_low": "auto"}, num_particles=17)
     assert {c.name for c in module.choice().site("z_low").candidates} == {NONE, "decaying average"}
+
+
+def test_costs_that_are_not_finite_choose_nothing() -> None:
+    def hopeless(data: Tensor) -> None:
+        model(data)
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        pyro.factor("never", torch.where(z > 0, -torch.inf, 0.0))
+
+    def guide(data: Tensor) -> None:
+        guided()(data)
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.0))))
+
+    module = sgc.compile(hopeless, guide, backend="eager", estimators={"z": "auto"}).initialize(DATA)
+    assert module.choice().estimators == {"z": "score function"}
+    assert module.graph.baseline("z") is None
+
+
+def test_sites_that_are_as_good_alike_are_alike() -> None:
+    """Three sites that differ in their costs: within the tie the same baseline for all."""
+    module = asked({"z_*": "auto"}, num_particles=3)
+    assert len(set(module.choice().estimators.values())) == 1
