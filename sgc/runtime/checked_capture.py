@@ -91,7 +91,7 @@ def guards_of(
     return tensors, (
         moving.guard_of_arguments(),
         StructureGuard(modules, [*registered, *captured.owners.values()]),
-        RegistrationGuard(run.store, run.params, modules, captured.owners.values()),
+        RegistrationGuard(run.store, run.params, modules, captured.owners.values(), surroundings.tensors),
         ModeGuard(run.modules, follows_validation=options.validate is None),
         tensors,
         *([SizesGuard(captured.sizes, moving.versions_of_sizes(captured.sizes))] if captured.sizes is not None else []),
