@@ -23,7 +23,7 @@ from sgc.runtime.specialization import Specialization
 from sgc.tracing.state.param_store import current_store
 from sgc.training.optimizers.line_search import NanInSearch, search
 from sgc.training.optimizers.members import Following, Member, optimizers_of, refuse_subsampled
-from sgc.training.optimizers.refused import refuse_made, refuse_wrong_kind
+from sgc.training.optimizers.refused import refuse_made, refuse_module_local, refuse_wrong_kind
 from sgc.training.optimizers.saved_state import check_entries, check_kind, check_names, check_state, not_taken
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
@@ -314,7 +314,10 @@ def _named(constructor: Any) -> str:
 
 
 def _of_store(specialization: Specialization) -> list[Tensor]:
-    tensors = map(specialization.prototype.store.get, specialization.prototype.params)
+    prototype = specialization.prototype
+    if prototype.local:
+        raise refuse_module_local(prototype.local)
+    tensors = map(prototype.store.get, prototype.params)
     return _once(tensor for tensor in tensors if tensor is not None)
 
 
