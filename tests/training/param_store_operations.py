@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pyro.infer
-import pyro.infer.autoguide
 import pyro.optim
+import pytest
 import torch
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 import sgc
 import sgc.infer
+
+Make = Callable[..., Any]
+"""Makes an SVI of a model, a guide and an optimizer."""
 
 Operation = tuple[str, int, int]
 """What is done, and two numbers that say to what."""
@@ -71,14 +75,12 @@ def continuous(x: Tensor) -> None:
 class World:
     """Modules, programs over them, and what trains these; one for sgc and a like one for Pyro.
 
-    :param make: makes an SVI of a model, a guide and an optimizer.
     :param shares_optimizer: whether one optimizer trains all programs.
     """
 
-    make: Callable[..., Any]
+    make: Make
     shares_optimizer: bool = False
     nets: list[Net] = field(default_factory=lambda: [Net(1.0), Net(3.0), Net(5.0)])
-    known: list[tuple[str, Tensor]] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,9 +88,11 @@ class World:
         pyro.set_rng_seed(0)
         self.held = self.nets[2]
         self.regressions = [Regression(0.5), Regression(1.5)]
-        guides = [pyro.infer.autoguide.AutoNormal(continuous, init_scale=s) for s in (0.2, 0.9)]
-        self.guides = [g for g in guides if g(DATA[0]) is not None]
-        self.guides += [pyro.infer.autoguide.AutoDelta(continuous)]
+        self.loose = torch.tensor(0.4, requires_grad=True)
+        self.guides: list[nn.Module] = [AutoNormal(continuous, init_scale=scale) for scale in (0.2, 0.9)]
+        self.guides.append(AutoDelta(continuous))
+        for of in self.guides:
+            of(DATA[0])  # makes its parameters
         pyro.clear_param_store()
         optimizer = pyro.optim.Adam({"lr": 0.1})
         self.svis = [
@@ -117,6 +121,10 @@ class World:
         def positive(x: Tensor) -> None:
             observe(x, pyro.param("w", torch.tensor(1.7), constraint=constraints.positive) * x[:, 0])
 
+        def closed_over(x: Tensor) -> None:
+            pyro.param("w", self.loose)
+            observe(x, self.loose * x[:, 1])
+
         def by_name(x: Tensor) -> None:
             pyro.module("m", first)
             weight = pyro.param("m$$$inner.weight")
@@ -132,6 +140,7 @@ class World:
         yield registered(first), guide
         yield registered(first, "a", "m"), guide
         yield by_name, guide
+        yield closed_over, guide
         yield self.regressions[0], guide
         yield self.regressions[1], guide
         for of in self.guides:
@@ -143,6 +152,7 @@ class World:
         modules |= {f"regression{i}": module for i, module in enumerate(self.regressions)}
         modules |= {f"guide{i}": module for i, module in enumerate(self.guides)}
         inside = {f"{name}.{at}": p for name, module in modules.items() for at, p in module.named_parameters()}
+        inside["loose"] = self.loose
         return inside | {f"store {name}": p for name, p in pyro.get_param_store().named_parameters()}
 
     def seen(self) -> dict[str, tuple[str, list[float]]]:
@@ -216,6 +226,8 @@ class World:
         return None
 
 
+PROGRAMS = 16
+
 KINDS = (
     *["step"] * 12,
     *["evaluate"] * 6,
@@ -224,10 +236,10 @@ KINDS = (
 )
 
 
-def sequence(seed: int, length: int, programs: int = 15) -> list[Operation]:
-    """A random sequence over a few of the programs."""
+def sequence(seed: int, length: int) -> list[Operation]:
+    """A random sequence over three of the programs."""
     chance = random.Random(seed)
-    few = chance.sample(range(programs), 3)
+    few = chance.sample(range(PROGRAMS), 3)
     drawn = []
     for _ in range(length):
         what = chance.choice(KINDS)
@@ -236,24 +248,39 @@ def sequence(seed: int, length: int, programs: int = 15) -> list[Operation]:
     return drawn
 
 
-def difference(
-    mine: World, operations: list[Operation], theirs: World, close: Callable[[Any, Any], bool]
-) -> str | None:
-    raise NotImplementedError
+def first_difference(operations: Sequence[Operation], make: Make, *, shares_optimizer: bool = False) -> str | None:
+    """Where two worlds part that do the same, one with ``make`` and one with eager Pyro; None where they never do."""
+    theirs = World(by_pyro, shares_optimizer)
+    expected = [(theirs.do(operation), theirs.seen()) for operation in operations]
+    mine = World(make, shares_optimizer)
+    for position, (operation, (loss, seen)) in enumerate(zip(operations, expected, strict=True)):
+        outcome, own = mine.do(operation), mine.seen()
+        at = f"{position} {operation}"
+        if not (isinstance(loss, float) and isinstance(outcome, float)):
+            if loss != outcome:
+                return f"{at}: {outcome}, not {loss}"
+        elif loss != pytest.approx(outcome, rel=1e-4, abs=1e-4):
+            return f"{at}: a loss of {outcome}, not {loss}"
+        if own.keys() != seen.keys():
+            return f"{at}: {sorted(own.keys() ^ seen.keys())} in one of them only"
+        for name, (stands, values) in seen.items():
+            if own[name][0] != stands:
+                return f"{at}: {name} is {own[name][0]}, not {stands}"
+            if own[name][1] != pytest.approx(values, rel=1e-4, abs=1e-4):
+                return f"{at}: {name} has {own[name][1]}, not {values}"
+    return None
 
 
-def run(world: World, operations: list[Operation]) -> list[tuple[Any, Any]]:
-    return [(world.do(operation), world.seen()) for operation in operations]
-
-
-def by_sgc(backend: str | None) -> Callable[..., Any]:
+def by_sgc(backend: str | None) -> Make:
+    """Makes an ``sgc.SVI``."""
     return lambda *parts: sgc.SVI(*parts, sgc.infer.TraceGraph_ELBO(backend=backend))
 
 
 def by_pyros_svi(*parts: Any) -> Any:
-    """Pyro's SVI with the compiled loss."""
+    """Pyro's ``SVI`` with a compiled loss."""
     return pyro.infer.SVI(*parts, sgc.infer.TraceGraph_ELBO(backend="eager"))
 
 
 def by_pyro(*parts: Any) -> Any:
+    """Pyro's ``SVI`` with Pyro's loss."""
     return pyro.infer.SVI(*parts, pyro.infer.TraceGraph_ELBO())
