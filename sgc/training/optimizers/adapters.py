@@ -35,6 +35,9 @@ class Optimizing(ABC):
     takes_new: bool = True
     """Whether parameters that appear later, or take the place of others, are trained too."""
 
+    retain_graph: bool | None = None
+    """As of Pyro's ELBO: whether what arguments were computed with is kept for another ``backward``."""
+
     @abstractmethod
     def members(self, specialization: Specialization, parameters: list[Tensor]) -> list[Member]:
         """The torch optimizers to be stepped for this specialization, made where they are not there yet.
@@ -141,7 +144,7 @@ class TorchOptimizing(Optimizing):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            value = _differentiated(loss)
+            value = _differentiated(loss, self.retain_graph)
             losses.append(value.detach())
             if isinstance(optimizer, torch.optim.LBFGS) and math.isnan(losses[-1]):
                 raise NanInSearch
@@ -256,10 +259,10 @@ class PyroOptimizing(Optimizing):
             specialization is None or specialization.tally is not None
         ):  # another branch of the program may have other parameters
             with poutine.trace(param_only=True) as seen:
-                value = _differentiated(loss)
+                value = _differentiated(loss, self.retain_graph)
             parameters = _once(site["value"].unconstrained() for site in seen.trace.nodes.values())  # type: ignore[union-attr]
         else:
-            value = _differentiated(loss)
+            value = _differentiated(loss, self.retain_graph)
         if not math.isnan(value.detach()):
             self._optimizer(parameters)
         for parameter in parameters:
@@ -326,18 +329,21 @@ def _once(parameters: Iterable[Tensor]) -> list[Tensor]:
     return list({id(parameter): parameter for parameter in parameters}.values())
 
 
-def _differentiated(loss: Callable[[], Tensor]) -> Tensor:
+def _differentiated(loss: Callable[[], Tensor], retain_graph: bool | None) -> Tensor:
     """A loss, after ``backward`` if it depends on a parameter that is trained: as in Pyro, it need not."""
     value = loss()
     if value.requires_grad:
-        value.backward()
+        value.backward(retain_graph=retain_graph)
     return value
 
 
-def optimizing(optimizer: Any, loss_module: Callable[[], LossModule]) -> Optimizing:
+def optimizing(optimizer: Any, loss_module: Callable[[], LossModule], retain_graph: bool | None = None) -> Optimizing:
     """What steps this optimizer.
 
     :raises sgc.errors.OptimizerError: if it is of no kind that is known.
     """
     refuse_wrong_kind(optimizer)
-    return PyroOptimizing(optimizer) if isinstance(optimizer, PyroOptim) else TorchOptimizing(optimizer, loss_module)
+    is_pyros = isinstance(optimizer, PyroOptim)
+    made = PyroOptimizing(optimizer) if is_pyros else TorchOptimizing(optimizer, loss_module)
+    made.retain_graph = retain_graph
+    return made
