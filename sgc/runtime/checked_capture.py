@@ -90,8 +90,8 @@ def guards_of(
     registered = [StoreOwner(name, run.store) for name in run.params if run.store.get(name) is not None]
     return tensors, (
         moving.guard_of_arguments(),
-        StructureGuard(modules, [*registered, *captured.owners.values()]),
         RegistrationGuard(run.store, run.params, modules, captured.owners.values(), surroundings.tensors),
+        StructureGuard(modules, [*registered, *captured.owners.values()]),
         ModeGuard(run.modules, follows_validation=options.validate is None),
         tensors,
         *([SizesGuard(captured.sizes, moving.versions_of_sizes(captured.sizes))] if captured.sizes is not None else []),
