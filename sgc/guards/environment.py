@@ -107,12 +107,17 @@ class Environment(Walk):
 
         :param owned: the identities of tensors that others own.
         """
-        known = {*owned}
+        known = {*owned, *self.tensors()}
+        return [place for place, value in self.free.items() if id(value) in known]
+
+    def tensors(self) -> set[int]:
+        """The identities of the tensors that it has noted; those of inputs are not among them."""
+        known = set[int]()
         for value, noted in (*((v, noted) for *_, v, noted in self._fixed), *((None, n) for *_, n in self._changing)):
             known.update(tensors_in(noted))
             if noted is value and isinstance(value, CONTAINERS):  # too long to be noted part by part
                 known.update(map(id, value.values() if isinstance(value, dict) else value))
-        return [place for place, value in self.free.items() if id(value) in known]
+        return known
 
     def drawn(self) -> list[str]:
         """The names of the random generators that have been drawn from."""

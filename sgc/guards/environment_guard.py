@@ -58,6 +58,11 @@ class EnvironmentGuard(Guard):
         return self._environment.free
 
     @property
+    def tensors(self) -> Collection[int]:
+        """The identities of the tensors that the program can reach without Pyro's store, but for inputs."""
+        return self._environment.tensors()
+
+    @property
     def functions(self) -> Sequence[FunctionType]:
         """The functions of the program that are not a library's, or are the model or the guide themselves."""
         return [*self._environment.functions, *self._installed]

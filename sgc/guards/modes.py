@@ -1,10 +1,12 @@
-"""Modes of torch and of modules that a program may ask for in Python."""
+"""Modes of torch, of Pyro and of modules that a program may ask for in Python."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import pyro.nn.module
 import torch
+from pyro.nn import PyroModule
 from torch import nn
 from torch.distributions import Distribution
 
@@ -17,7 +19,10 @@ _REMEDY = "switch modes seldom: each mode is compiled once, and up to cache_size
 
 
 class ModeGuard(Guard):
-    """Modes of each module and of torch: training, the default dtype and device, autocast, validation if it counts."""
+    """Modes of each module and of torch: training, the default dtype and device, autocast, validation if it counts.
+
+    And whether Pyro's modules keep their parameters to themselves, where there are any.
+    """
 
     def __init__(self, modules: Sequence[nn.Module], *, follows_validation: bool) -> None:
         self._validation = Distribution._validate_args
@@ -27,6 +32,8 @@ class ModeGuard(Guard):
         self._dtype = torch.get_default_dtype()
         self._device = _default_device()
         self._autocast = _autocast()
+        self._has_pyros = any(isinstance(module, PyroModule) for module in self._modules)
+        self._local = pyro.settings.get("module_local_params")
 
     @property
     def default_dtype(self) -> torch.dtype:
@@ -42,6 +49,9 @@ class ModeGuard(Guard):
         own += _same_default_device() if _default_device() == self._device else [conditions.NEVER]
         if self._follows_validation:
             own.append(conditions.is_same(conditions.attribute(Distribution, "_validate_args"), self._validation))
+        if self._has_pyros:
+            # Pyro's public way to ask is a function in Python, which takes longer than all other modes together.
+            own.append(conditions.is_same(conditions.entry(vars(pyro.nn.module), "_MODULE_LOCAL_PARAMS"), self._local))
         if not self._autocast:
             # One look for all devices takes half as long as one for each, and only the private function takes it.
             return [*own, conditions.is_same(conditions.result(torch._C._is_any_autocast_enabled), False)]
@@ -65,6 +75,9 @@ class ModeGuard(Guard):
         if Distribution._validate_args is not self._validation and self._follows_validation:
             was, now = _switched(self._validation), _switched(not self._validation)
             return _missed(f"Pyro's validation was {was}, is {now}")
+        if self._has_pyros and pyro.settings.get("module_local_params") is not self._local:
+            was, now = _switched(self._local), _switched(not self._local)
+            return _missed(f"Pyro's setting module_local_params was {was}, is {now}")
         if _autocast() != self._autocast:
             return _missed(f"autocast was {_shown_autocast(self._autocast)}, is {_shown_autocast(_autocast())}")
         return None

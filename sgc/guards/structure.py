@@ -16,7 +16,7 @@ from sgc.guards.metadata import meta
 from sgc.guards.miss import Miss
 from sgc.native import conditions
 from sgc.native.conditions import Condition, Read
-from sgc.tracing.state.owners import FixedOwner, ModuleOwner, Owner, StoreOwner, is_scripted
+from sgc.tracing.state.owners import FixedOwner, ModuleOwner, Owner, is_scripted
 
 _TENSORS = ("_parameters", "_buffers")
 
@@ -30,7 +30,7 @@ class StructureGuard(Guard):
     A tensor under one name may be replaced: a :class:`TensorGuard` fetches it anew.
 
     :param modules: all modules that the program can reach.
-    :param owners: of the inputs of the compiled program.
+    :param owners: of the inputs of the compiled program, and of what it registers.
     """
 
     def __init__(self, modules: Iterable[nn.Module], owners: Iterable[Owner]) -> None:
@@ -79,8 +79,6 @@ class _Part:
         """
         if owner is None:
             self.replaceable[key] = partial(_is_like, meta(tensor))
-        elif isinstance(owner, StoreOwner):
-            self.shared[key] = lambda value: value is tensor or value is owner.fetch()
         elif isinstance(owner, ModuleOwner) and is_alone:
             self.replaceable[key] = _is_tensor
         elif not isinstance(owner, FixedOwner):

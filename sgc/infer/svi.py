@@ -89,7 +89,8 @@ class SVI(pyro.infer.SVI):
         if self._elbo is None:
             refuse_all_but_pyros(optim, self._shown_loss)
         else:
-            stepper = Stepper(self._own_module, optimizing(optim, self._own_module), self._conditions)
+            of_optimizer = optimizing(optim, self._own_module, self._elbo.retain_graph)
+            stepper = Stepper(self._own_module, of_optimizer, self._conditions)
         self._optim = optim
         self._stepper: Stepper | None = stepper
 

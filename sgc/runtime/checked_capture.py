@@ -14,6 +14,7 @@ from sgc.guards.environment_guard import EnvironmentGuard
 from sgc.guards.handlers import HandlerGuard
 from sgc.guards.memory_guard import MemoryGuard
 from sgc.guards.modes import ModeGuard
+from sgc.guards.registration_guard import RegistrationGuard
 from sgc.guards.sizes_guard import SizesGuard
 from sgc.guards.structure import StructureGuard
 from sgc.guards.tensor_guard import TensorGuard
@@ -26,6 +27,7 @@ from sgc.tracing.declare import Capture
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun, refuse_changing
 from sgc.tracing.source import warn
+from sgc.tracing.state.owners import StoreOwner
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,12 @@ def guards_of(
     tensors = TensorGuard(program.inputs, captured.owners, call, moving.others(captured.owners), moving.sizes)
     memory = MemoryGuard(program, tensors, call)
     memory.refuse_shared(call, run.written.line_of, sees_views=backend_of(options.backend).sees_views)
+    modules = [*run.modules, *surroundings.modules]
+    registered = [StoreOwner(name, run.store) for name in run.params if run.store.get(name) is not None]
     return tensors, (
         moving.guard_of_arguments(),
-        StructureGuard([*run.modules, *surroundings.modules], captured.owners.values()),
+        RegistrationGuard(run.store, run.params, modules, captured.owners.values(), surroundings.tensors),
+        StructureGuard(modules, [*registered, *captured.owners.values()]),
         ModeGuard(run.modules, follows_validation=options.validate is None),
         tensors,
         *([SizesGuard(captured.sizes, moving.versions_of_sizes(captured.sizes))] if captured.sizes is not None else []),

@@ -105,14 +105,15 @@ class Choosing(Showing):
         if chosen is not None:
             return chosen
         reason = self._specializations[-1].miss(call) if self._specializations else None
-        recreated = any(known.tensors.gone() for known in self._specializations)
-        if not needed and not recreated and not self._is_worth_capturing():
+        gone = any(known.tensors.gone() for known in self._specializations)
+        if not needed and not gone and not self._is_worth_capturing():
             raise NotWorthCapturing
+        untied = gone or any(known.is_untied() for known in self._specializations)
         with self._capturing():
             program = self._program_of(call)
             run = self._run_prototype(program)
-            if recreated:
-                # clear_param_store() was called: the prototype run has created the parameters anew.
+            if untied:
+                # Pyro's store was cleared or loaded: the prototype run has registered the parameters anew.
                 for known in self._specializations:
                     self._show_tensors(known)
                 chosen = self._match(call)

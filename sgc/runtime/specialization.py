@@ -26,6 +26,7 @@ from sgc.graph.sizes import is_sized_by_call
 from sgc.guards.base import Call, Guard
 from sgc.guards.memory_guard import MemoryGuard
 from sgc.guards.miss import Miss
+from sgc.guards.registration_guard import RegistrationGuard
 from sgc.guards.tensor_guard import TensorGuard
 from sgc.native import conditions
 from sgc.native.conditions import Ask, Condition, Group
@@ -171,6 +172,13 @@ class Specialization:
     def shares_memory(self) -> bool:
         """Whether it writes into memory that other inputs lie in, which not every backend sees."""
         return any(isinstance(guard, MemoryGuard) and guard.finds_shared for guard in self.guards)
+
+    def is_untied(self) -> bool:
+        """Whether the param store holds another tensor under a name than it did, or than the program's modules do.
+
+        Where the program runs in Python it may put the one into the place of the other.
+        """
+        return any(guard.is_untied() for guard in self.guards if isinstance(guard, RegistrationGuard))
 
     def note_call(self, call: Call) -> None:
         """Note that it serves a call."""

@@ -11,9 +11,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -44,10 +47,12 @@ class Prototype:
     """The results of the eager run that every call of the program has in common.
 
     ``params`` are the names that it asked Pyro's param store for, in its order; ``store`` is where its parameters are.
+    ``local`` are those of them that modules keep to themselves, by Pyro's setting ``module_local_params``.
     """
 
     max_plate_nesting: float
     params: tuple[str, ...]
+    local: tuple[str, ...]
     store: Store
 
 
@@ -74,7 +79,7 @@ class PrototypeRun(Prototype):
     @property
     def prototype(self) -> Prototype:
         """What remains of it: it keeps no memory of the run alive."""
-        return Prototype(self.max_plate_nesting, self.params, self.store)
+        return Prototype(self.max_plate_nesting, self.params, self.local, self.store)
 
     def empty_again(self) -> None:
         """Set the buffers that the run filled to None again, for a call that fails later."""
@@ -129,6 +134,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
     return PrototypeRun(
         elbo.max_plate_nesting,
         params,
+        tuple(_local(asked.trace, params, store)),
         store,
         modules,
         failure,
@@ -139,6 +145,16 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
         requests.requests,
         began,
     )
+
+
+def _local(asked: Trace, names: Sequence[str], store: Store) -> Iterator[str]:
+    """The names whose tensors are not the store's, where Pyro's modules keep them to themselves."""
+    if pyro.settings.get("module_local_params"):
+        for name in names:
+            value: Any = asked.nodes[name]["value"]
+            own = value.unconstrained() if hasattr(value, "unconstrained") else value
+            if own is not store.get(name):
+                yield name
 
 
 def refuse_changing(captured: Transcript, first: PrototypeRun, program: ProgramCall, *, keeps_state: bool) -> bool:

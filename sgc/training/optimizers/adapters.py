@@ -23,7 +23,7 @@ from sgc.runtime.specialization import Specialization
 from sgc.tracing.state.param_store import current_store
 from sgc.training.optimizers.line_search import NanInSearch, search
 from sgc.training.optimizers.members import Following, Member, optimizers_of, refuse_subsampled
-from sgc.training.optimizers.refused import refuse_made, refuse_wrong_kind
+from sgc.training.optimizers.refused import refuse_made, refuse_module_local, refuse_wrong_kind
 from sgc.training.optimizers.saved_state import check_entries, check_kind, check_names, check_state, not_taken
 
 Factory = Callable[[Iterable[Tensor]], Optimizer]
@@ -34,6 +34,9 @@ class Optimizing(ABC):
 
     takes_new: bool = True
     """Whether parameters that appear later, or take the place of others, are trained too."""
+
+    retain_graph: bool | None = None
+    """As of Pyro's ELBO: whether what arguments were computed with is kept for another ``backward``."""
 
     @abstractmethod
     def members(self, specialization: Specialization, parameters: list[Tensor]) -> list[Member]:
@@ -141,7 +144,7 @@ class TorchOptimizing(Optimizing):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            value = _differentiated(loss)
+            value = _differentiated(loss, self.retain_graph)
             losses.append(value.detach())
             if isinstance(optimizer, torch.optim.LBFGS) and math.isnan(losses[-1]):
                 raise NanInSearch
@@ -256,10 +259,10 @@ class PyroOptimizing(Optimizing):
             specialization is None or specialization.tally is not None
         ):  # another branch of the program may have other parameters
             with poutine.trace(param_only=True) as seen:
-                value = _differentiated(loss)
+                value = _differentiated(loss, self.retain_graph)
             parameters = _once(site["value"].unconstrained() for site in seen.trace.nodes.values())  # type: ignore[union-attr]
         else:
-            value = _differentiated(loss)
+            value = _differentiated(loss, self.retain_graph)
         if not math.isnan(value.detach()):
             self._optimizer(parameters)
         for parameter in parameters:
@@ -314,7 +317,10 @@ def _named(constructor: Any) -> str:
 
 
 def _of_store(specialization: Specialization) -> list[Tensor]:
-    tensors = map(specialization.prototype.store.get, specialization.prototype.params)
+    prototype = specialization.prototype
+    if prototype.local:
+        raise refuse_module_local(prototype.local)
+    tensors = map(prototype.store.get, prototype.params)
     return _once(tensor for tensor in tensors if tensor is not None)
 
 
@@ -323,18 +329,21 @@ def _once(parameters: Iterable[Tensor]) -> list[Tensor]:
     return list({id(parameter): parameter for parameter in parameters}.values())
 
 
-def _differentiated(loss: Callable[[], Tensor]) -> Tensor:
+def _differentiated(loss: Callable[[], Tensor], retain_graph: bool | None) -> Tensor:
     """A loss, after ``backward`` if it depends on a parameter that is trained: as in Pyro, it need not."""
     value = loss()
     if value.requires_grad:
-        value.backward()
+        value.backward(retain_graph=retain_graph)
     return value
 
 
-def optimizing(optimizer: Any, loss_module: Callable[[], LossModule]) -> Optimizing:
+def optimizing(optimizer: Any, loss_module: Callable[[], LossModule], retain_graph: bool | None = None) -> Optimizing:
     """What steps this optimizer.
 
     :raises sgc.errors.OptimizerError: if it is of no kind that is known.
     """
     refuse_wrong_kind(optimizer)
-    return PyroOptimizing(optimizer) if isinstance(optimizer, PyroOptim) else TorchOptimizing(optimizer, loss_module)
+    is_pyros = isinstance(optimizer, PyroOptim)
+    made = PyroOptimizing(optimizer) if is_pyros else TorchOptimizing(optimizer, loss_module)
+    made.retain_graph = retain_graph
+    return made

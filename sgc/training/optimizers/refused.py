@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyro.optim import PyroOptim
+from pyro.params.param_store import normalize_param_name
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -59,6 +61,18 @@ def refuse_made(made: Any) -> OptimizerError:
     else:
         remedy = "return a torch.optim.Optimizer: lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
     return OptimizerError(f"the optimizer's factory returned {_shown(made)}", remedy=remedy)
+
+
+def refuse_module_local(names: Sequence[str]) -> OptimizerError:
+    """What to raise where Pyro's optimizer is to train what modules keep to themselves.
+
+    :param names: of these parameters.
+    """
+    return OptimizerError(
+        "an optimizer of pyro.optim trains what is in Pyro's store, and with module_local_params=True that does not "
+        f"hold {', '.join(map(normalize_param_name, names))}",
+        remedy="pass lambda parameters: torch.optim.Adam(parameters, lr=0.01), or another optimizer of torch's",
+    )
 
 
 def _is_pyros_constructor(optimizer: Any) -> bool:
