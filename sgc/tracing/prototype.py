@@ -248,9 +248,10 @@ def _run(
     requests: SiteRequests | None = None,
 ) -> Exception | None:
     with located() as statements:
-        for traces in list(elbo._get_traces(program.model, program.guide, program.args, program.kwargs)):
+        runs = list(elbo._get_traces(program.model, program.guide, program.args, program.kwargs))
+        for run, traces in enumerate(runs):
             if transcript is not None:
-                transcript.note_sites(traces)
+                transcript.note_sites(traces, run=run)
             if requests is not None:
                 requests.note(traces[1])
             try:

@@ -52,7 +52,7 @@ class Recording:
         self.outputs: list[Tensor] = []
         self.model_trace: Trace
         self.guide_trace: Trace
-        self._last_run: tuple[tuple[Trace, Trace], dict[str, Statement]]
+        self._runs: list[tuple[tuple[Trace, Trace], dict[str, Statement]]] = []
         self.slots: dict[tuple[str, str], int] = {}
         self.baselines: dict[str, Baseline] = {}
         self.masks: dict[str, list[int]] = {}
@@ -74,7 +74,7 @@ class Recording:
         """Trace guide and model, then evaluate every density and baseline, in Pyro's order."""
         with self.recorder:
             self.model_trace, self.guide_trace = traces(self.model_baselines(model), guide, args, kwargs)
-        self._last_run = (self.model_trace, self.guide_trace), self.recorder.statements
+        self._runs = [((self.model_trace, self.guide_trace), self.recorder.statements)]
         self._densities(self.model_trace, self.guide_trace)
         for site in samples(self.model_trace) if self._plan.asks_for_closed_forms else ():
             self._closed_form(site)
@@ -97,12 +97,11 @@ class Recording:
         """
         self.enumerates = True
         model, guides = enumerating(self.model_baselines(model), guide, first_dim)
-        runs = []
+        runs = self._runs = []
         for one in guides():
             self.recorder.statements = {}
             with self.recorder:
                 runs.append((traces(model, one, args, kwargs), self.recorder.statements))
-        self._last_run = runs[-1]
         pairs = named_apart([pair for pair, _ in runs])
         self.recorder.statements = {}
         for number, (_, statements) in enumerate(runs):
@@ -186,10 +185,10 @@ class Recording:
                 self._output(name, f"guide.mask{position}", hiding.mask)
 
     def note_sites(self, *, named_by_samples: bool) -> None:
-        """Note the sample statements of this run, or of the last of several, in its transcript."""
-        traces, statements = self._last_run
-        sources = {name: statement.source for name, statement in statements.items()}
-        self.transcript.note_sites(traces, sources, named_by_samples=named_by_samples)
+        """Note the sample statements of every run in the transcript."""
+        for run, (traces, statements) in enumerate(self._runs):
+            sources = {name: statement.source for name, statement in statements.items()}
+            self.transcript.note_sites(traces, sources, run=run, named_by_samples=named_by_samples)
 
     def _score_parts(self, site: Any, *, in_guide: bool) -> SiteParts:
         known = len(self.requirements)

@@ -18,6 +18,7 @@ Program = tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...], dict[st
 """Model, guide, arguments and options of the ELBO."""
 
 PARALLEL = {"enumerate": "parallel"}
+SEQUENTIAL = {"enumerate": "sequential"}
 
 
 def weights(name: str, *shape: int) -> Tensor:
@@ -150,11 +151,67 @@ def beside_a_score_function() -> Program:
 
 
 def one_after_another() -> Program:
-    return _chosen, _chooses({"enumerate": "sequential"}, PARALLEL), (data(3),), {}
+    return _chosen, _chooses(SEQUENTIAL, PARALLEL), (data(3),), {}
 
 
 def one_after_another_beside_a_score_function() -> Program:
-    return _chosen, _chooses({"enumerate": "sequential"}, {}), (data(3),), {}
+    return _chosen, _chooses(SEQUENTIAL, {}), (data(3),), {}
+
+
+def a_branch_on_each_value() -> Program:
+    """Other sites, in the guide and summed out of the model, for each value that the guide takes one after another."""
+
+    def model(x: Tensor) -> None:
+        on = pyro.sample("on", dist.Bernoulli(0.3))
+        with pyro.plate("data", len(x)):
+            if on:
+                w = pyro.sample("w", dist.Categorical(weights("v", 3)))
+                z = pyro.sample("z", dist.Bernoulli(0.4), infer=PARALLEL)
+                pyro.sample("x", dist.Normal(w - z, 1.0), obs=x)
+            else:
+                pyro.sample("x", dist.Laplace(pyro.param("loc", torch.tensor(0.2)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        on = pyro.sample("on", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.1))), infer=SEQUENTIAL)
+        if on.item():
+            with pyro.plate("data", len(x)):
+                pyro.sample("w", dist.Categorical(weights("r", len(x), 3)), infer=PARALLEL)
+
+    return model, guide, (data(3),), {}
+
+
+def a_loop_of_each_length() -> Program:
+    """How many sites there are is a value; one of them is taken one after another too."""
+
+    def model(x: Tensor) -> None:
+        count = pyro.sample("count", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+        for t in range(int(count) + 1):
+            z = pyro.sample(f"z_{t}", dist.Bernoulli(0.3))
+            pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[t])
+
+    def guide(x: Tensor) -> None:
+        count = pyro.sample("count", dist.Categorical(weights("q", 3)), infer=SEQUENTIAL)
+        on = pyro.param("on", torch.tensor([0.2, 0.5, 0.7]), constraint=constraints.unit_interval)
+        for t in range(int(count) + 1):
+            pyro.sample(f"z_{t}", dist.Bernoulli(on[t]), infer=PARALLEL if t else SEQUENTIAL)
+
+    return model, guide, (data(3),), {}
+
+
+def a_family_for_each_value() -> Program:
+    """The same sites, of other distributions: with and without a pathwise gradient."""
+
+    def model(x: Tensor) -> None:
+        kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.2, 0.8])))
+        w = pyro.sample("w", (dist.Normal(0.0, 1.0), dist.Poisson(2.0))[kind.item()])
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        kind = pyro.sample("kind", dist.Categorical(weights("q", 2)), infer=SEQUENTIAL)
+        rate = pyro.param("rate", torch.tensor(1.5), constraint=constraints.positive)
+        pyro.sample("w", dist.Poisson(rate) if kind == 1 else dist.Normal(rate, 0.5))
+
+    return model, guide, (torch.tensor(0.4),), {"strict_enumeration_warning": False}
 
 
 def several_samples() -> Program:
@@ -215,6 +272,9 @@ PROGRAMS: tuple[Callable[[], Program], ...] = (
     beside_a_score_function,
     one_after_another,
     one_after_another_beside_a_score_function,
+    a_branch_on_each_value,
+    a_loop_of_each_length,
+    a_family_for_each_value,
     several_samples,
     particles,
     vectorised_particles,

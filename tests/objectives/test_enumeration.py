@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 import sgc
-from sgc.errors import EnumerationError, EstimatorError, GraphError
+from sgc.errors import CaptureError, EnumerationError, EstimatorError, GraphError
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.nodes import CostNode
 from sgc.graph.verify import verify
@@ -135,6 +135,23 @@ def test_an_enumerated_guide_has_no_variance() -> None:
         assert torch.allclose(loss, exact, rtol=1e-12)
         for name, gradient in expected.items():
             assert torch.allclose(gradients[name], gradient, rtol=1e-10, atol=1e-13), name
+
+
+def test_what_changes_in_one_of_several_runs_is_refused() -> None:
+    """Each value of the enumerated site is a run; the number that changes is in the first, not in the last."""
+    calls: list[Tensor] = []
+
+    def model(x: Tensor) -> None:
+        on = pyro.sample("on", dist.Bernoulli(0.3))
+        calls.append(x)
+        with poutine.scale(scale=1.0 if on else float(len(calls))):
+            pyro.sample("x", dist.Normal(on, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("on", dist.Bernoulli(0.4), infer={"enumerate": "sequential"})
+
+    with pytest.raises(CaptureError, match="at site 'x': two runs of the program"):
+        sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager")(torch.tensor(0.4))
 
 
 def test_the_graph_says_what_is_summed_out_of_what() -> None:

@@ -25,7 +25,7 @@ def _differences(captured: Transcript, eager: Transcript) -> Iterator[CaptureErr
     yield from _of_calls(captured, eager)
     if not captured.named_by_samples:
         for sites, others in ((captured.sites, eager.sites), (eager.sites, captured.sites)):
-            yield from (_error(sites[name].source, site=name) for name in sites if name not in others)
+            yield from (_error(sites[key].source, site=key[1]) for key in sites if key not in others)
     yield from _of_statements(captured, eager)
 
 
@@ -59,11 +59,11 @@ def _of_values(events: list[Event], earlier: list[Event], *, either_order: bool)
 
 
 def _of_statements(captured: Transcript, eager: Transcript) -> Iterator[CaptureError]:
-    for name in (name for name in captured.sites if name in eager.sites):
-        site, earlier = captured.sites[name], eager.sites[name].values
+    for key in (key for key in captured.sites if key in eager.sites):
+        site, earlier = captured.sites[key], eager.sites[key].values
         for part, value in site.values.items():
             if part in earlier and not _is_same(value, earlier[part]):
-                yield _error(site.source, value, earlier[part], site=name)
+                yield _error(site.source, value, earlier[part], site=key[1])
 
 
 def _numbers_of_lines(transcript: Transcript) -> dict[tuple[str, str, int], set[Any]]:

@@ -104,7 +104,8 @@ class Transcript(TorchFunctionMode):
     Tensors from outside are kept until the comparison, so that a tensor of another run is not taken for one of them.
     """
 
-    sites: dict[str, Statement] = field(default_factory=dict)
+    sites: dict[tuple[int, str], Statement] = field(default_factory=dict)
+    """By run and name: sites that are enumerated one value after another make several runs of one."""
     named_by_samples: bool = False
     events: dict[Call, list[Event]] = field(default_factory=dict)
     _made: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
@@ -142,10 +143,12 @@ class Transcript(TorchFunctionMode):
         traces: Iterable[Trace],
         sources: Mapping[str, SourceLine | None] | None = None,
         *,
+        run: int = 0,
         named_by_samples: bool = False,
     ) -> None:
         """Note the sample statements of a run.
 
+        :param run: which of several it is.
         :param sources: the lines of the statements, where they are known.
         :param named_by_samples: whether the elements of a random subsample are in the names of sites, so that these are
             others in each run.
@@ -155,7 +158,7 @@ class Transcript(TorchFunctionMode):
         for kind, trace in zip(("model", "guide"), traces, strict=True):
             for name, site in trace.nodes.items():
                 if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
-                    known = self.sites.setdefault(name, Statement({}, (sources or {}).get(name)))
+                    known = self.sites.setdefault((run, name), Statement({}, (sources or {}).get(name)))
                     known.values.update(self._statement(kind, site))
 
     def _statement(self, kind: str, site: Any) -> Iterator[tuple[str, Any]]:
