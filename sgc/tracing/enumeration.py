@@ -32,6 +32,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
 from sgc.errors import EnumerationError
+from sgc.graph.sizes import size_of
 from sgc.tracing.log_einsum import log_einsum
 from sgc.tracing.threads import replaced_here
 
@@ -131,10 +132,38 @@ def expectation(model_trace: Trace, guide_trace: Trace) -> tuple[list[MarginalTe
 
     :param model_trace: with ``log_prob`` and ``unscaled_log_prob`` at its sites; packed.
     :param guide_trace: with ``score_parts`` too; packed.
+    :raises EnumerationError: if a density has no size that fits, or joint sites are in plates that are not nested.
     """
+    _check_sizes(model_trace, guide_trace)
     tables: list[tuple[int, ...]] = []
     with replaced_here(torch_log, "einsum", partial(log_einsum, tables=tables)):
         return _terms(model_trace, guide_trace, tables)
+
+
+def _check_sizes(*traces: Trace) -> None:
+    """Refuse a density with a batch dim to the left of all plates that are counted, where a site is enumerated."""
+    sites = [site for trace in traces for site in _samples(trace)]
+    enumerated: dict[str, tuple[str, int]] = {}
+    for site in sites:
+        symbol = site["infer"].get("_enumerate_symbol")
+        if symbol in _sizes(site):
+            enumerated.setdefault(symbol, (site["name"], _sizes(site)[symbol]))
+    for site in sites:
+        for symbol, size in _sizes(site).items():
+            other, values = enumerated.get(symbol, ("", size))
+            if size != values:
+                raise EnumerationError(
+                    f"its density has a dim of size {size_of(size)} where the {values} values of '{other}' are "
+                    "enumerated, to the left of the plates that max_plate_nesting counts",
+                    site=site["name"],
+                    remedy="put it into a plate for each batch dim, or call .to_event(n) on its distribution, and give "
+                    "the max_plate_nesting that counts all plates, or none",
+                )
+
+
+def _sizes(site: Any) -> dict[str, int]:
+    log_prob = site["packed"]["log_prob"]
+    return dict(zip(log_prob._pyro_dims, log_prob.shape, strict=True))
 
 
 def _terms(

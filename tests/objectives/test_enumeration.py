@@ -78,6 +78,16 @@ def test_verify_agrees(make: Callable[[], Program]) -> None:
     assert result and not result.reasons, result
 
 
+def test_verify_takes_nan_for_nan() -> None:
+    """A cost is infinite at every value, so that both gradients are NaN where they are infinity less infinity."""
+    model, guide, (x,), options = programs.mixture()
+    loss_module = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager", validate=False, **options)
+    result = loss_module.verify(torch.cat([x[:-1], torch.tensor([torch.inf])]))
+    assert result, result
+    loss_module(torch.cat([x[:-1], torch.tensor([torch.inf])])).backward()
+    assert parameters()["loc"].grad.isnan().all()  # type: ignore[union-attr]
+
+
 def log_density(model: Callable[..., Any], args: tuple[Any, ...], values: dict[str, Tensor]) -> Tensor:
     total = poutine.trace(poutine.condition(model, data=values)).get_trace(*args).log_prob_sum()
     assert isinstance(total, Tensor)
@@ -262,6 +272,43 @@ def test_plates_that_are_not_nested_are_refused() -> None:
     with pytest.raises(EnumerationError, match=r"'a', 'b' are in plates .* \('rows', 'columns'\)") as raised:
         sgc.compile(model, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
     assert raised.value.site == "x" and raised.value.source is not None
+
+
+def _left_of_the_plates(where: str, of: str) -> Program:
+    """A batch dim in no plate that is counted, where the values of another site are enumerated."""
+    batch = torch.zeros(4)
+
+    def model() -> None:
+        a = pyro.sample("a", dist.Categorical(torch.ones(3)), infer=PARALLEL if of == "model" else {})
+        if where == "guide":
+            pyro.sample("w", dist.Normal(batch, 1.0).to_event(1))
+        elif where == "plate":
+            with pyro.plate("data", 4, dim=-2):
+                pyro.sample("w", dist.Normal(batch.unsqueeze(-1), 1.0), obs=batch.unsqueeze(-1))
+        else:
+            pyro.sample("w", dist.Normal(batch + (0 if of == "guide" else a.sum()), 1.0), obs=batch)
+
+    def guide() -> None:
+        if of == "guide":
+            pyro.sample("a", dist.Categorical(torch.ones(3)), infer=PARALLEL)
+        if where == "guide":
+            pyro.sample("w", dist.Normal(batch, 1.0))
+
+    return model, guide, (), {"max_plate_nesting": int(where == "plate")}
+
+
+@pytest.mark.parametrize(
+    ("where", "of"),
+    [("model", "model"), ("plate", "model"), ("model", "guide"), ("guide", "guide"), ("guide", "model")],
+)
+def test_a_batch_dim_that_no_counted_plate_has_is_refused(where: str, of: str) -> None:
+    model, guide, args, options = _left_of_the_plates(where, of)
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(EnumerationError, match="has a dim of size 4 where the 3") as raised,
+    ):
+        sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager", **options)(*args)
+    assert raised.value.site == "w" and raised.value.source is not None
 
 
 def test_a_density_outside_of_the_plate_is_explained() -> None:

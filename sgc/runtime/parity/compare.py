@@ -328,7 +328,8 @@ def _difference(name: str, theirs: Tensor | None, ours: Tensor | None) -> Differ
         return Difference(name, float("inf"), 0.0, f"shapes {list(one.shape)} and {list(other.shape)}")
     if one.numel() == 0:
         return Difference(name, 0.0, 0.0)
-    gap = torch.where(one == other, torch.zeros_like(one), (one - other).abs())  # equal infinities are equal
+    same = (one == other) | (one.isnan() & other.isnan())  # equal infinities have no difference, nor have two NaN
+    gap = torch.where(same, torch.zeros_like(one), (one - other).abs())
     finite = one[one.isfinite()]
     return Difference(name, float(gap.max()), float(finite.abs().max()) if finite.numel() else 0.0)
 
