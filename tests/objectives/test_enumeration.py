@@ -17,12 +17,11 @@ from pyro import poutine
 from torch import Tensor
 
 import sgc
-from sgc.errors import CaptureError, EnumerationError, EstimatorError, GraphError
+from sgc.errors import EstimatorError, GraphError
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.nodes import CostNode
 from sgc.graph.verify import verify
 from sgc.tracing.log_einsum import log_einsum
-from sgc.tracing.reference import enumerable_sites
 from tests.objectives import enumerated_programs as programs
 from tests.objectives.enumerated_programs import PARALLEL, PROGRAMS, Program
 
@@ -147,23 +146,6 @@ def test_an_enumerated_guide_has_no_variance() -> None:
             assert torch.allclose(gradients[name], gradient, rtol=1e-10, atol=1e-13), name
 
 
-def test_what_changes_in_one_of_several_runs_is_refused() -> None:
-    """Each value of the enumerated site is a run; the number that changes is in the first, not in the last."""
-    calls: list[Tensor] = []
-
-    def model(x: Tensor) -> None:
-        on = pyro.sample("on", dist.Bernoulli(0.3))
-        calls.append(x)
-        with poutine.scale(scale=1.0 if on else float(len(calls))):
-            pyro.sample("x", dist.Normal(on, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        pyro.sample("on", dist.Bernoulli(0.4), infer={"enumerate": "sequential"})
-
-    with pytest.raises(CaptureError, match="at site 'x': two runs of the program"):
-        sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager")(torch.tensor(0.4))
-
-
 def test_the_graph_says_what_is_summed_out_of_what() -> None:
     model, guide, args, _ = programs.hidden_markov(5)
     graph = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args).graph
@@ -232,94 +214,6 @@ def test_inductor_backend(make: Callable[[], Program]) -> None:
     for name, gradient in their_gradients.items():
         mine = gradients[name]
         assert mine is not None and gradient is not None and torch.allclose(mine, gradient, rtol=1e-8, atol=1e-10)
-
-
-def test_what_has_no_finite_support_is_refused() -> None:
-    def model() -> None:
-        pyro.sample("n", dist.Poisson(3.0), infer=PARALLEL)
-
-    with pytest.raises(EnumerationError, match="a Poisson has no finite support") as raised:
-        sgc.compile(model, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
-    assert raised.value.site == "n" and "dist.Poisson(3.0)" in str(raised.value.source)
-    assert isinstance(raised.value, NotImplementedError)  # as Pyro's
-
-
-def test_a_density_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enumerable_sites, "LARGEST", 50)
-    model, guide, args, _ = programs.mixture()
-    sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args)
-
-    def joint() -> None:
-        z: Any = 0
-        for t in range(8):
-            z = z + pyro.sample(f"z_{t}", dist.Bernoulli(0.2 + 0.01 * torch.as_tensor(z)), infer=PARALLEL)
-
-    with pytest.raises(EnumerationError, match=r"a batch of \[2, 2, 2, 2, 2\], would have 64 elements") as raised:
-        sgc.compile(joint, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
-    assert raised.value.site == "z_5" and "pyro.markov" in raised.value.remedy
-
-
-def test_plates_that_are_not_nested_are_refused() -> None:
-    def model() -> None:
-        rows, columns = pyro.plate("rows", 2, dim=-1), pyro.plate("columns", 3, dim=-2)
-        with rows:
-            a = pyro.sample("a", dist.Bernoulli(0.5), infer=PARALLEL)
-        with columns:
-            b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
-        with rows, columns:
-            pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(3, 2))
-
-    with pytest.raises(EnumerationError, match=r"'a', 'b' are in plates .* \('rows', 'columns'\)") as raised:
-        sgc.compile(model, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
-    assert raised.value.site == "x" and raised.value.source is not None
-
-
-def _left_of_the_plates(where: str, of: str) -> Program:
-    """A batch dim in no plate that is counted, where the values of another site are enumerated."""
-    batch = torch.zeros(4)
-
-    def model() -> None:
-        a = pyro.sample("a", dist.Categorical(torch.ones(3)), infer=PARALLEL if of == "model" else {})
-        if where == "guide":
-            pyro.sample("w", dist.Normal(batch, 1.0).to_event(1))
-        elif where == "plate":
-            with pyro.plate("data", 4, dim=-2):
-                pyro.sample("w", dist.Normal(batch.unsqueeze(-1), 1.0), obs=batch.unsqueeze(-1))
-        else:
-            pyro.sample("w", dist.Normal(batch + (0 if of == "guide" else a.sum()), 1.0), obs=batch)
-
-    def guide() -> None:
-        if of == "guide":
-            pyro.sample("a", dist.Categorical(torch.ones(3)), infer=PARALLEL)
-        if where == "guide":
-            pyro.sample("w", dist.Normal(batch, 1.0))
-
-    return model, guide, (), {"max_plate_nesting": int(where == "plate")}
-
-
-@pytest.mark.parametrize(
-    ("where", "of"),
-    [("model", "model"), ("plate", "model"), ("model", "guide"), ("guide", "guide"), ("guide", "model")],
-)
-def test_a_batch_dim_that_no_counted_plate_has_is_refused(where: str, of: str) -> None:
-    model, guide, args, options = _left_of_the_plates(where, of)
-    with (
-        pyro.validation_enabled(False),
-        pytest.raises(EnumerationError, match="has a dim of size 4 where the 3") as raised,
-    ):
-        sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager", **options)(*args)
-    assert raised.value.site == "w" and raised.value.source is not None
-
-
-def test_a_density_outside_of_the_plate_is_explained() -> None:
-    def model() -> None:
-        with pyro.plate("d", 3):
-            z = pyro.sample("z", dist.Bernoulli(0.5), infer=PARALLEL)
-        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(1.0))
-
-    with pytest.raises(ValueError, match="invalid log_prob shape") as raised:
-        sgc.compile(model, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
-    assert any("enumerated for each element of a plate: 'z' in 'd'" in note for note in raised.value.__notes__)
 
 
 @pytest.mark.parametrize(
