@@ -74,8 +74,11 @@ def _marginal(graph: StochasticGraph, node: MarginalCostNode, wording: Wording) 
     factors = dict.fromkeys(wording.name(factor) for factor in node.factors)
     yield f"      the log of the sum over {'; '.join(sites)}"
     yield f"      of the exp of the sum of {'; '.join(factors)}"
+    if not node.sums:
+        yield "      there is one value of each, so that nothing is added up"
+        return
     sizes = " x ".join(map(str, node.largest))
-    yield f"      in {node.sums} sum{'s' * (node.sums != 1)}, the largest over a table of {sizes or '1'}"
+    yield f"      in {node.sums} sum{'s' * (node.sums != 1)}, the largest over a table of {sizes}"
 
 
 def _provenance(graph: StochasticGraph) -> Callable[[str], Collection[str]]:

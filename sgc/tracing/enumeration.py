@@ -175,7 +175,7 @@ def _terms(
         ordinal: [(cost, own[id(cost)]) for cost in of_ordinal] for ordinal, of_ordinal in costs.items()
     }
     marginals: list[MarginalTerm] = []
-    for ordinal, value, sites, eliminated in _contracted(model_trace, factors, sum_dims):
+    for ordinal, value, sites, eliminated in _contracted(model_trace, guide_trace, factors, sum_dims):
         value = packed.scale_and_mask(value, scale=scale)
         plates = tuple(name for name, symbol in model_trace.plate_to_symbol.items() if symbol in value._pyro_dims)
         terms.setdefault(ordinal, []).append((value, len(marginals)))
@@ -188,20 +188,19 @@ def _terms(
 
 
 def _contracted(
-    model_trace: Trace, factors: OrderedDict[Any, list[Tensor]], sum_dims: set[str]
+    model_trace: Trace, guide_trace: Trace, factors: OrderedDict[Any, list[Tensor]], sum_dims: set[str]
 ) -> Iterator[tuple[Any, Any, tuple[str, ...], tuple[str, ...]]]:
     """Each connected component of the factors, contracted: ordinal, value, the factors' sites, the sites summed out."""
     if not factors:
         return
     names: dict[int, str] = {}
-    symbols: dict[str, list[str]] = {}
+    summed = set()  # also a site of one value, over which nothing is added up
     for site in _samples(model_trace):
         for key in ("masked_log_prob", "unscaled_log_prob"):
             if key in site["packed"]:
                 names[id(site["packed"][key])] = site["name"]
-        symbol = site["infer"].get("_enumerate_symbol")
-        if symbol in sum_dims:
-            symbols.setdefault(symbol, []).append(site["name"])
+        if site["infer"].get("_enumerate_dim") is not None and site["name"] not in guide_trace:
+            summed.add(site["name"])
     ordinals = {term: ordinal for ordinal, terms in factors.items() for term in terms}
     with shared_intermediates() as cache:
         shapes: list[Any] = list(ordinals)
@@ -213,7 +212,6 @@ def _contracted(
                 if any(term is one for one in component):
                     tree.setdefault(ordinals[term], []).append(term)
             sites = tuple(names[id(term)] for terms in tree.values() for term in terms)
-            summed = {name for dim in dims for name in symbols.get(dim, ())}
             eliminated = tuple(site for site in model_trace.nodes if site in summed and site in sites)
             try:
                 contracted = contract_tensor_tree(tree, dims, ring=ring)

@@ -227,6 +227,52 @@ def vectorised_particles() -> Program:
     return _chosen, _chooses(PARALLEL, {}), (data(3),), options
 
 
+def one_value() -> Program:
+    """Sites of the model that have a single value, beside one of two: a mixture of one component, say."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(1)), infer=PARALLEL)
+            z = pyro.sample("z", dist.Categorical(weights("w", 1, 2)[k]), infer=PARALLEL)
+            n = pyro.sample("n", dist.Binomial(0, 0.3), infer=PARALLEL)
+            loc = pyro.param("loc", torch.tensor([-0.5, 1.0]))[z]
+            pyro.sample("x", dist.Normal(loc + n + k, 1.0), obs=x)
+
+    return model, nothing, (data(3),), {}
+
+
+def values_of_each_number() -> Program:
+    """A mixture of one, two and three components, for each value that the guide takes."""
+
+    def model(x: Tensor) -> None:
+        count = pyro.sample("count", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+        size = int(count) + 1
+        with pyro.plate("components", size):
+            loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(size)), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        count = pyro.sample("count", dist.Categorical(weights("q", 3)), infer=SEQUENTIAL)
+        size = int(count) + 1
+        with pyro.plate("components", size):
+            pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor([-1.0, 0.0, 1.0]))[:size], 0.3))
+
+    return model, guide, (data(4),), {}
+
+
+def one_value_in_the_guide() -> Program:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Categorical(torch.ones(1)))
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor([0.3]))[z], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Categorical(torch.ones(1)), infer=PARALLEL)
+
+    return model, guide, (torch.tensor(0.4),), {}
+
+
 def in_model_and_guide() -> Program:
     def model(x: Tensor) -> None:
         on = pyro.sample("on", dist.Bernoulli(0.4))
@@ -278,6 +324,9 @@ PROGRAMS: tuple[Callable[[], Program], ...] = (
     several_samples,
     particles,
     vectorised_particles,
+    one_value,
+    values_of_each_number,
+    one_value_in_the_guide,
     in_model_and_guide,
     impossible_values,
     nothing_enumerated,

@@ -174,6 +174,14 @@ def test_a_cost_is_weighted_by_the_sites_that_its_plates_are_in() -> None:
     assert "log p(x): [3], depends on on, w, z, weighted by on, z" in graph.to_text()
 
 
+def test_a_site_of_one_value_is_summed_out_too() -> None:
+    model, guide, args, _ = programs.one_value()
+    graph = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args).graph
+    eliminated = [node.eliminated for node in graph.of_type(MarginalCostNode)]
+    assert sorted(eliminated) == [("k",), ("n",), ("z",)]
+    assert "there is one value of each, so that nothing is added up" in str(graph)
+
+
 def test_each_run_of_a_sequential_enumeration_has_its_sites() -> None:
     model, guide, args, _ = programs.one_after_another()
     graph = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args).graph
