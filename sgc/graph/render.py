@@ -62,7 +62,7 @@ def _weights(graph: StochasticGraph, cost: str) -> tuple[str, ...]:
     """The sites of the guide that a cost is weighted by."""
     key = keys.expected_cost(cost)
     node = graph.payload(key) if key in graph else None
-    return node.weights if isinstance(node, ExpectedCostNode) else ()
+    return tuple(site for site in node.weights if site in graph) if isinstance(node, ExpectedCostNode) else ()
 
 
 def _marginal(graph: StochasticGraph, node: MarginalCostNode, wording: Wording) -> Iterator[str]:
@@ -70,8 +70,8 @@ def _marginal(graph: StochasticGraph, node: MarginalCostNode, wording: Wording) 
     plates = f", for each of {', '.join(node.plates)}" if node.plates else ""
     weights = ", ".join(_weights(graph, node.key))
     yield f"  {node.key}: {list(node.shape)}{plates}{f', weighted by {weights}' if weights else ''}"
-    sites = dict.fromkeys(wording.name(site) for site in node.eliminated)
-    factors = dict.fromkeys(wording.name(factor) for factor in node.factors)
+    sites = dict.fromkeys(wording.name(site) for site in node.eliminated if site in graph)
+    factors = dict.fromkeys(wording.name(factor) for factor in node.factors if factor in graph)
     yield f"      the log of the sum over {'; '.join(sites)}"
     yield f"      of the exp of the sum of {'; '.join(factors)}"
     if not node.sums:

@@ -80,7 +80,8 @@ def report(program: Program, verdict: Verdict, options: argparse.Namespace) -> P
     small = shrunk(program, fails, seconds) if seconds and verdict.kind != "slow" else program
     final = compare(small, backend, options.objective)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{options.objective}_{backend}_{program.seed}_{verdict.kind.replace(' ', '_')}.py"
+    prefix = "" if options.objective == "elbo" else f"{options.objective}_"
+    path = folder / f"{prefix}{backend}_{program.seed}_{verdict.kind.replace(' ', '_')}.py"
     said = "\n".join(f"# {line}" for line in final.detail.splitlines()[:12])
     path.write_text(f"# {final.outcome}: {final.kind}\n{said}\n{small.source()}{FOOTER}")
     return path

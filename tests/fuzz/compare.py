@@ -197,7 +197,7 @@ def _state(record: Record, loaded: Loaded, when: str, *, gradients: bool) -> Non
 
 def pyro_side(objective: ObjectiveChoice) -> Side:
     def loss_of(model: Any, guide: Any, options: dict[str, Any]) -> Any:
-        elbo = objective.theirs(**{**options, **objective.options})
+        elbo = objective.theirs(**objective.every_option(options))
         program = objective.program(model), objective.program(guide)
 
         def loss_and_grads(*args: Any) -> Any:
@@ -212,7 +212,7 @@ def pyro_side(objective: ObjectiveChoice) -> Side:
         return loss_and_grads, (lambda *args: elbo.loss(*program, *args))
 
     def svi_of(model: Any, guide: Any, optimizer: Any, options: dict[str, Any]) -> Any:
-        elbo = objective.theirs(**{**options, **objective.options})
+        elbo = objective.theirs(**objective.every_option(options))
         return pyro.infer.SVI(objective.program(model), objective.program(guide), optimizer, elbo)
 
     return loss_of, svi_of
@@ -223,7 +223,7 @@ def sgc_side(backend: str, objective: ObjectiveChoice) -> Side:
 
     def loss_of(model: Any, guide: Any, options: dict[str, Any]) -> Any:
         program = objective.program(model), objective.program(guide)
-        every = {**options, **objective.options, **objective.keywords}
+        every = {**objective.every_option(options), **objective.keywords}
         module = sgc.compile(*program, backend=chosen, rng="torch", **every)
 
         def loss_and_grads(*args: Any) -> Tensor:
@@ -235,7 +235,7 @@ def sgc_side(backend: str, objective: ObjectiveChoice) -> Side:
         return loss_and_grads, module
 
     def svi_of(model: Any, guide: Any, optimizer: Any, options: dict[str, Any]) -> Any:
-        elbo = objective.ours(backend=chosen, rng="torch", **{**options, **objective.options})
+        elbo = objective.ours(backend=chosen, rng="torch", **objective.every_option(options))
         return sgc.SVI(objective.program(model), objective.program(guide), optimizer, elbo)
 
     return loss_of, svi_of

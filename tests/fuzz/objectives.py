@@ -25,6 +25,11 @@ class ObjectiveChoice:
     keywords: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     enumerates: bool = False
+    fewest_particles: int = 1
+
+    def every_option(self, options: Options) -> Options:
+        """The options of a program, with those of the objective; Pyro's classes differ in how many particles they have."""
+        return {"num_particles": self.fewest_particles, **options, **self.options}
 
     def program(self, part: Any) -> Any:
         """A model or guide as it is run."""
@@ -45,6 +50,9 @@ OBJECTIVES: dict[str, ObjectiveChoice] = {
         pyro.infer.TraceMeanField_ELBO, sgc.infer.TraceMeanField_ELBO, {"objective": "TraceMeanField_ELBO"}
     ),
     "RenyiELBO": ObjectiveChoice(
-        partial(pyro.infer.RenyiELBO, 0.5), partial(sgc.infer.RenyiELBO, 0.5), {"objective": sgc.Renyi(alpha=0.5)}
+        partial(pyro.infer.RenyiELBO, 0.5),
+        partial(sgc.infer.RenyiELBO, 0.5),
+        {"objective": sgc.Renyi(alpha=0.5)},
+        fewest_particles=2,
     ),
 }

@@ -17,7 +17,7 @@ import torch
 
 import sgc.infer
 from sgc.errors import RespecializationWarning
-from sgc.infer import elbo as module_under_test
+from sgc.infer import compiled_loss as module_under_test
 from sgc.runtime.generated_sources import known_sources
 
 

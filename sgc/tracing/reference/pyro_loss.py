@@ -49,6 +49,5 @@ class PyroLoss(ELBO):
         surrogate: Any = 0.0
         for traces in runs:
             own_value, own_surrogate = self.value_and_surrogate(traces)
-            value = value + own_value / self.num_particles
-            surrogate = surrogate + own_surrogate / self.num_particles
-        return value, surrogate
+            value, surrogate = value + own_value, surrogate + own_surrogate
+        return value / self.num_particles, surrogate / self.num_particles
