@@ -28,7 +28,7 @@ class ObjectiveChoice:
     fewest_particles: int = 1
 
     def every_option(self, options: Options) -> Options:
-        """The options of a program, with those of the objective; some of Pyro's classes have two particles by default."""
+        """The options of a program, with those of the objective; some classes have two particles by default."""
         return {"num_particles": self.fewest_particles, **options, **self.options}
 
     def program(self, part: Any) -> Any:
