@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from sgc.config import EstimatorName, Objective, Options, Renyi, Rng, estimators_of
+from sgc.config import EstimatorName, Objective, Options, Renyi, Rng, as_estimators
 from sgc.errors import ArgumentError
 from sgc.graph.graph import StochasticGraph
 from sgc.runtime.loss_module import LossModule
@@ -85,7 +85,7 @@ def compile(
         "RenyiELBO" if isinstance(objective, Renyi) else objective,
         alpha=objective.alpha if isinstance(objective, Renyi) else 0.0,
         analytic_kl=analytic_kl,
-        estimators=estimators_of(estimators),
+        estimators=as_estimators(estimators),
     )
     return LossModule(model, guide, options)
 

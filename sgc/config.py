@@ -26,7 +26,7 @@ Estimators = tuple[tuple[str, EstimatorName], ...]
 """The option ``estimators``: names of sites, or patterns of names, each with what is asked for there."""
 
 
-def estimators_of(given: Mapping[str, EstimatorName] | Estimators | None) -> Estimators:
+def as_estimators(given: Mapping[str, EstimatorName] | Estimators | None) -> Estimators:
     """The option ``estimators`` as it is kept.
 
     :raises ArgumentError: if it is no mapping.

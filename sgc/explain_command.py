@@ -144,9 +144,9 @@ def _arguments(text: str) -> Call:
 
 def _located(error: BaseException) -> str:
     """An error with the user's own line."""
-    if isinstance(error, SgcError):
-        return f"{type(error).__name__}: {error}"
     text = f"{type(error).__name__}: {error}"
+    if isinstance(error, SgcError):
+        return text
     if isinstance(error, SyntaxError):
         return (
             f"{type(error).__name__}: {error.msg}\n  --> {error.filename}:{error.lineno}: {(error.text or '').strip()}"

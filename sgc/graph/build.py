@@ -7,7 +7,7 @@ from torch import fx
 from sgc.graph import keys
 from sgc.graph.closed_form import ClosedFormNode
 from sgc.graph.effects import dependencies
-from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
+from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode, without_enumeration
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
 from sgc.graph.program import Program, Site, SiteKind
@@ -142,8 +142,7 @@ def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
     plates = tuple(plate for plate in density.plates if plate.vectorized)
     shape = program.shape(density.log_prob)
     if program.enumerates:
-        depth = max((-plate.dim for plate in plates if plate.dim is not None), default=0)
-        shape = shape[max(0, len(shape) - depth) :]
+        shape = without_enumeration(shape, plates)
     key = keys.cost_key(site.name, sign)
     payload = CostNode(key, shape, density.log_prob, site.name, sign, plates, site.source)
     return payload, program.node(density.log_prob)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -104,14 +104,18 @@ class TotalNode(Payload):
 
     def compute(self, run: Arithmetic) -> Value:
         """The sum, a scalar."""
-        total: Value | None = None
-        for key in self.operands:
-            value, subtracted = run.total(key), run.is_subtracted(key)
-            if total is None:
-                total = run.call(torch.neg, value) if subtracted else value
-            else:
-                total = run.call(torch.sub if subtracted else torch.add, total, value)
-        return total if total is not None else run.call(torch.zeros, ())
+        return signed_sum(run, ((run.total(key), run.is_subtracted(key)) for key in self.operands))
+
+
+def signed_sum(run: Arithmetic, addends: Iterable[tuple[Value, bool]]) -> Value:
+    """The sum of some values, each with whether it is subtracted; zero if there are none."""
+    total: Value | None = None
+    for value, subtracted in addends:
+        if total is None:
+            total = run.call(torch.neg, value) if subtracted else value
+        else:
+            total = run.call(torch.sub if subtracted else torch.add, total, value)
+    return total if total is not None else run.call(torch.zeros, ())
 
 
 def sum_in_words(graph: StochasticGraph, operands: Sequence[str]) -> str:

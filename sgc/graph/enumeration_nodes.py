@@ -1,11 +1,13 @@
-"""The typed payloads of an expectation over enumerated values: marginal costs, and costs with their weights."""
+"""Nodes of an expectation over enumerated values: marginal costs, costs with their weights; shapes without values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from sgc.graph.nodes import CostNode, Payload, ProgramTermNode, ScorePartNode
+from sgc.graph.program import Plate
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,12 @@ class ExpectedCostNode(ProgramTermNode):
     @property
     def is_total(self) -> bool:
         return True
+
+
+def without_enumeration(shape: tuple[int, ...], plates: Iterable[Plate], event_dims: int = 0) -> tuple[int, ...]:
+    """A shape without the dims of enumerated values, which are to the left of the plates.
+
+    :param event_dims: how many dims are to the right of the plates.
+    """
+    kept = event_dims + max((-plate.dim for plate in plates if plate.dim is not None), default=0)
+    return shape[max(0, len(shape) - kept) :]

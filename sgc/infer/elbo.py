@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pyro.infer
 
-from sgc.config import Dynamic, EstimatorName, Estimators, Objective, Renyi, Rng, estimators_of
+from sgc.config import Dynamic, EstimatorName, Estimators, Objective, Renyi, Rng, as_estimators
 from sgc.infer.compiled_loss import CompiledLoss
 
 
@@ -42,7 +42,7 @@ class TraceGraph_ELBO(CompiledLoss, pyro.infer.TraceGraph_ELBO):
         wait: bool | None = None,
         estimators: Mapping[str, EstimatorName] | Estimators | None = None,
     ) -> None:
-        self.estimators: Mapping[str, EstimatorName] | Estimators | None = estimators_of(estimators)
+        self.estimators: Mapping[str, EstimatorName] | Estimators | None = as_estimators(estimators)
         super().__init__(
             num_particles,
             max_plate_nesting,
@@ -61,7 +61,7 @@ class TraceGraph_ELBO(CompiledLoss, pyro.infer.TraceGraph_ELBO):
         )
 
     def _own_options(self) -> dict[str, Any]:
-        return {"estimators": estimators_of(self.estimators)}
+        return {"estimators": as_estimators(self.estimators)}
 
 
 class JitTraceGraph_ELBO(TraceGraph_ELBO):

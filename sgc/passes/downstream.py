@@ -147,13 +147,14 @@ class _Sums:
                 parts.append(name)
                 rest &= ~mask
         addends = (*(key for key in summed if rest & self._bit[key]), *parts)
-        payloads = [self.graph.payload(key) for key in addends]
-        number = sum(1 for _ in self.graph.of_type(PartialSumNode))
-        node = PartialSumNode(
-            key=keys.partial_sum(number),
-            shape=tuple(torch.broadcast_shapes(*(payload.shape for payload in payloads))),
-            plates=self.frames,
-            addends=addends,
-        )
-        self.graph.add(node, addends)
-        self._built.append((sum(self._bit[key] for key in summed), summed, node.key))
+        key = add_partial_sum(self.graph, self.frames, addends)
+        self._built.append((sum(self._bit[cost] for cost in summed), summed, key))
+
+
+def add_partial_sum(graph: StochasticGraph, frames: frozenset[Plate], addends: tuple[str, ...]) -> str:
+    """Add the sum of some costs and partial sums of these frames, in this order; its key."""
+    number = sum(1 for _ in graph.of_type(PartialSumNode))
+    shape = tuple(torch.broadcast_shapes(*(graph.payload(key).shape for key in addends)))
+    node = PartialSumNode(keys.partial_sum(number), shape, frames, addends)
+    graph.add(node, addends)
+    return node.key

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from sgc.graph.effects import dependencies, drop_dead, is_random
+from sgc.graph.enumeration_nodes import without_enumeration
 from sgc.graph.program import (
     Baseline,
     Check,
@@ -198,9 +199,8 @@ def _sites(recording: Recording, slots: dict[tuple[str, str], str]) -> Iterator[
             baseline, masks = recording.baselines.get(name), recording.masks.get(name, ())
             site = _site(name, statement, model, guide, slots, baseline, masks)
             if recording.enumerates:
-                depth = max((-plate.dim for plate in site.plates if plate.dim is not None), default=0)
-                kept = depth + (guide if name in guide else model)[name]["fn"].event_dim
-                site = replace(site, shape=site.shape[max(0, len(site.shape) - kept) :])
+                event_dims = (guide if name in guide else model)[name]["fn"].event_dim
+                site = replace(site, shape=without_enumeration(site.shape, site.plates, event_dims))
             form = None
             if (name, "divergence") in slots:
                 form = ClosedForm(slots[name, "divergence"], recording.weighted_alike[name], statement.in_model)

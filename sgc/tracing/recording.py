@@ -123,17 +123,14 @@ class Recording:
                 source=self.recorder.statements[str(error.site)].source,
                 remedy=error.remedy,
             ) from error.__cause__
-        for expected_term in expected:
-            cost = (
-                expected_term.cost
-                if isinstance(expected_term.cost, tuple)
-                else expected_term.cost + len(self.marginals)
-            )
-            self._output(f"{len(self.expected)}", "expected", expected_term.value)
-            self.expected.append(replace(expected_term, cost=cost))
-        for term in marginals:
-            self._output(f"{len(self.marginals)}", "marginal", term.value)
-            self.marginals.append(term)
+        of_earlier_runs = len(self.marginals)
+        for marginal in marginals:
+            self._output(f"{len(self.marginals)}", "marginal", marginal.value)
+            self.marginals.append(marginal)
+        for term in expected:
+            cost = term.cost + of_earlier_runs if isinstance(term.cost, int) else term.cost
+            self._output(f"{len(self.expected)}", "expected", term.value)
+            self.expected.append(replace(term, cost=cost))
 
     def _densities(self, model_trace: Trace, guide_trace: Trace) -> None:
         for site in samples(model_trace):

@@ -81,12 +81,19 @@ def trained(svi_class: Any, elbo: Any, program: tuple[Any, Any], steps: int = 6)
     return losses, [tensor.detach().clone() for _, tensor in sorted(pyro.get_param_store().named_parameters())]
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
-@pytest.mark.parametrize("name", STEPS)
+COMPILED = ("mean field", "order 0.5, switches", "order 0.5, vectorised")
+"""One program of each kind, for Inductor."""
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *((name, "eager") for name in STEPS),
+        *(pytest.param(name, "inductor", marks=pytest.mark.inductor) for name in COMPILED),
+    ],
+)
 def test_steps_are_pyros_under_one_seed(name: str, backend: str) -> None:
     class_name, options, program = STEPS[name]
-    if backend == "inductor" and name not in ("mean field", "order 0.5, switches", "order 0.5, vectorised"):
-        pytest.skip("one program of each kind is compiled")
     theirs, their_parameters = trained(pyro.infer.SVI, getattr(pyro.infer, class_name)(**options), program())
     elbo = getattr(sgc.infer, class_name)(**options, backend=backend)
     ours, our_parameters = trained(sgc.SVI, elbo, program())

@@ -11,7 +11,14 @@ import torch
 
 from sgc.graph import keys
 from sgc.graph.arithmetic import Arithmetic, Value
-from sgc.graph.derived_nodes import OfAllParticlesNode, SurrogateTermNode, UnaryNode, particles_in_words, sum_in_words
+from sgc.graph.derived_nodes import (
+    OfAllParticlesNode,
+    SurrogateTermNode,
+    UnaryNode,
+    particles_in_words,
+    signed_sum,
+    sum_in_words,
+)
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode, Payload, ScorePartNode, Stage
 from sgc.graph.program import Particles
@@ -43,15 +50,13 @@ class LogWeightNode(Payload):
 
     def compute(self, run: Arithmetic) -> Value:
         """The sum, each cost with its sign."""
-        total: Value | None = None
-        for cost, dims in self.terms:
-            value = run.call(torch.sum, run.value(cost), dims) if dims else run.value(cost)
-            subtracted = run.is_subtracted(cost)
-            if total is None:
-                total = run.call(torch.neg, value) if subtracted else value
-            else:
-                total = run.call(torch.sub if subtracted else torch.add, total, value)
-        return total if total is not None else run.call(torch.zeros, ())
+        return signed_sum(run, ((_summed(run, cost, dims), run.is_subtracted(cost)) for cost, dims in self.terms))
+
+
+def _summed(run: Arithmetic, key: str, dims: tuple[int, ...]) -> Value:
+    """A value, summed over some dims."""
+    value = run.value(key)
+    return run.call(torch.sum, value, dims) if dims else value
 
 
 def _log_mean_exp(run: Arithmetic, weights: Value, alpha: float, count: int, dim: int = 0) -> Value:
@@ -199,8 +204,7 @@ class BoundScoreTermNode(SurrogateTermNode):
     def compute(self, run: Arithmetic) -> Value:
         """The sum of the products; a ``log q`` is without its sign."""
         score, factor = self.operands
-        log_q = run.call(torch.sum, run.value(score), self.dims) if self.dims else run.value(score)
-        product = run.call(torch.mul, log_q, run.call(torch.detach, run.value(factor)))
+        product = run.call(torch.mul, _summed(run, score, self.dims), run.call(torch.detach, run.value(factor)))
         return run.call(torch.sum, product, name=f"sum_{self.key}")
 
 
@@ -263,9 +267,6 @@ class BoundSurrogateNode(OfAllParticlesNode):
             for value in run.in_every_run(term):
                 total = run.call(torch.add, total, value)
         return total
-
-    def words(self) -> str:
-        return self.key
 
     def made_of(self, graph: StochasticGraph) -> Iterator[str]:
         """The bound and the score terms."""

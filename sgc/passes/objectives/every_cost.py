@@ -10,15 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from sgc.graph import keys
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import CostNode, DownstreamCostNode, PartialSumNode
+from sgc.graph.nodes import CostNode, DownstreamCostNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Plate
 from sgc.passes.choose_estimators import scored_sites
-from sgc.passes.downstream import summed_to_plates
+from sgc.passes.downstream import add_partial_sum, summed_to_plates
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,4 @@ def plan_every_cost(graph: StochasticGraph, plan: Plan) -> None:
 
 def _sum(graph: StochasticGraph, frames: frozenset[Plate], addends: list[str]) -> str:
     """The key of the sum of some nodes, added where there are several."""
-    if len(addends) == 1:
-        return addends[0]
-    shape = tuple(torch.broadcast_shapes(*(graph.payload(key).shape for key in addends)))
-    number = sum(1 for _ in graph.of_type(PartialSumNode))
-    node = PartialSumNode(keys.partial_sum(number), shape, frames, tuple(addends))
-    graph.add(node, addends)
-    return node.key
+    return addends[0] if len(addends) == 1 else add_partial_sum(graph, frames, tuple(addends))
