@@ -14,10 +14,13 @@ Dynamic = Literal["error", "eager", "speculate"]
 Objective = Literal["elbo", "Trace_ELBO", "TraceEnum_ELBO", "TraceMeanField_ELBO", "RenyiELBO", "iwae"]
 """What is estimated, and how: a name of :data:`sgc.passes.pipeline.PASSES`."""
 
-EstimatorName = Literal["pathwise", "partially pathwise", "score function", "decaying average", "leave-one-out", "auto"]
+EstimatorName = Literal[
+    "pathwise", "partially pathwise", "score function", "enumerate", "decaying average", "leave-one-out", "auto"
+]
 """What the option ``estimators`` may ask for: an estimator, a score function with a baseline, or ``"auto"``."""
 
 AUTO: EstimatorName = "auto"
+ENUMERATE: EstimatorName = "enumerate"
 
 BASELINES: tuple[EstimatorName, ...] = ("decaying average", "leave-one-out")
 """Those that are a score function with a baseline."""

@@ -8,9 +8,10 @@ from sgc.graph import keys
 from sgc.graph.closed_form import ClosedFormNode
 from sgc.graph.effects import dependencies
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode, without_enumeration
+from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
-from sgc.graph.program import Program, Site, SiteKind
+from sgc.graph.program import Density, Program, Site, SiteKind
 
 
 def build_graph(program: Program) -> StochasticGraph:
@@ -50,6 +51,8 @@ def build_graph(program: Program) -> StochasticGraph:
         sinks.append(_cost(program, program.site(name), sign=-1))
     for site in program.sites:
         sinks += _score_parts(program, site)
+        if site.guide is not None and site.guide.probability is not None:
+            sinks.append(_probability(program, site.name, site.guide))
         if site.closed_form is not None:
             name = site.closed_form.divergence
             form = ClosedFormNode(keys.closed_form(site.name), program.shape(name), name, site.name)
@@ -63,6 +66,10 @@ def build_graph(program: Program) -> StochasticGraph:
     for sink, node in sinks:
         parents = upstream.at(node)
         if isinstance(sink, CostNode) and sink.site in enumerated:
+            if sink.sign < 0:  # its values do not depend on anything, their probabilities do
+                for parent in parents:
+                    if parent != sink.site:
+                        graph.add_edge(parent, sink.site)
             parents = {**parents, sink.site: None}  # an element for each value, also where the value is not asked for
         graph.add(sink, tuple(parents))
     _add_expectation(graph, program)
@@ -95,6 +102,14 @@ def _add_expectation(graph: StochasticGraph, program: Program) -> None:
         key = keys.expected_cost(cost)
         term = ExpectedCostNode(key, program.shape(expected.node), expected.node, site, cost, expected.weights)
         graph.add(term, [cost, *weights])
+
+
+def _probability(program: Program, name: str, density: Density) -> tuple[Payload, fx.Node]:
+    node = density.probability
+    assert node is not None
+    values_in = program.values_in(density, node)
+    payload = ProbabilityNode(keys.probability(name), program.shape(node), node, name, values_in)
+    return payload, program.node(node)
 
 
 class _Upstream:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from sgc.graph.arithmetic import Arithmetic, Value
+from sgc.graph.cost_sums import DownstreamCostNode, SummedCostsNode
 from sgc.graph.enumeration_nodes import ExpectedCostNode
-from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, Payload, Stage
+from sgc.graph.nodes import BaselineNode, CostNode, Payload, Stage
 from sgc.graph.program import Particles
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class TotalNode(Payload):
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return CostNode, SurrogateTermNode, ExpectedCostNode
+        return CostNode, SummedCostsNode, SurrogateTermNode, ExpectedCostNode
 
     def computed_from(self) -> tuple[str, ...]:
         return self.operands

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 class Sampler:
     """What a latent site's distribution in the guide has: a reparameterised sample, a score function, or both.
 
-    ``enumerated`` says that the site has all its values at once.
+    ``enumerable`` says that its support is finite and can be listed, ``enumerated`` that the site has all its values
+    at once.
     """
 
     distribution: str
     has_rsample: bool
     has_score_function: bool
     enumerated: bool = False
+    enumerable: bool = False
 
     @property
     def is_pathwise(self) -> bool:
@@ -38,11 +40,12 @@ class Needs:
     """What an estimator needs of the capture at its site.
 
     ``score_function``: the score function is recorded. ``detached_sample``: no gradient passes through the sample, also
-    where its distribution has an ``rsample``.
+    where its distribution has an ``rsample``. ``all_values``: the site has all its values at once.
     """
 
     score_function: bool = False
     detached_sample: bool = False
+    all_values: bool = False
 
 
 class EstimatorRule(ABC):

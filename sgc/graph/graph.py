@@ -10,16 +10,9 @@ from typing import Any, TypeVar
 import networkx as nx
 
 from sgc.graph import keys
+from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.derived_nodes import NegationNode, OfAllParticlesNode
-from sgc.graph.nodes import (
-    BaselineNode,
-    CostNode,
-    DownstreamCostNode,
-    Estimator,
-    Payload,
-    ScorePartNode,
-    SiteNode,
-)
+from sgc.graph.nodes import BaselineNode, CostNode, Estimator, Payload, ScorePartNode, SiteNode
 from sgc.graph.program import Particles, Program, SiteKind
 
 _P = TypeVar("_P", bound=Payload)
@@ -80,6 +73,13 @@ class StochasticGraph(nx.DiGraph):
         :raises KeyError: if there is no such node.
         """
         return self._payloads[key]
+
+    def value_shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a node's value: that of a cost has dims for enumerated values, which its payload leaves out."""
+        payload = self._payloads[key]
+        if self.program is None or not self.program.enumerates or not isinstance(payload, CostNode):
+            return payload.shape
+        return self.program.shape(payload.fx)
 
     def of_type(self, payload_type: type[_P]) -> Iterator[_P]:
         """All payloads of a type, in the order in which they were added."""

@@ -43,6 +43,26 @@ def expected_cost(cost: str) -> str:
     return f"expected {cost}"
 
 
+def probability(site: str) -> str:
+    """The key of the probabilities of an enumerated site's values."""
+    return f"q({site})"
+
+
+def marginal_probability(site: str, number: int) -> str:
+    """The key of probabilities in which an enumerated site is summed out."""
+    return f"sum over {site} ({number})"
+
+
+def expectation(site: str, number: int) -> str:
+    """The key of the expectation of costs over the values of an enumerated site."""
+    return f"E_{site} ({number})"
+
+
+def expectation_term(key: str) -> str:
+    """The key of the surrogate term of an expectation."""
+    return f"expectation_term({key})"
+
+
 def closed_form(site: str) -> str:
     """The key of ``KL(q || p)`` of a site, before it is decided whether it stands for the two densities."""
     return f"closed_form({site})"

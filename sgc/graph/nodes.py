@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from sgc.graph.graph import StochasticGraph
 
 
+ValuesIn = tuple[tuple[str, int], ...]
+"""The enumerated sites whose values a tensor has dims for, each with its dim, negative; in the guide's order."""
+
+
 @dataclass(frozen=True)
 class Estimator:
     """How the gradient of the ELBO passes through a latent site: an estimator of ``sgc/passes/estimators`` by its name.
@@ -219,74 +223,6 @@ class BaselineInputNode(ProgramTermNode):
     kind: ClassVar[str] = "baseline input"
 
     source: SourceLine | None
-
-
-@dataclass(frozen=True)
-class PartialSumNode(Payload):
-    """A sum of cost nodes and other partial sums of the same frames, shared between downstream costs."""
-
-    kind: ClassVar[str] = "partial sum"
-
-    plates: frozenset[Plate]
-    addends: tuple[str, ...]
-
-    @classmethod
-    def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return CostNode, PartialSumNode
-
-    def computed_from(self) -> tuple[str, ...]:
-        return self.addends
-
-    def compute(self, run: Arithmetic) -> Value:
-        """The sum of the addends, each with its sign."""
-        total = run.signed(self.addends[0])
-        for addend in self.addends[1:]:
-            total = run.call(torch.add, total, run.signed(addend))
-        return total
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """An addend of a downstream cost: which node, the dims to sum over (kept), then the ones squeezed away."""
-
-    addend: str
-    dims: tuple[int, ...]
-    leading_ones: int
-
-
-@dataclass(frozen=True)
-class DownstreamCostNode(Payload):
-    """The downstream cost of a site: the cost nodes whose provenance holds it, summed to the site's plates."""
-
-    kind: ClassVar[str] = "downstream cost"
-
-    site: str
-    costs: frozenset[str]
-    terms: tuple[Reduction, ...]
-
-    @classmethod
-    def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return CostNode, PartialSumNode
-
-    def computed_from(self) -> tuple[str, ...]:
-        return tuple(term.addend for term in self.terms)
-
-    def lawful_costs(self, graph: StochasticGraph) -> frozenset[str]:
-        """Those that it must be the sum of: the cost nodes that depend on the site."""
-        return graph.downstream_costs(self.site)
-
-    def compute(self, run: Arithmetic) -> Value:
-        """The sum of the terms, each reduced to the site's plates."""
-        total: Value | None = None
-        for term in self.terms:
-            value = run.signed(term.addend)
-            for dim in term.dims:
-                value = run.call(torch.sum, value, dim, True)
-            for _ in range(term.leading_ones):
-                value = run.call(torch.squeeze, value, 0)
-            total = value if total is None else run.call(torch.add, total, value)
-        assert total is not None
-        return total
 
 
 @dataclass(frozen=True)

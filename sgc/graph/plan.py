@@ -22,6 +22,10 @@ ENUMERATING: frozenset[Objective] = frozenset({"TraceEnum_ELBO"})
 """The objectives that run the program with the sites enumerated that ask for it by ``infer["enumerate"]``."""
 
 
+LARGEST_TABLE = 2**28
+"""The most elements that a table over enumerated values may have: a gigabyte of float32."""
+
+
 @dataclass(frozen=True)
 class SiteRequest:
     """What the statement of a latent site in the guide asks for, as it stands there; nothing is decided.
@@ -63,6 +67,11 @@ class Plan:
     def asks_for_closed_forms(self) -> bool:
         """Whether the capture computes the closed form of a site's two densities, where there is one."""
         return self.analytic_kl or self.objective == "TraceMeanField_ELBO"
+
+    @property
+    def enumerates(self) -> bool:
+        """Whether a site is to have all its values at once, because it asks for that estimator."""
+        return any(site.needs.all_values for site in self.sites.values())
 
     def at(self, site: str) -> SitePlan:
         """The plan of a site."""

@@ -19,6 +19,7 @@ from torch import fx
 
 from sgc.errors import SourceLine
 from sgc.graph.effects import written_arguments, written_placeholders
+from sgc.graph.enumerated_values import Enumerated, ExpectedCost, Marginal
 from sgc.graph.sizes import is_sized_by_call, shape_of
 
 
@@ -118,6 +119,8 @@ class Density:
     ``log_prob`` is scaled and masked; ``score_function`` is neither and ``entropy_term`` is both, as in
     Pyro's ``ScoreParts``. The last two are known for guide sites only. ``plates`` are those of this trace.
     Where ``masks`` below ``to_event`` hide entries of the sample, ``masked_score_function`` is without these.
+    ``probability`` is that of each value of an enumerated site; ``values_in`` says which enumerated sites have their
+    values in which dims, negative, of these terms.
     """
 
     log_prob: str
@@ -126,6 +129,8 @@ class Density:
     entropy_term: str | None = None
     masked_score_function: str | None = None
     masks: tuple[HidingMask, ...] = ()
+    probability: str | None = None
+    values_in: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,19 +148,6 @@ class Baseline:
     beta: float
     idle_beta: bool = False
     leave_one_out: bool = False
-
-
-@dataclass(frozen=True)
-class Enumerated:
-    """A site that has all its values at once, or several samples.
-
-    ``dim`` is the dim that they are in, counted from the right of a log density; None if the program is run once for
-    each (``"sequential"``). ``samples`` says that they are draws, not the values of the support.
-    """
-
-    size: int
-    dim: int | None
-    samples: bool
 
 
 @dataclass(frozen=True)
@@ -200,36 +192,6 @@ class Site:
     enumerated: Enumerated | None = None
     observed_in_model: bool = False
     closed_form: ClosedForm | None = None
-
-
-@dataclass(frozen=True)
-class Marginal:
-    """The log of a sum, over the values of enumerated sites of the model, of a product of densities.
-
-    ``factors`` are the sites whose densities these are, ``eliminated`` those that are summed out; ``plates`` are the
-    names of the plates that it has an element for each of. ``sums`` is the number of sums that it takes, ``largest``
-    the shape of the largest table that one is taken over.
-    """
-
-    node: str
-    factors: tuple[str, ...]
-    eliminated: tuple[str, ...]
-    plates: tuple[str, ...]
-    sums: int
-    largest: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ExpectedCost:
-    """A scalar: a cost, weighted by the guide's probabilities of the enumerated values and by DiCE factors, and summed.
-
-    ``cost`` is a site of the model (+1) or guide (-1), or the position of a marginal; ``weights`` are the sites of the
-    guide whose probability or factor is in the weight.
-    """
-
-    node: str
-    cost: tuple[str, int] | int
-    weights: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -322,6 +284,15 @@ class Program:
             if site.name == name:
                 return site
         raise KeyError(name)
+
+    def values_in(self, density: Density, node: str) -> tuple[tuple[str, int], ...]:
+        """The enumerated sites whose values a term of a density has dims for, each with its dim, in the guide's order.
+
+        :param node: the fx node of the term.
+        """
+        shape, dims = self.shape(node), {name: dim for dim, name in density.values_in}
+        own = ((name, dims[name]) for name in self.guide_order if name in dims)
+        return tuple((name, dim) for name, dim in own if len(shape) >= -dim and shape[dim] != 1)
 
     def shape(self, node: str) -> tuple[int, ...]:
         """The shape of an fx node's value."""

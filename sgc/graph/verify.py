@@ -10,10 +10,12 @@ from torch import fx
 
 from sgc.errors import GraphError
 from sgc.graph import keys
+from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode, SummedCostsNode
+from sgc.graph.derived_nodes import TotalNode
 from sgc.graph.effects import dependencies
 from sgc.graph.estimator_rules import rule_of
 from sgc.graph.graph import StochasticGraph, all_provenances
-from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, PartialSumNode, Payload, SiteNode
+from sgc.graph.nodes import BaselineNode, CostNode, Payload, SiteNode
 from sgc.graph.program import Program, SiteKind
 
 
@@ -61,6 +63,11 @@ def _sums_are_exact(graph: StochasticGraph) -> Iterator[str]:
     """Each downstream cost holds every cost that it must, once, and no other."""
     if not nx.is_directed_acyclic_graph(graph):
         return
+    elbo = graph.payload(keys.ELBO) if keys.ELBO in graph else None
+    if isinstance(elbo, TotalNode) and any(isinstance(graph.payload(key), SummedCostsNode) for key in elbo.operands):
+        counted = sorted(cost for key in elbo.operands for cost in _flatten(graph, key))
+        if counted != sorted(graph.costs()):
+            yield f"{elbo.key!r} does not count every cost once: it counts {counted}"
     for node in graph.of_type(DownstreamCostNode):
         if node.site not in graph:
             continue
@@ -77,8 +84,8 @@ def _sums_are_exact(graph: StochasticGraph) -> Iterator[str]:
 
 def _flatten(graph: StochasticGraph, key: str) -> list[str]:
     payload = graph._payloads.get(key)
-    if isinstance(payload, PartialSumNode):
-        return [cost for addend in payload.addends for cost in _flatten(graph, addend)]
+    if isinstance(payload, SummedCostsNode):
+        return [cost for addend in payload.summed() for cost in _flatten(graph, addend)]
     return [key]
 
 
@@ -122,9 +129,15 @@ def _edges_are_sound(graph: StochasticGraph) -> Iterator[str]:
         return
     actual = _program_provenance(graph.program)
     claimed = all_provenances(graph)
-    enumerated = {site.name for site in graph.program.sites if site.enumerated is not None}
+    enumerated = [site for site in graph.program.sites if site.enumerated is not None]
+    guide = {site.name: site.guide for site in enumerated}
+    densities = ((site.name, density) for site in enumerated for density in (site.model, site.guide))
+    own = {density.log_prob: frozenset({name}) for name, density in densities if density is not None}
     for cost in graph.of_type(CostNode):
-        upstream = actual[cost.fx] | (enumerated & {cost.site})
+        upstream = actual[cost.fx] | own.get(cost.fx, frozenset())
+        for name, density in reversed(guide.items()):
+            if name in upstream and density is not None:
+                upstream |= actual[density.log_prob]
         if upstream != claimed[cost.key]:
             yield (
                 f"{cost.key!r} depends on {sorted(upstream)} in the program but on "
@@ -149,7 +162,7 @@ def _program_provenance(program: Program) -> dict[str, frozenset[str]]:
 
 def _shapes_agree(graph: StochasticGraph) -> Iterator[str]:
     for node in graph.of_type(PartialSumNode):
-        shapes = [graph._payloads[key].shape for key in node.addends if key in graph._payloads]
+        shapes = [graph.value_shape(key) for key in node.addends if key in graph._payloads]
         if tuple(torch.broadcast_shapes(*shapes)) != node.shape:
             yield f"{node.key!r} has shape {node.shape}, its addends {shapes}"
 

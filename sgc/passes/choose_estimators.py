@@ -43,7 +43,8 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
     if asked is None:
         return next(rule for rule in estimators_of(plan.objective) if rule.refuses(sampler) is None)
     rule = rule_of(asked)
-    reason = "the site is enumerated" if sampler.enumerated else rule.refuses(sampler)
+    is_other = sampler.enumerated and not rule.needs.all_values
+    reason = "the site is enumerated" if is_other else rule.refuses(sampler)
     if reason is not None:
         remedy = "leave it out: the site then has the estimator that its distribution allows"
         raise EstimatorError(

@@ -14,45 +14,53 @@ import torch
 
 from sgc.errors import GraphError
 from sgc.graph import keys
+from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode, Reduction, SummedCostsNode
 from sgc.graph.graph import StochasticGraph, all_provenances
-from sgc.graph.nodes import CostNode, DownstreamCostNode, PartialSumNode, Reduction
+from sgc.graph.nodes import CostNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Plate
 from sgc.passes.choose_estimators import scored_sites
+from sgc.passes.expectations import Expectations, enumerated_above
 
 
 def plan_downstream_costs(graph: StochasticGraph, plan: Plan) -> None:
-    """Add a downstream-cost node for every scored site, and the partial sums that they share."""
+    """Add a downstream-cost node for every scored site, and the sums that they share."""
     sites = scored_sites(graph)
     provenance = all_provenances(graph)
     costs = [cost for cost in graph.of_type(CostNode) if provenance[cost.key]]
     _check_frames(costs)
-    by_frames: dict[frozenset[Plate], list[CostNode]] = {}
-    for cost in costs:
-        by_frames.setdefault(frozenset(cost.plates), []).append(cost)
-    terms: dict[str, list[tuple[frozenset[Plate], str]]] = {site: [] for site in sites}
-    for frames, members in by_frames.items():
-        wanted = {site: tuple(cost.key for cost in members if site in provenance[cost.key]) for site in sites}
-        sums = _Sums(graph, frames, wanted)
-        for site, summed in wanted.items():
-            if summed:
-                terms[site].append((frames, sums.key(summed)))
+    expectations = Expectations(graph)
+    by_frames: dict[frozenset[Plate], dict[str, list[str]]] = {frozenset(cost.plates): {} for cost in costs}
+    order: dict[str, list[frozenset[Plate]]] = {}
     for site in sites:
-        _add_downstream_cost(graph, site, _in_order(graph, site, terms[site], provenance))
+        below = [cost.key for cost in costs if site in provenance[cost.key]]
+        addends = expectations.of(below, enumerated_above(graph, site), _plates(graph, site))
+        for addend in addends:
+            by_frames.setdefault(_frames(graph, addend), {}).setdefault(site, []).append(addend)
+        order[site] = list(dict.fromkeys(_frames(graph, addend) for addend in addends))
+    sums = {
+        frames: _Sums(graph, frames, {site: tuple(addends) for site, addends in wanted.items()})
+        for frames, wanted in by_frames.items()
+    }
+    for site in sites:
+        terms = [(frames, sums[frames].key(tuple(by_frames[frames][site]))) for frames in order[site]]
+        costs_below = graph.downstream_costs(site)
+        node = summed_to_plates(graph, DownstreamCostNode, keys.downstream(site), site, costs_below, terms)
+        graph.add(node, node.computed_from())
 
 
-def _in_order(
-    graph: StochasticGraph,
-    site: str,
-    terms: list[tuple[frozenset[Plate], str]],
-    provenance: dict[str, frozenset[str]],
-) -> list[tuple[frozenset[Plate], str]]:
-    """The groups of frames in the order in which a cost of each first appears downstream of the site."""
-    order: dict[frozenset[Plate], int] = {}
-    for position, cost in enumerate(graph.of_type(CostNode)):
-        if site in provenance[cost.key]:
-            order.setdefault(frozenset(cost.plates), position)
-    return sorted(terms, key=lambda term: order[term[0]])
+def _frames(graph: StochasticGraph, key: str) -> frozenset[Plate]:
+    payload = graph.payload(key)
+    assert isinstance(payload, (CostNode, SummedCostsNode))
+    return frozenset(payload.plates)
+
+
+def _plates(graph: StochasticGraph, site: str) -> frozenset[Plate]:
+    """The plates of a site of the guide."""
+    assert graph.program is not None
+    density = graph.program.site(site).guide
+    assert density is not None
+    return frozenset(density.plates)
 
 
 def _check_frames(costs: list[CostNode]) -> None:
@@ -68,18 +76,13 @@ def _check_frames(costs: list[CostNode]) -> None:
                 )
 
 
-def _add_downstream_cost(graph: StochasticGraph, site: str, terms: list[tuple[frozenset[Plate], str]]) -> None:
-    costs = graph.downstream_costs(site)
-    node = summed_to_plates(graph, DownstreamCostNode, keys.downstream(site), site, costs, terms)
-    graph.add(node, node.computed_from())
-
-
 def all_costs(graph: StochasticGraph, site: str) -> DownstreamCostNode:
     """What a score function would be multiplied by without Rao-Blackwellisation: every cost, summed to the site's
     plates. The node is not in the graph yet.
     """
-    costs = [(frozenset(cost.plates), cost.key) for cost in graph.of_type(CostNode)]
-    return summed_to_plates(graph, DownstreamCostNode, keys.all_costs(site), site, frozenset(graph.costs()), costs)
+    addends = Expectations(graph).of(graph.costs(), enumerated_above(graph, site), _plates(graph, site))
+    terms = [(_frames(graph, addend), addend) for addend in addends]
+    return summed_to_plates(graph, DownstreamCostNode, keys.all_costs(site), site, frozenset(graph.costs()), terms)
 
 
 def summed_to_plates(
@@ -91,13 +94,11 @@ def summed_to_plates(
     terms: list[tuple[frozenset[Plate], str]],
 ) -> DownstreamCostNode:
     """The sum of some addends, each summed over the plates that the site is not in."""
-    assert graph.program is not None
-    density = graph.program.site(site).guide
-    assert density is not None
-    target = frozenset(density.plates)
+    target = _plates(graph, site)
+    expectations = Expectations(graph)
     reductions, shapes = [], []
     for frames, addend in terms:
-        shape = list(graph.payload(addend).shape)
+        shape = list(graph.value_shape(addend))
         dims = []
         for plate in sorted(frames, key=lambda plate: plate.dim or 0, reverse=True):
             assert plate.dim is not None
@@ -107,12 +108,13 @@ def summed_to_plates(
         ones = next((i for i, size in enumerate(shape) if size != 1), len(shape))
         reductions.append(Reduction(addend, tuple(dims), ones))
         shapes.append(tuple(shape[ones:]))
-    return node_type(key, tuple(torch.broadcast_shapes(*shapes)), site, costs, tuple(reductions))
+    values_in = expectations.together(expectations.values_in(addend) for _, addend in terms)
+    return node_type(key, tuple(torch.broadcast_shapes(*shapes)), site, costs, tuple(reductions), values_in)
 
 
 @dataclass
 class _Sums:
-    """Partial sums of cost nodes of the same frames.
+    """Partial sums of costs, or of their expectations, of the same frames.
 
     Where several sites want overlapping sums, the smaller is computed first and the larger built on it, so that
     the T nested sums along a chain take O(T) additions. Where nothing is gained the costs are added in Pyro's
@@ -154,7 +156,7 @@ class _Sums:
 def add_partial_sum(graph: StochasticGraph, frames: frozenset[Plate], addends: tuple[str, ...]) -> str:
     """Add the sum of some costs and partial sums of these frames, in this order; its key."""
     number = sum(1 for _ in graph.of_type(PartialSumNode))
-    shape = tuple(torch.broadcast_shapes(*(graph.payload(key).shape for key in addends)))
+    shape = tuple(torch.broadcast_shapes(*(graph.value_shape(key) for key in addends)))
     node = PartialSumNode(keys.partial_sum(number), shape, frames, addends)
     graph.add(node, addends)
     return node.key

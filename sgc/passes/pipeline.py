@@ -9,6 +9,7 @@ from sgc.graph.graph import StochasticGraph
 from sgc.graph.plan import Plan
 from sgc.graph.verify import verify
 from sgc.passes.baselines.add_baselines import add_baselines
+from sgc.passes.check_enumeration import check_enumeration
 from sgc.passes.choose_estimators import choose_estimators
 from sgc.passes.downstream import plan_downstream_costs
 from sgc.passes.masked_scores import mask_scores
@@ -27,10 +28,11 @@ Pass = Callable[[StochasticGraph, Plan], None]
 
 PASSES: dict[Objective, tuple[Pass, ...]] = {
     "elbo": (
-        choose_estimators,  # pathwise, partially pathwise or score function, for each latent site
+        choose_estimators,  # pathwise, partially pathwise, score function or enumerated, for each latent site
+        check_enumeration,  # what depends on an enumerated site has an element for each of its values
         mask_scores,  # the entries of a sample that each score function is of
         take_exact_closed_forms,  # two densities become one cost, where that is asked for and proved right
-        plan_downstream_costs,  # what each score function is multiplied by, with shared partial sums
+        plan_downstream_costs,  # what each score function is multiplied by: expectations, with shared partial sums
         add_baselines,  # what is subtracted from it
         add_elbo,  # the objective, and the scalar whose gradient is the estimator of its gradient
     ),

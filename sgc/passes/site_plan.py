@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from sgc.config import AUTO, BASELINES, Options
+from sgc.config import AUTO, BASELINES, ENUMERATE, Options
 from sgc.errors import ArgumentError, BaselineError, EstimatorError
 from sgc.graph.estimator_rules import EstimatorRule
-from sgc.graph.plan import OF_ALL_PARTICLES, WITH_BASELINES, Plan, SitePlan, SiteRequest
+from sgc.graph.plan import ENUMERATING, OF_ALL_PARTICLES, WITH_BASELINES, Plan, SitePlan, SiteRequest
 from sgc.graph.program import PARTICLE_PLATE, Particles
 from sgc.passes.estimators import estimators_of
 
@@ -50,7 +50,12 @@ def make_plan(requests: Iterable[SiteRequest], options: Options, *, first: bool 
         _check_bound(options)
         together = True
     rules = {rule.asked_as: rule for rule in estimators_of(options.objective) if rule.asked_as is not None}
+    if options.objective not in WITH_BASELINES:
+        rules.pop(ENUMERATE, None)
     measured = {site for site, _ in options.measured}
+    for request in requests:
+        if request.estimator == ENUMERATE and options.objective not in WITH_BASELINES:
+            raise _not_by_the_estimator(request, options)
     sites = {r.name: _site_plan(r, rules, r.name in measured) for r in requests if r.estimator is not None}
     particles = _particles(options, together=together)
     return Plan(sites, particles, options.objective, options.alpha, options.analytic_kl)
@@ -102,6 +107,19 @@ def _check_auto(request: SiteRequest, options: Options) -> None:
             source=request.source,
             remedy="leave the baseline out, or ask for no estimator by the site's name",
         )
+
+
+def _not_by_the_estimator(request: SiteRequest, options: Options) -> EstimatorError:
+    if options.objective in ENUMERATING:
+        remedy = 'write infer={"enumerate": "parallel"} at the site, as for Pyro\'s class'
+    else:
+        remedy = 'take objective="elbo", that of TraceGraph_ELBO'
+    return EstimatorError(
+        f"the estimator '{ENUMERATE}' cannot be had with the objective {options.objective}",
+        site=request.name,
+        source=request.source,
+        remedy=remedy,
+    )
 
 
 def _site_plan(request: SiteRequest, rules: dict[str, EstimatorRule], measured: bool) -> SitePlan:

@@ -38,7 +38,7 @@ from sgc.tracing.state.param_store import Store
 
 if TYPE_CHECKING:
     from sgc.runtime.explanation import Explanation
-    from sgc.runtime.parity.compare import Verification
+    from sgc.runtime.parity.verification import Verification
     from sgc.runtime.variance.variance_report import GradientVariance
 
 

@@ -12,8 +12,9 @@ import torch
 
 from sgc.emit.fx.values_as_data import of_torch
 from sgc.errors import SourceLine
+from sgc.graph.cost_sums import Reduction
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import Estimator, Payload, Reduction
+from sgc.graph.nodes import Estimator, Payload
 from sgc.graph.program import InputKind, Particles, Plate, SiteKind
 from sgc.graph.sizes import Size
 from sgc.passes import pipeline  # noqa: F401  (all types of nodes are there once it is imported)

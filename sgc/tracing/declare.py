@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, fx
 
 from sgc.graph.effects import dependencies, drop_dead, is_random
+from sgc.graph.enumerated_values import Enumerated, ExpectedCost, Marginal
 from sgc.graph.enumeration_nodes import without_enumeration
 from sgc.graph.program import (
     Baseline,
     Check,
     ClosedForm,
     Density,
-    Enumerated,
-    ExpectedCost,
     HidingMask,
-    Marginal,
     Plate,
     Program,
     Site,
@@ -197,7 +195,7 @@ def _sites(recording: Recording, slots: dict[tuple[str, str], str]) -> Iterator[
     for name, statement in recording.recorder.statements.items():
         if name in model or name in guide:
             baseline, masks = recording.baselines.get(name), recording.masks.get(name, ())
-            site = _site(name, statement, model, guide, slots, baseline, masks)
+            site = _site(name, statement, model, guide, slots, baseline, masks, recording.values_in)
             if recording.enumerates:
                 event_dims = (guide if name in guide else model)[name]["fn"].event_dim
                 site = replace(site, shape=without_enumeration(site.shape, site.plates, event_dims))
@@ -237,6 +235,7 @@ def _site(
     slots: dict[tuple[str, str], str],
     baseline: Baseline | None,
     masks: Sequence[int],
+    values_in: Mapping[int, dict[int, str]],
 ) -> Site:
     in_guide = name in guide
     site = guide[name] if in_guide else model[name]
@@ -256,7 +255,9 @@ def _site(
         has_rsample=bool(getattr(site["fn"], "has_rsample", False)),
         value=slots.get((name, "value")),
         source=statement.source,
-        model=Density(slots[name, "model.log_prob"], _plates(model[name])) if name in model else None,
+        model=Density(slots[name, "model.log_prob"], _plates(model[name]), values_in=_values_in(model[name], values_in))
+        if name in model
+        else None,
         guide=Density(
             slots[name, "guide.log_prob"],
             _plates(site),
@@ -267,6 +268,8 @@ def _site(
                 HidingMask(slots.get((name, f"guide.mask{position}")), event_dims)
                 for position, event_dims in enumerate(masks)
             ),
+            slots.get((name, "guide.probability")),
+            _values_in(site, values_in),
         )
         if in_guide
         else None,
@@ -276,6 +279,10 @@ def _site(
         baseline=baseline,
         enumerated=_enumerated(site),
     )
+
+
+def _values_in(site: Any, known: Mapping[int, dict[int, str]]) -> tuple[tuple[int, str], ...]:
+    return tuple(sorted(known.get(id(site), {}).items()))
 
 
 def _enumerated(site: Any) -> Enumerated | None:

@@ -148,7 +148,8 @@ def _attempt(
             if options.objective in ENUMERATING:
                 recording.run_enumerated(model, guide, traced_args, traced_kwargs, -1 - int(nesting))
             else:
-                recording.run(model, guide, traced_args, traced_kwargs)
+                first_dim = -1 - int(nesting) if plan.enumerates else None
+                recording.run(model, guide, traced_args, traced_kwargs, first_dim)
             recording.note_sites(named_by_samples=bool(reads.names))
         recording.reads = reads.guards
         return recording.outputs

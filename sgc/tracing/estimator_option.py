@@ -9,7 +9,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from sgc.config import AUTO, BASELINES, EstimatorName, Options
+from sgc.config import AUTO, BASELINES, ENUMERATE, EstimatorName, Options
 from sgc.graph.estimator_rules import Sampler
 from sgc.tracing.asked_estimators import as_given
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
@@ -24,7 +24,8 @@ class EstimatorOption(Messenger):
     """Wraps a guide, so that its latent sites ask for what the option says.
 
     A site's own name goes before what stands in its ``infer``, and that before a pattern; of the patterns the first one
-    that the name matches counts. A baseline by a pattern is for sites with a score function alone. At sites that ask
+    that the name matches counts. A baseline by a pattern is for sites with a score function alone, and ``"enumerate"``
+    for those with a finite support. At sites that ask
     for ``"auto"`` it is what was measured, once something was.
     """
 
@@ -59,7 +60,9 @@ class EstimatorOption(Messenger):
         if own is not None or _is_on(infer.get("baseline")):
             return None
         wanted = next((wanted for pattern, wanted in self._asked if fnmatchcase(name, pattern)), None)
-        return None if wanted in BASELINES and sampler.is_pathwise else wanted
+        if (wanted in BASELINES and sampler.is_pathwise) or (wanted == ENUMERATE and not sampler.enumerable):
+            return None
+        return wanted
 
 
 def _is_on(baseline: Any) -> bool:

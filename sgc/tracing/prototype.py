@@ -63,8 +63,8 @@ class PrototypeRun(Prototype):
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``written`` is the memory
     that the program writes into; ``filled`` are buffers that held None before it ran, by the identities of their
-    modules and their names; ``requests`` is what the guide's latent sites ask for. ``began`` is the number that
-    autograd gave to its first operation.
+    modules and their names; ``requests`` is what the guide's latent sites ask for, ``enumerates`` whether one of
+    them had all its values because it asks for them. ``began`` is the number that autograd gave to its first operation.
     """
 
     modules: tuple[nn.Module, ...]
@@ -74,6 +74,7 @@ class PrototypeRun(Prototype):
     transcript: Transcript
     reads: ExternalReads
     requests: tuple[SiteRequest, ...]
+    enumerates: bool
     began: int
 
     @property
@@ -143,6 +144,7 @@ def run_prototype(program: ProgramCall, store: Store = PYROS) -> PrototypeRun:
         transcript,
         reads,
         requests.requests,
+        elbo.enumerates,
         began,
     )
 
@@ -170,6 +172,7 @@ def refuse_changing(captured: Transcript, first: PrototypeRun, program: ProgramC
     if difference(captured, first.transcript) is None:
         return False
     elbo = pyro_elbo_of_a_run(program.options, first.max_plate_nesting)
+    elbo.enumerates = first.enumerates
     start = random_state()
 
     def again() -> Transcript:

@@ -19,6 +19,7 @@ from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
 from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
+from sgc.tracing.asked_enumeration import enumerated_as_asked
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.enumeration import (
     ExpectedTerm,
@@ -57,6 +58,8 @@ class Recording:
         self.baselines: dict[str, Baseline] = {}
         self.masks: dict[str, list[int]] = {}
         self.enumerates = False
+        self.values_in: dict[int, dict[int, str]] = {}
+        """For each site of a trace, by its identity: which enumerated site has its values in which dim."""
         self.marginals: list[MarginalTerm] = []
         self.expected: list[ExpectedTerm] = []
         self.model_baselines = ModelBaselines()
@@ -70,10 +73,20 @@ class Recording:
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        first_dim: int | None,
     ) -> None:
-        """Trace guide and model, then evaluate every density and baseline, in Pyro's order."""
+        """Trace guide and model, then evaluate every density and baseline, in Pyro's order.
+
+        :param first_dim: the rightmost dim, negative, that a site may have its values in; None: no site asks for that.
+        """
+        model = self.model_baselines(model)
+        if first_dim is not None:
+            self.enumerates = True
+            model, guide = enumerated_as_asked(model, guide, first_dim)
         with self.recorder:
-            self.model_trace, self.guide_trace = traces(self.model_baselines(model), guide, args, kwargs)
+            self.model_trace, self.guide_trace = traces(model, guide, args, kwargs)
+        if first_dim is not None:
+            self._values_in(first_dim)
         self._runs = [((self.model_trace, self.guide_trace), self.recorder.statements)]
         self._densities(self.model_trace, self.guide_trace)
         for site in samples(self.model_trace) if self._plan.asks_for_closed_forms else ():
@@ -81,6 +94,17 @@ class Recording:
         for site in samples(self.guide_trace) if self._with_baselines else ():
             if "baseline" in site["infer"] and not site["is_observed"]:
                 self._baseline(site)
+
+    def _values_in(self, first_dim: int) -> None:
+        """Note whose values the dims to the left of the plates are."""
+        sites = samples(self.guide_trace)
+        own = {site["name"]: site["infer"]["_enumerate_dim"] for site in sites if "_enumerate_dim" in site["infer"]}
+        nodes: Any = self.guide_trace.nodes
+        names = {nodes[name]["infer"]["_dim_to_id"][dim]: name for name, dim in own.items()}
+        for trace in (self.model_trace, self.guide_trace):
+            for site in samples(trace):
+                ids = site["infer"].get("_dim_to_id", {})
+                self.values_in[id(site)] = {dim: names[i] for dim, i in ids.items() if dim <= first_dim and i in names}
 
     def run_enumerated(
         self,
@@ -145,6 +169,8 @@ class Recording:
                 self._output(name, "guide.entropy_term", own.parts.entropy_term)
             if not is_identically_zero(own.parts.score_function):
                 self._score_function(name, own)
+            if self._plan.at(name).needs.all_values:
+                self._output(name, "guide.probability", own.unscaled.exp())
 
     def _closed_form(self, site: Any) -> None:
         name = site["name"]

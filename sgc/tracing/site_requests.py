@@ -53,6 +53,7 @@ class SiteRequests(Messenger):
 def sampler_of(fn: Any) -> Sampler:
     """What a distribution has, as it is given in a statement."""
     has_rsample = bool(getattr(fn, "has_rsample", False))
-    fn = base_distribution(fn)
+    given, fn = fn, base_distribution(fn)
     has_acceptance = getattr(type(fn), "score_parts", None) is not TorchDistributionMixin.score_parts
-    return Sampler(type(fn).__name__, has_rsample, has_acceptance or not has_rsample)
+    enumerable = bool(getattr(given, "has_enumerate_support", False))
+    return Sampler(type(fn).__name__, has_rsample, has_acceptance or not has_rsample, enumerable=enumerable)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import sgc
+from sgc.graph.cost_sums import PartialSumNode
 from sgc.graph.drawing.drawn_graph import drawn_graph
 from sgc.graph.drawing.folded_names import FoldedNames
 from sgc.graph.drawing.folding import FEWEST, FoldedEdge, Folding, fold
 from sgc.graph.drawing.relation import relation_of
-from sgc.graph.nodes import PartialSumNode
 from sgc.graph.program import SiteKind
 from tests.drawing.models import MODELS, captured, six_steps
 from tests.programs import discrete_chain, local_switches

@@ -13,7 +13,8 @@ import pytest
 import torch
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
 
-from sgc.graph.nodes import BaselineNode, DownstreamCostNode
+from sgc.graph.cost_sums import DownstreamCostNode
+from sgc.graph.nodes import BaselineNode
 from tests.fuzz.__main__ import main
 from tests.fuzz.compare import Verdict, compare
 from tests.fuzz.families import FAMILIES, FLOWS, Family

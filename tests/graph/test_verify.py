@@ -12,8 +12,9 @@ import torch
 
 import sgc
 from sgc.errors import GraphError
+from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode
 from sgc.graph.derived_nodes import DetachNode, MeanNode
-from sgc.graph.nodes import BaselineNode, CostNode, DownstreamCostNode, PartialSumNode, SiteNode
+from sgc.graph.nodes import BaselineNode, CostNode, SiteNode
 from sgc.graph.program import Particles
 from sgc.graph.verify import verify
 from sgc.passes.baselines.leave_one_out import LeaveOneOutNode

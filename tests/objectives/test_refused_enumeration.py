@@ -29,7 +29,7 @@ def test_what_has_no_finite_support_is_refused() -> None:
 
 
 def test_a_density_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enumerable_sites, "LARGEST", 50)
+    monkeypatch.setattr(enumerable_sites, "LARGEST_TABLE", 50)
     model, guide, args, _ = programs.mixture()
     sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args)
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 import sgc
-from sgc.emit.emitter import emit_surrogate
+from sgc.emit.emitter import emit_surrogate, emit_values
+from sgc.graph import keys
+from sgc.runtime.specialization import Specialization
 
 Supports = Mapping[str, list[Tensor]]
 
@@ -76,10 +78,7 @@ def expected_estimate(
     """
     specialization = module.initialize(*args).specializations[-1]
     emitted = emit_surrogate(specialization.graph, forced=tuple(supports)).module
-    arguments = iter(tensor for tensor in torch.utils._pytree.tree_leaves(args) if isinstance(tensor, Tensor))
-    inputs = [
-        owner.fetch() if owner.fetch() is not None else next(arguments) for owner in specialization.owners.values()
-    ]
+    inputs = _inputs(specialization, args)
     total, sums = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
     for values in outcomes(supports):
         weight = log_joint(drawn, args, values).exp().detach()
@@ -94,6 +93,55 @@ def expected_estimate(
     return total, sums
 
 
+def weighted_estimates(
+    module: sgc.LossModule, args: tuple[Any, ...], supports: Mapping[str, int], leaves: list[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    """For every joint outcome of what is drawn: its probability, the emitted loss, and the surrogate's gradient.
+
+    :param supports: how many values each drawn site has: 0, 1 and so on. Below an enumerated site there is a draw for
+        each of its values.
+    """
+    specialization = module.initialize(*args).specializations[-1]
+    graph = specialization.graph
+    program = graph.program
+    assert program is not None
+    nodes = [program.node(program.site(name).value or "").meta["val"] for name in supports]
+    shaped = {
+        name: [value.to(node.dtype) for value in categories(count, *node.shape)]
+        for (name, count), node in zip(supports.items(), nodes, strict=True)
+    }
+    emitted = emit_surrogate(graph, forced=tuple(supports)).module
+    densities = emit_values(graph, tuple(map(keys.score_function, supports)), forced=tuple(supports)).module
+    inputs = _inputs(specialization, args)
+    for values in outcomes(shaped):
+        scores = densities(*inputs, *values.values())[: len(supports)] if supports else ()
+        probability = sum((score.detach().sum() for score in scores), torch.zeros(())).exp()
+        averages = [torch.full_like(average, 0.3) for average in specialization.averages()]
+        loss, surrogate, *_ = emitted(*inputs, *averages, *values.values())
+        gradients = torch.autograd.grad(surrogate, leaves, allow_unused=True)
+        filled = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True)]
+        yield probability, loss.detach(), filled
+
+
+def moments(
+    estimates: Iterator[tuple[Tensor, Tensor, list[Tensor]]], leaves: list[Tensor]
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The expectations of loss and gradient, and the variance of the gradient, summed over all its elements."""
+    loss, first, second = torch.zeros(()), [torch.zeros_like(t) for t in leaves], torch.zeros(())
+    total = torch.zeros(())
+    for probability, value, gradients in estimates:
+        total, loss = total + probability, loss + probability * value
+        first = [known + probability * g for known, g in zip(first, gradients, strict=True)]
+        second = second + probability * sum((g**2).sum() for g in gradients)
+    assert torch.allclose(total, torch.ones(()))
+    return loss, first, second - sum((g**2).sum() for g in first)
+
+
+def _inputs(specialization: Specialization, args: tuple[Any, ...]) -> list[Any]:
+    arguments = iter(tensor for tensor in torch.utils._pytree.tree_leaves(args) if isinstance(tensor, Tensor))
+    return [owner.fetch() if owner.fetch() is not None else next(arguments) for owner in specialization.owners.values()]
+
+
 def estimates_of_particles(
     module: sgc.LossModule, guide: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
@@ -101,10 +149,7 @@ def estimates_of_particles(
     specialization = module.initialize(*args).specializations[-1]
     graph, particles = specialization.graph, specialization.graph.particles
     emitted = emit_surrogate(graph, forced=tuple(supports)).module
-    arguments = iter(tensor for tensor in torch.utils._pytree.tree_leaves(args) if isinstance(tensor, Tensor))
-    inputs = [
-        owner.fetch() if owner.fetch() is not None else next(arguments) for owner in specialization.owners.values()
-    ]
+    inputs = _inputs(specialization, args)
     single = [(values, log_joint(guide, args, values).exp().detach()) for values in outcomes(supports)]
     for together in itertools.product(single, repeat=particles.count):
         values = [drawn for drawn, _ in together]

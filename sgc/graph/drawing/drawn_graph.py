@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from sgc.graph import keys
+from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode
 from sgc.graph.derived_nodes import (
     DetachNode,
     DifferenceNode,
@@ -25,17 +26,7 @@ from sgc.graph.drawing.folding import FEWEST, Folding, fold
 from sgc.graph.drawing.numbered_names import NumberedName
 from sgc.graph.enumeration_nodes import ExpectedCostNode
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import (
-    BaselineInputNode,
-    BaselineNode,
-    CostNode,
-    DownstreamCostNode,
-    InputNode,
-    PartialSumNode,
-    Payload,
-    ScorePartNode,
-    SiteNode,
-)
+from sgc.graph.nodes import BaselineInputNode, BaselineNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
 from sgc.graph.program import Plate, SiteKind
 
 

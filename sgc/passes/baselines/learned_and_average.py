@@ -10,8 +10,9 @@ import torch
 
 from sgc.errors import BaselineError
 from sgc.graph import keys
+from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, DownstreamCostNode, SiteNode
+from sgc.graph.nodes import BaselineNode, SiteNode
 from sgc.graph.program import Baseline
 
 

@@ -17,9 +17,10 @@ import torch
 from sgc.errors import BaselineError
 from sgc.graph import keys
 from sgc.graph.arithmetic import Arithmetic, Value
+from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.effects import dependencies, storages, written_arguments
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, DownstreamCostNode, Payload, Stage
+from sgc.graph.nodes import BaselineNode, Payload, Stage
 from sgc.graph.program import Particles, Program
 
 

@@ -20,6 +20,7 @@ ESTIMATORS: tuple[EstimatorRule, ...] = (
     Pathwise(),
     PartiallyPathwise(),
     ScoreFunction(),
+    EnumeratedSite(),
 )
 """All estimators. A site that asks for none has the first that does not refuse it."""
 
@@ -40,5 +41,6 @@ def estimators_of(objective: Objective) -> tuple[EstimatorRule, ...]:
 
 
 def estimators_beside(estimator: Estimator) -> tuple[EstimatorRule, ...]:
-    """The list that an estimator was chosen from."""
-    return next(rules for rules in (ESTIMATORS, OF_ENUMERATION) if estimator in [rule.estimator for rule in rules])
+    """The list that an estimator was chosen from, at a site that asks for none."""
+    unasked = tuple(rule for rule in ESTIMATORS if not rule.needs.all_values)
+    return next(rules for rules in (unasked, OF_ENUMERATION) if estimator in [rule.estimator for rule in rules])

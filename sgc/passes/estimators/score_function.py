@@ -16,11 +16,14 @@ import torch
 
 from sgc.graph import keys
 from sgc.graph.arithmetic import Arithmetic, Value
+from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.derived_nodes import DetachNode, DifferenceNode, SurrogateTermNode
 from sgc.graph.estimator_rules import EstimatorRule, Needs, Sampler
+from sgc.graph.expectation_nodes import MarginalProbabilityNode, ProbabilityNode, product
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, DownstreamCostNode, Estimator, InputNode, Payload, ScorePartNode
+from sgc.graph.nodes import BaselineNode, Estimator, InputNode, Payload, ScorePartNode
 from sgc.graph.program import InputKind
+from sgc.passes.expectations import Expectations
 
 if TYPE_CHECKING:
     from sgc.graph.drawing.wording import Wording
@@ -28,19 +31,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoreTermNode(SurrogateTermNode):
-    """The sum of a score function times a detached cost: ``operands`` are these two."""
+    """The sum of a score function times a detached cost: ``operands`` are these two.
+
+    Where they have an element for each value of enumerated sites, ``weights`` are the factors of its probability.
+    """
 
     noun: ClassVar[str] = "score term"
 
+    weights: tuple[str, ...] = ()
+
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return ScorePartNode, DetachNode
+        return ScorePartNode, DetachNode, ProbabilityNode, MarginalProbabilityNode
+
+    def computed_from(self) -> tuple[str, ...]:
+        return *self.operands, *self.weights
 
     def compute(self, run: Arithmetic) -> Value:
         """The sum of the products."""
-        score, cost = self.operands
-        product = run.call(torch.mul, run.value(score), run.value(cost))
-        return run.call(torch.sum, product, name=f"sum_{self.key}")
+        score, cost = map(run.value, self.operands)
+        if self.weights:
+            weight = run.call(torch.detach, product(run, self.weights))
+            possible = run.call(torch.gt, weight, 0)  # a cost may be infinite where the probability is zero
+            cost = run.call(torch.mul, weight, run.call(torch.where, possible, cost, 0.0))
+            score = run.call(torch.where, possible, score, 0.0)
+        return run.call(torch.sum, run.call(torch.mul, score, cost), name=f"sum_{self.key}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,8 @@ class ScoreFunction(EstimatorRule):
             centred = DifferenceNode(keys.centred_cost(site), downstream.shape, downstream.key, baseline.key)
             graph.add(centred, centred.computed_from())
         operands = keys.score_function(site), _detached(graph, centred)
-        terms: list[SurrogateTermNode] = [ScoreTermNode(keys.score_term(site), (), site, operands)]
+        weights = _weights(graph, site, downstream)
+        terms: list[SurrogateTermNode] = [ScoreTermNode(keys.score_term(site), (), site, operands, weights)]
         if baseline is not None and baseline.learned is not None:
             operands = _detached(graph, downstream), baseline.key
             terms.append(BaselineTermNode(keys.baseline_term(site), (), site, operands))
@@ -131,6 +147,16 @@ class ScoreFunction(EstimatorRule):
             if baseline.learned:
                 parts.append(f"learned from {_learned_from(graph, site, wording)}")
             yield f"minus the baseline: {' + '.join(parts)}"
+
+
+def _weights(graph: StochasticGraph, site: str, downstream: DownstreamCostNode) -> tuple[str, ...]:
+    """The factors of the probability of the enumerated values that score function and cost have elements for."""
+    assert graph.program is not None
+    guide, score = graph.program.site(site).guide, graph.payload(keys.score_function(site))
+    assert guide is not None and isinstance(score, ScorePartNode)
+    expectations = Expectations(graph)
+    values_in = expectations.together([graph.program.values_in(guide, score.fx), downstream.values_in])
+    return expectations.probability_of(values_in)
 
 
 def _detached(graph: StochasticGraph, payload: Payload) -> str:

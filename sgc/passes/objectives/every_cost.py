@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sgc.graph import keys
+from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import CostNode, DownstreamCostNode
+from sgc.graph.nodes import CostNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Plate
 from sgc.passes.choose_estimators import scored_sites

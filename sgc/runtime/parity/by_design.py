@@ -116,7 +116,7 @@ class PyroWithout(PyroLoss):
             stack.enter_context(_Samples(self, provenance))
             graph_type = "dense" if self._tracks else "flat"
             traces = get_importance_trace(
-                graph_type, self.max_plate_nesting, model, self.as_it_asks(guide), args, kwargs
+                graph_type, self.max_plate_nesting, *self.as_it_asks(model, guide), args, kwargs
             )
             for name in self._in_closed_form if self.as_asked else ():
                 take_closed_form(traces[1].nodes[name], traces[0].nodes[name])

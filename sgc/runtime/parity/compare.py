@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from sgc.errors import SgcError
+from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
 from sgc.graph.program import SiteKind
@@ -20,10 +21,10 @@ from sgc.guards.base import Call
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.parity.eager_costs import eager_cost
+from sgc.runtime.parity.verification import Difference, Reason, Verification
 from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
-from sgc.table import Table
 from sgc.tracing.enumeration import joined, named_apart
 from sgc.tracing.prototype import preserved_state
 from sgc.tracing.reference.loss_of_objective import PYRO_LOSSES, pyro_elbo
@@ -34,98 +35,6 @@ from sgc.tracing.state.writes import undone_writes
 
 _SEED = 20140714
 _SEEDS = 100
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One compared quantity: the largest absolute difference, and the largest magnitude on Pyro's side.
-
-    ``by_design`` says that it equals Pyro's once Pyro's known faults are taken away.
-    """
-
-    name: str
-    difference: float
-    magnitude: float
-    note: str = ""
-    by_design: bool = False
-
-    def within(self, tolerance: float) -> bool:
-        """Whether the difference is small relative to the magnitude (or to 1, if that is larger)."""
-        return self.difference <= tolerance * max(1.0, self.magnitude)
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A fault of Pyro's that sgc does not share: what it did, what differs by it, and where the docs tell of it."""
-
-    text: str
-    names: tuple[str, ...]
-    section: str
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The result of ``loss_module.verify``; its ``str`` is a table.
-
-    ``backend`` says what computed sgc's side. With ``backend="inductor", rng="fast"`` other random numbers are
-    drawn than by Pyro; then the emitted module itself is what is compared.
-    """
-
-    backend: str
-    loss: Difference
-    sites: tuple[Difference, ...]
-    gradients: tuple[Difference, ...]
-    tolerance: float
-    reasons: tuple[Reason, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything agrees to the tolerance, but for what differs by design."""
-        return all(row.by_design or row.within(self.tolerance) for _, row in self._rows())
-
-    @property
-    def differs_by_design(self) -> tuple[str, ...]:
-        """The reasons for the differences that are by design."""
-        return tuple(reason.text for reason in self.reasons)
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def _rows(self) -> list[tuple[str, Difference]]:
-        return [("loss", self.loss), *(("site", d) for d in self.sites), *(("gradient", d) for d in self.gradients)]
-
-    def __str__(self) -> str:
-        rows = self._rows()
-        width = max(len(difference.name) for _, difference in rows)
-        lines = [self._title()]
-        for kind, difference in rows:
-            mark = self._mark(difference)
-            note = f"  {difference.note}" if difference.note else ""
-            lines.append(
-                f"  {mark:<9} {kind:<8} {difference.name:<{width}}  |difference| {difference.difference:.2e}"
-                f"  of {difference.magnitude:.2e}{note}"
-            )
-        for reason in self.reasons:
-            lines.append(f"  by design: {reason.text}")
-            lines.append(f"    so differ {', '.join(reason.names)}; see {reason.section}")
-        return "\n".join(lines)
-
-    def _title(self) -> str:
-        judged = "DIFFERENT" if not self.ok else "equal but where sgc differs by design" if self.reasons else "equal"
-        return f"sgc ({self.backend}) against eager Pyro under one seed: {judged}"
-
-    def _mark(self, difference: Difference) -> str:
-        return "by design" if difference.by_design else "ok" if difference.within(self.tolerance) else "!!"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        rows = [
-            (self._mark(row), kind, row.name, f"{row.difference:.2e}", f"{row.magnitude:.2e}", row.note)
-            for kind, row in self._rows()
-        ]
-        for why in self.reasons:
-            rows.append(("by design", "", ", ".join(why.names), "", "", f"{why.text}; see {why.section}"))
-        table = Table(self._title(), ("", "", "", "|difference|", "of", ""), tuple(rows), frozenset({3, 4}))
-        return {"text/plain": str(self), "text/html": table.to_html()}
 
 
 @dataclass(frozen=True)
@@ -176,7 +85,8 @@ def verify(
         return _Result(loss, sites, dict(zip(names, gradients, strict=True)))
 
     objective = specialization.options.objective
-    plain = partial(PYRO_LOSSES[objective], as_asked=False)
+    enumerated = [node.site for node in specialization.graph.of_type(ProbabilityNode)]
+    plain = partial(PYRO_LOSSES[objective], as_asked=bool(enumerated))
     with undone_writes() as written:
         pyro_side(plain)
     with written.again():  # not under the mode that saw what is written: it changes what torch.tensor(z) is in Pyro
@@ -200,13 +110,14 @@ def verify(
                 return pyro_side(pyro_without(objective, specialization.graph, faults, seen))
 
         seen = Seen()
+        faults = tuple(fault for fault in Fault if not enumerated or fault is not Fault.UNKNOWN)
         mended = without(tuple(Fault))
         differences = [
             replace(row, by_design=not row.within(tolerance) and fair.within(tolerance))
             for row, fair in zip(differences, ours.differences(mended), strict=True)
         ]
         affected = {row.name for row in differences if row.by_design}
-        for fault in Fault if affected else ():
+        for fault in faults if affected else ():
             rows = mended.differences(without([other for other in Fault if other is not fault]))
             differ = tuple(row.name for row in rows if row.name in affected and not row.within(tolerance))
             if differ:
@@ -215,6 +126,12 @@ def verify(
         if unexplained:  # no fault alone is enough for these
             known = list(seen.words) or [Fault.PROVENANCE]
             reasons += [Reason(text, unexplained, section) for fault in known for text, section in seen.of(fault)]
+    if enumerated:
+        text = (
+            f"{', '.join(map(repr, enumerated))}: all values are weighted, which Pyro's TraceGraph_ELBO cannot; sgc is "
+            "compared with the sums over these values of eager Pyro's densities"
+        )
+        reasons.insert(0, Reason(text, ("the loss", "the gradients"), next(Seen().of(Fault.UNKNOWN))[1]))
     count = len(names)
     return Verification(
         backend=backend.name if same_numbers else "the emitted module, eagerly",

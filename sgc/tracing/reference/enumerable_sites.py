@@ -8,11 +8,39 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 
 from sgc.errors import EnumerationError
+from sgc.graph.plan import LARGEST_TABLE
 from sgc.tracing.asked_estimators import base_distribution
 from sgc.tracing.source import current_line
 
-LARGEST = 2**28
-"""The most elements that the log density of an enumerated site may have: a gigabyte of float32."""
+
+def check_enumerable(msg: Any, *, table: bool = True) -> None:
+    """Refuse a sample statement that cannot be enumerated.
+
+    :param table: whether all values are in one tensor.
+    :raises EnumerationError: if its support is not finite, or the tensor would be too large.
+    """
+    fn, name = msg["fn"], msg["name"]
+    described = type(base_distribution(fn)).__name__
+    if not getattr(fn, "has_enumerate_support", False):
+        raise EnumerationError(
+            f"a {described} has no finite support that could be enumerated",
+            site=name,
+            source=current_line(),
+            remedy="do not ask for its enumeration, and sample it in the guide",
+        )
+    if not table:
+        return
+    values = math.prod(fn.enumerate_support(expand=False).shape[:1])
+    size = values * math.prod(fn.batch_shape)
+    if size > LARGEST_TABLE:
+        raise EnumerationError(
+            f"its log density, for {values} values times a batch of {list(fn.batch_shape)}, would have {size} "
+            f"elements, and the limit is {LARGEST_TABLE}",
+            site=name,
+            source=current_line(),
+            remedy="in a loop, put the statements within pyro.markov, so that fewer sites are joint; or enumerate "
+            "sequentially, or sample some of the sites in the guide",
+        )
 
 
 class EnumerableSites(Messenger):
@@ -29,31 +57,10 @@ class EnumerableSites(Messenger):
         infer = msg["infer"] or {}
         if msg["is_observed"] or not infer.get("enumerate") or infer.get("num_samples") is not None:
             return
-        fn, name = msg["fn"], msg["name"]
-        described = type(base_distribution(fn)).__name__
-        if not getattr(fn, "has_enumerate_support", False):
-            raise EnumerationError(
-                f"a {described} has no finite support that could be enumerated",
-                site=name,
-                source=current_line(),
-                remedy="leave infer={'enumerate': ...} out, and sample the site in the guide",
-            )
-        if infer["enumerate"] != "parallel":
-            return
+        check_enumerable(msg, table=infer["enumerate"] == "parallel")
         plates = tuple(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
-        if plates:
-            self.in_plates[name] = plates
-        values = math.prod(fn.enumerate_support(expand=False).shape[:1])
-        size = values * math.prod(fn.batch_shape)
-        if size > LARGEST:
-            raise EnumerationError(
-                f"its log density, for {values} values times a batch of {list(fn.batch_shape)}, would have {size} "
-                f"elements, and the limit is {LARGEST}",
-                site=name,
-                source=current_line(),
-                remedy="in a loop, put the statements within pyro.markov, so that fewer sites are joint; or enumerate "
-                "sequentially, or sample some of the sites in the guide",
-            )
+        if plates and infer["enumerate"] == "parallel":
+            self.in_plates[msg["name"]] = plates
 
     def explain(self, error: ValueError) -> None:
         """Add a note to Pyro's error about the shape of a density, where an enumerated site may be the reason."""

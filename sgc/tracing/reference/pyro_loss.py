@@ -24,15 +24,17 @@ class PyroLoss(ELBO):
         super().__init__(**options)
         self.as_asked = as_asked
         self.option = option
+        self.enumerates = False
+        """Whether it is known that a site asks for all its values; else the first run finds out, and starts anew."""
 
-    def as_it_asks(self, guide: Any) -> Any:
-        """The guide, asking for what the option says; without that if it is to be Pyro's own."""
-        return self.option(guide) if self.option is not None and self.as_asked else guide
+    def as_it_asks(self, model: Any, guide: Any) -> tuple[Any, Any]:
+        """Model and guide; the guide asks for what the option says, unless it is to be Pyro's own."""
+        return model, self.option(guide) if self.option is not None and self.as_asked else guide
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         pyros: Any = super()
         with AskedEstimators() if self.as_asked else nullcontext():
-            traces: tuple[Trace, Trace] = pyros._get_trace(model, self.as_it_asks(guide), args, kwargs)
+            traces: tuple[Trace, Trace] = pyros._get_trace(*self.as_it_asks(model, guide), args, kwargs)
         return traces
 
     def finished(self, traces: tuple[Trace, Trace]) -> tuple[Trace, Trace]:

@@ -1,7 +1,8 @@
-"""Eager Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines, which Pyro does not know."""
+"""Eager Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines and enumerated sites, which Pyro does not know."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,20 +12,54 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
+from sgc.tracing.asked_enumeration import AsksForAllValuesError, NoticedEnumeration, enumerated_as_asked
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
 from sgc.tracing.reference.pyro_loss import PyroLoss
+from sgc.tracing.reference.weighted_costs import WeightedRun
+from sgc.tracing.state.random_state import random_state, restore_random_state
 
 
 class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
-    """Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines if ``as_asked``."""
+    """Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines, and enumerated sites, if ``as_asked``."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._scores: list[dict[str, tuple[Tensor, Tensor]]] = []
         """For each particle that was run, at the sites with such a baseline: score function and downstream cost."""
 
+    def as_it_asks(self, model: Any, guide: Any) -> tuple[Any, Any]:
+        model, guide = super().as_it_asks(model, guide)
+        if not self.as_asked:
+            return model, guide
+        if not self.enumerates:
+            return model, NoticedEnumeration()(guide)
+        return enumerated_as_asked(model, guide, self._first_dim)
+
+    @property
+    def _first_dim(self) -> int:
+        return -1 - int(self.max_plate_nesting)
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        start = random_state() if self.as_asked and not self.enumerates else None
+        try:
+            yield from super()._get_traces(model, guide, args, kwargs)
+            return
+        except AsksForAllValuesError:  # in the first run, before anything was given
+            self.enumerates = True
+        assert start is not None
+        restore_random_state(start)
+        if math.isinf(self.max_plate_nesting):
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+            restore_random_state(start)
+        yield from super()._get_traces(model, guide, args, kwargs)
+
     def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
         names = _take_leave_one_out(traces[1])
+        if self.enumerates:
+            run = WeightedRun(*traces, self._first_dim)
+            if names:
+                self._scores.append({s.site: (s.score, s.cost) for s in run.scores() if s.site in names})
+            return run.value_and_surrogate()
         if names and self.as_asked:
             self._scores.append(dict(_scores(names, *traces)))
         result: tuple[Any, Any] = self._loss_and_surrogate_loss_particle(*traces)

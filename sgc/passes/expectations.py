@@ -1,0 +1,216 @@
+"""Expectations over the values of enumerated sites of the guide, beside sites with other estimators.
+
+With ``E(c)`` the enumerated sites upstream of a cost ``c``, and ``w_e`` the probabilities of the values of ``e``, the
+ELBO is the sum of ``prod_{e in E(c)} w_e * c`` over all costs and values (Titsias and Lázaro-Gredilla 2015). One site
+is eliminated after another, the last first: the costs that depend on it are added up, and their sum is multiplied by
+``w_e`` and summed over its values. So a chain of T sites takes O(T) sums (variable elimination). For a score function
+the sites above its own stay, and each of their values has a downstream cost of its own, weighted by the probability of
+the value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from sgc.errors import EnumerationError
+from sgc.graph import keys
+from sgc.graph.cost_sums import Reduction, SummedCostsNode
+from sgc.graph.expectation_nodes import ExpectationNode, MarginalProbabilityNode, ProbabilityNode
+from sgc.graph.graph import StochasticGraph
+from sgc.graph.nodes import CostNode, ValuesIn
+from sgc.graph.plan import LARGEST_TABLE
+from sgc.graph.program import Plate
+
+Frames = frozenset[Plate]
+
+
+class Expectations:
+    """Adds the expectations that others ask for to a graph; what is there already is taken again."""
+
+    def __init__(self, graph: StochasticGraph) -> None:
+        self._graph = graph
+        self._probabilities = {node.site: node for node in graph.of_type(ProbabilityNode)}
+        self._frames = {site: self._plates_of(site) for site in self._probabilities}
+        self._known = {(node.site, node.plates, node.terms): node.key for node in graph.of_type(ExpectationNode)}
+
+    def of(self, costs: Sequence[str], given: frozenset[str] = frozenset(), plates: Frames = frozenset()) -> list[str]:
+        """The addends of the expectation of a sum of costs.
+
+        :param costs: their keys.
+        :param given: the enumerated sites of which each value stays apart, with all enumerated sites above them.
+        :param plates: those of which each element stays apart.
+        :returns: the keys of costs and expectations.
+        """
+        addends = list(costs)
+        for site in reversed(self._probabilities):
+            if site not in given:
+                addends = self._summed_over(site, addends, plates)
+        return addends
+
+    def values_in(self, key: str) -> ValuesIn:
+        """The enumerated sites whose values a cost, a sum of costs or a probability has dims for."""
+        payload = self._graph.payload(key)
+        if isinstance(payload, (ExpectationNode, ProbabilityNode, MarginalProbabilityNode)):
+            return payload.values_in
+        if isinstance(payload, CostNode):
+            return values_of_cost(self._graph, payload) if self._probabilities else ()
+        assert isinstance(payload, SummedCostsNode)
+        return self.together([self.values_in(addend) for addend in payload.summed()])
+
+    def together(self, parts: Iterable[ValuesIn]) -> ValuesIn:
+        """The enumerated sites whose values the sum or product of some tensors has dims for.
+
+        :raises EnumerationError: if two of them have their values in one dim.
+        """
+        dims: dict[str, int] = {}
+        for part in parts:
+            dims.update(part)
+        sites: dict[int, str] = {}
+        for name in self._probabilities:
+            if name in dims and sites.setdefault(dims[name], name) != name:
+                raise self._error(
+                    name,
+                    f"pyro.markov lets it and '{sites[dims[name]]}' have their values in one dim, and they are joint",
+                    "give pyro.markov the history that the program has, or leave it out",
+                )
+        return tuple((name, dims[name]) for name in self._probabilities if name in dims)
+
+    def probability_of(self, values_in: ValuesIn) -> tuple[str, ...]:
+        """The keys of the factors of the joint probability of the values of some enumerated sites.
+
+        The other sites that their probabilities depend on are summed out, the first first.
+        """
+        wanted = {site for site, _ in values_in}
+        above = set(wanted)
+        for site in reversed(self._probabilities):
+            if site in above:
+                above.update(name for name, _ in self._probabilities[site].values_in)
+        factors = [self._probabilities[site].key for site in self._probabilities if site in above]
+        for site in self._probabilities:
+            if site in above and site not in wanted:
+                with_site = [key for key in factors if site in dict(self.values_in(key))]
+                if with_site:
+                    kept = [key for key in factors if key not in with_site]
+                    factors = [self._summed_out(site, tuple(with_site)), *kept]
+        return tuple(factors)
+
+    def _summed_out(self, site: str, factors: tuple[str, ...]) -> str:
+        known = list(self._graph.of_type(MarginalProbabilityNode))
+        same = [node.key for node in known if node.site == site and node.factors == factors]
+        if same:
+            return same[0]
+        values_in = self.together(map(self.values_in, factors))
+        shape, dim = self._shape(site, factors), dict(values_in)[site]
+        key = keys.marginal_probability(site, len(known))
+        node = MarginalProbabilityNode(
+            key, _without(shape, dim), site, dim, factors, tuple(item for item in values_in if item[0] != site)
+        )
+        self._graph.add(node, factors)
+        return key
+
+    def _summed_over(self, site: str, addends: list[str], plates: Frames) -> list[str]:
+        """The addends without the dim of a site's values: those that have it are added up, in groups of same plates."""
+        probability = self._probabilities[site]
+        groups: dict[Frames, list[str]] = {}
+        for key in addends:
+            sites = dict(self.values_in(key))
+            if site in sites:
+                needed = [self._frames[name] for name in (*sites, *dict(probability.values_in))]
+                groups.setdefault(self._plates(key) & plates.union(*needed), []).append(key)
+        summed = {key for group in groups.values() for key in group}
+        kept = [key for key in addends if key not in summed]
+        return [*kept, *(self._expectation(probability, frames, group) for frames, group in groups.items())]
+
+    def _expectation(self, probability: ProbabilityNode, frames: Frames, addends: list[str]) -> str:
+        site, dim = probability.site, dict(probability.values_in)[probability.site]
+        terms = tuple(Reduction(key, self._dims(key, frames)) for key in addends)
+        if (site, frames, terms) in self._known:
+            return self._known[site, frames, terms]
+        values_in = self.together([probability.values_in, *map(self.values_in, addends)])
+        shapes = [self._reduced(term) for term in terms]
+        shape = self._check_size(site, tuple(torch.broadcast_shapes(probability.shape, *shapes)))
+        node = ExpectationNode(
+            key=keys.expectation(site, len(self._known)),
+            shape=_without(shape, dim),
+            plates=frames,
+            site=site,
+            dim=dim,
+            probability=probability.key,
+            terms=terms,
+            detached=frozenset(key for key in addends if self._is_detached(key)),
+            values_in=tuple(item for item in values_in if item[0] != site),
+        )
+        self._graph.add(node, node.computed_from())
+        self._known[site, frames, terms] = node.key
+        return node.key
+
+    def _is_detached(self, key: str) -> bool:
+        """Whether a cost is ``-log q`` of a site that has no entropy term."""
+        cost = self._graph.payload(key)
+        assert self._graph.program is not None
+        if not isinstance(cost, CostNode) or key != keys.cost_key(cost.site, -1):
+            return False
+        return keys.score_part("entropy_term", cost.site) not in self._graph
+
+    def _dims(self, key: str, frames: Frames) -> tuple[int, ...]:
+        shape = self._graph.value_shape(key)
+        dims = sorted((plate.dim or 0 for plate in self._plates(key) - frames), reverse=True)
+        return tuple(dim for dim in dims if shape[dim] != 1)
+
+    def _reduced(self, term: Reduction) -> tuple[int, ...]:
+        shape = list(self._graph.value_shape(term.addend))
+        for dim in term.dims:
+            shape[dim] = 1
+        return tuple(shape)
+
+    def _shape(self, site: str, factors: Sequence[str]) -> tuple[int, ...]:
+        shapes = [self._graph.payload(key).shape for key in factors]
+        return self._check_size(site, tuple(torch.broadcast_shapes(*shapes)))
+
+    def _check_size(self, site: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if math.prod(shape) > LARGEST_TABLE:
+            raise self._error(
+                site,
+                f"the sum over its values is of a table of {list(shape)}, and the limit is {LARGEST_TABLE} elements",
+                "in a loop, put the statements within pyro.markov, so that fewer sites are joint; or enumerate fewer",
+            )
+        return shape
+
+    def _plates(self, key: str) -> Frames:
+        payload = self._graph.payload(key)
+        assert isinstance(payload, (CostNode, SummedCostsNode))
+        return frozenset(payload.plates)
+
+    def _plates_of(self, site: str) -> Frames:
+        assert self._graph.program is not None
+        density = self._graph.program.site(site).guide
+        assert density is not None
+        return frozenset(plate for plate in density.plates if plate.vectorized)
+
+    def _error(self, site: str, problem: str, remedy: str) -> EnumerationError:
+        assert self._graph.program is not None
+        return EnumerationError(problem, site=site, source=self._graph.program.site(site).source, remedy=remedy)
+
+
+def values_of_cost(graph: StochasticGraph, cost: CostNode) -> ValuesIn:
+    """The enumerated sites whose values a cost has dims for."""
+    assert graph.program is not None
+    site = graph.program.site(cost.site)
+    densities = [density for density in (site.model, site.guide) if density is not None]
+    own = [
+        density for density in densities if density.log_prob == cost.fx
+    ] or densities  # both: a closed form is of both
+    found = {item for density in own for item in graph.program.values_in(density, cost.fx)}
+    return tuple(sorted(found, key=lambda item: graph.program.guide_order.index(item[0])))  # type: ignore[union-attr]
+
+
+def enumerated_above(graph: StochasticGraph, site: str) -> frozenset[str]:
+    """The enumerated sites upstream of a latent site."""
+    return graph.provenance(site) & {node.site for node in graph.of_type(ProbabilityNode)}
+
+
+def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return tuple(1 if place - len(shape) == dim else size for place, size in enumerate(shape))

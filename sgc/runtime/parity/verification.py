@@ -1,0 +1,100 @@
+"""The result of a comparison with eager Pyro, and its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sgc.table import Table
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One compared quantity: the largest absolute difference, and the largest magnitude on Pyro's side.
+
+    ``by_design`` says that it equals Pyro's once Pyro's known faults are taken away.
+    """
+
+    name: str
+    difference: float
+    magnitude: float
+    note: str = ""
+    by_design: bool = False
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the difference is small relative to the magnitude (or to 1, if that is larger)."""
+        return self.difference <= tolerance * max(1.0, self.magnitude)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A fault of Pyro's that sgc does not share: what it did, what differs by it, and where the docs tell of it."""
+
+    text: str
+    names: tuple[str, ...]
+    section: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of ``loss_module.verify``; its ``str`` is a table.
+
+    ``backend`` says what computed sgc's side. With ``backend="inductor", rng="fast"`` other random numbers are
+    drawn than by Pyro; then the emitted module itself is what is compared.
+    """
+
+    backend: str
+    loss: Difference
+    sites: tuple[Difference, ...]
+    gradients: tuple[Difference, ...]
+    tolerance: float
+    reasons: tuple[Reason, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything agrees to the tolerance, but for what differs by design."""
+        return all(row.by_design or row.within(self.tolerance) for _, row in self._rows())
+
+    @property
+    def differs_by_design(self) -> tuple[str, ...]:
+        """The reasons for the differences that are by design."""
+        return tuple(reason.text for reason in self.reasons)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def _rows(self) -> list[tuple[str, Difference]]:
+        return [("loss", self.loss), *(("site", d) for d in self.sites), *(("gradient", d) for d in self.gradients)]
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        width = max(len(difference.name) for _, difference in rows)
+        lines = [self._title()]
+        for kind, difference in rows:
+            mark = self._mark(difference)
+            note = f"  {difference.note}" if difference.note else ""
+            lines.append(
+                f"  {mark:<9} {kind:<8} {difference.name:<{width}}  |difference| {difference.difference:.2e}"
+                f"  of {difference.magnitude:.2e}{note}"
+            )
+        for reason in self.reasons:
+            lines.append(f"  by design: {reason.text}")
+            lines.append(f"    so differ {', '.join(reason.names)}; see {reason.section}")
+        return "\n".join(lines)
+
+    def _title(self) -> str:
+        judged = "DIFFERENT" if not self.ok else "equal but where sgc differs by design" if self.reasons else "equal"
+        return f"sgc ({self.backend}) against eager Pyro under one seed: {judged}"
+
+    def _mark(self, difference: Difference) -> str:
+        return "by design" if difference.by_design else "ok" if difference.within(self.tolerance) else "!!"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        rows = [
+            (self._mark(row), kind, row.name, f"{row.difference:.2e}", f"{row.magnitude:.2e}", row.note)
+            for kind, row in self._rows()
+        ]
+        for why in self.reasons:
+            rows.append(("by design", "", ", ".join(why.names), "", "", f"{why.text}; see {why.section}"))
+        table = Table(self._title(), ("", "", "", "|difference|", "of", ""), tuple(rows), frozenset({3, 4}))
+        return {"text/plain": str(self), "text/html": table.to_html()}

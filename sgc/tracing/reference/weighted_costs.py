@@ -1,0 +1,173 @@
+"""Eagerly: ELBO and surrogate of a run in which some sites of the guide have all their values.
+
+The formulas are those of ``docs/estimators.md``, written out as they stand there: each cost is multiplied by the
+probabilities of all enumerated sites that it depends on, and summed, in an order that ``opt_einsum`` finds. The
+compiled program eliminates one site after another instead, so that one is a test of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import opt_einsum
+import torch
+from pyro.distributions.util import is_identically_zero
+from pyro.infer.tracegraph_elbo import _construct_baseline
+from pyro.ops.provenance import detach_provenance, get_provenance
+from pyro.poutine import Trace
+from torch import Tensor
+
+Labels = tuple[Any, ...]
+"""What each dim of a tensor is of: a plate's dim, as a number, or the name of an enumerated site."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A tensor without dims of size one, with a label for each dim."""
+
+    value: Tensor
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """A cost with its sign; what the surrogate has of it; and the latent sites that it depends on."""
+
+    value: Labelled
+    differentiated: Labelled
+    upstream: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score function times the detached probabilities of the values that it is of, and the downstream cost."""
+
+    site: str
+    score: Tensor
+    cost: Tensor
+
+
+def is_enumerated(site: Any) -> bool:
+    """Whether a site of a guide has all its values."""
+    return site["type"] == "sample" and "_enumerate_dim" in site["infer"]
+
+
+class WeightedRun:
+    """One run of model and guide.
+
+    :param first_dim: the rightmost dim, negative, that a site may have its values in.
+    """
+
+    def __init__(self, model_trace: Trace, guide_trace: Trace, first_dim: int) -> None:
+        self._first_dim = first_dim
+        self._guide = {site["name"]: site for site in _samples(guide_trace)}
+        enumerated = {name: site for name, site in self._guide.items() if is_enumerated(site)}
+        self._dims: dict[Any, int] = {name: site["infer"]["_enumerate_dim"] for name, site in enumerated.items()}
+        self._names = {site["infer"]["_dim_to_id"][self._dims[name]]: name for name, site in enumerated.items()}
+        self._upstream: dict[str, frozenset[str]] = {}
+        for name, site in self._guide.items():
+            self._upstream[name] = self._closed(get_provenance(site["log_prob"]), name)
+        self._weights = {
+            name: self._labelled(site, detach_provenance(site["unscaled_log_prob"]).exp())
+            for name, site in enumerated.items()
+        }
+        self._costs = [*self._of_model(model_trace), *self._of_guide()]
+
+    def value_and_surrogate(self) -> tuple[Tensor, Tensor]:
+        """The ELBO of the run, and its surrogate loss without what leave-one-out baselines add."""
+        value = sum(self._expected(cost.value, cost.upstream, ()).value for cost in self._costs)
+        surrogate: Any = sum(self._expected(cost.differentiated, cost.upstream, ()).value for cost in self._costs)
+        errors: Any = 0.0
+        for site in self.scores():
+            used, error, baseline = _construct_baseline(site.site, self._guide[site.site], site.cost)
+            centred = site.cost - baseline if used else site.cost
+            errors = errors + error
+            surrogate = surrogate + (site.score * centred.detach()).sum()
+        return torch.as_tensor(value).detach(), errors - surrogate
+
+    def scores(self) -> Iterator[Score]:
+        """Of each site with a score function that a cost depends on."""
+        for name, site in self._guide.items():
+            score_function = detach_provenance(site["score_parts"].score_function)
+            below = [cost for cost in self._costs if name in cost.upstream]
+            if not below or site["is_observed"] or name in self._dims or is_identically_zero(score_function):
+                continue
+            upstream = self._upstream[name] - {name}
+            plates = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
+            costs = [self._expected(cost.value, cost.upstream - upstream, plates) for cost in below]
+            downstream: Any = sum(self._in_place(cost) for cost in costs)
+            own = self._labelled(site, score_function)
+            labels = dict.fromkeys((*own.labels, *(label for cost in costs for label in cost.labels)))
+            of_values = {label for label in labels if label in self._dims}
+            weights = [self._weights[e] for e in self._closed(of_values) if e in self._dims]
+            weight = _product([Labelled(w.value.detach(), w.labels) for w in weights], [*of_values, *plates])
+            yield Score(name, self._in_place(weight) * score_function, downstream.detach())
+
+    def _of_model(self, model_trace: Trace) -> Iterator[_Cost]:
+        for site in _samples(model_trace):
+            own = self._labelled(site, detach_provenance(site["log_prob"]))
+            name = site["name"] if site["name"] in self._dims else None
+            yield _Cost(own, own, self._closed(get_provenance(site["log_prob"]), name))
+
+    def _of_guide(self) -> Iterator[_Cost]:
+        for name, site in self._guide.items():
+            own = self._labelled(site, -detach_provenance(site["log_prob"]))
+            entropy = detach_provenance(site["score_parts"].entropy_term)
+            detached = Labelled(own.value.detach(), own.labels)
+            known = detached if is_identically_zero(entropy) else self._labelled(site, -entropy)
+            yield _Cost(own, known, self._upstream[name])
+
+    def _closed(self, names: Any, own: str | None = None) -> frozenset[str]:
+        """These, and what the distributions of the enumerated sites among them depend on."""
+        closed: set[str] = set(names)
+        if own is not None and own in self._dims:
+            closed.add(own)
+        return frozenset(closed.union(*(self._upstream[name] for name in closed if name in self._upstream)))
+
+    def _labelled(self, site: Any, value: Tensor) -> Labelled:
+        ids = site["infer"].get("_dim_to_id", {})
+        labels = [
+            self._names[ids[dim]] if dim <= self._first_dim else dim
+            for dim in range(-value.dim(), 0)
+            if value.shape[dim] != 1
+        ]
+        return Labelled(value.squeeze(), tuple(labels))
+
+    def _expected(self, cost: Labelled, upstream: frozenset[str], kept: Any) -> Labelled:
+        """A cost, summed over the values of the enumerated sites among ``upstream`` with their probabilities, and over
+        plates that are not kept.
+        """
+        weights = [self._weights[name] for name in upstream if name in self._dims]
+        stay = [
+            label
+            for label in dict.fromkeys((*cost.labels, *(x for w in weights for x in w.labels)))
+            if label in kept or (label in self._dims and label not in upstream)
+        ]
+        finite = Labelled(cost.value.clamp(min=torch.finfo(cost.value.dtype).min), cost.labels)  # its weight may be 0
+        return _product([finite, *weights], stay)
+
+    def _in_place(self, given: Labelled) -> Tensor:
+        """The tensor with each dim where it belongs."""
+        dims: list[int] = [dict.get(self._dims, label, label) for label in given.labels]
+        order = sorted(range(len(dims)), key=dims.__getitem__)
+        shape = [1] * -min(dims, default=0)
+        for place in order:
+            shape[dims[place]] = given.value.shape[place]
+        return given.value.permute(order).reshape(shape)
+
+
+def _product(factors: list[Labelled], kept: Any) -> Labelled:
+    """The product of some tensors, summed over all labels but these."""
+    if not factors:
+        return Labelled(torch.ones(()), ())
+    known = {label for factor in factors for label in factor.labels}
+    labels = tuple(label for label in dict.fromkeys(kept) if label in known)
+    number = {label: position for position, label in enumerate([*labels, *(known - set(labels))])}
+    operands = [part for f in factors for part in (f.value, [number[label] for label in f.labels])]
+    return Labelled(opt_einsum.contract(*operands, [number[label] for label in labels], backend="torch"), labels)
+
+
+def _samples(trace: Trace) -> list[Any]:
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
