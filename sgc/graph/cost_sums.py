@@ -105,3 +105,11 @@ class DownstreamCostNode(Payload):
             total = value if total is None else run.call(torch.add, total, value)
         assert total is not None
         return total
+
+
+def costs_summed(graph: StochasticGraph, key: str) -> list[str]:
+    """The keys of the costs that a sum is made of, with repetitions; of any other node its own key."""
+    payload = graph.payload(key) if key in graph else None
+    if isinstance(payload, SummedCostsNode):
+        return [cost for addend in payload.summed() for cost in costs_summed(graph, addend)]
+    return [key]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from sgc.graph.arithmetic import Arithmetic, Value
-from sgc.graph.cost_sums import DownstreamCostNode, SummedCostsNode
+from sgc.graph.cost_sums import DownstreamCostNode, SummedCostsNode, costs_summed
 from sgc.graph.enumeration_nodes import ExpectedCostNode
 from sgc.graph.nodes import BaselineNode, CostNode, Payload, Stage
 from sgc.graph.program import Particles
@@ -122,14 +122,18 @@ def signed_sum(run: Arithmetic, addends: Iterable[tuple[Value, bool]]) -> Value:
 def sum_in_words(graph: StochasticGraph, operands: Sequence[str]) -> str:
     """A sum of costs or terms, for the printed graph: ``2 log p terms - 1 log q term``."""
     addends: Counter[tuple[str, bool]] = Counter()
-    for payload in map(graph.payload, operands):
+    summed = [key for operand in operands for key in costs_summed(graph, operand)]
+    for payload in map(graph.payload, summed):
         noun = payload.noun if isinstance(payload, (SurrogateTermNode, CostNode)) else payload.kind
         addends[noun, payload.subtracted] += 1
     words = [
         f"{'-' if subtracted else '+'} {count} {noun}{'s' * (count > 1)}"
         for (noun, subtracted), count in addends.items()
     ]
-    return " ".join(words).removeprefix("+ ") or "0"
+    sums = [payload for payload in map(graph.payload, operands) if isinstance(payload, SummedCostsNode)]
+    weighted = sum(len(costs_summed(graph, node.key)) for node in sums)
+    note = f", {weighted} of them weighted by the probabilities of enumerated values" if weighted else ""
+    return (" ".join(words).removeprefix("+ ") or "0") + note
 
 
 def particles_in_words(particles: Particles) -> str:

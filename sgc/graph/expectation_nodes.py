@@ -53,6 +53,29 @@ class MarginalProbabilityNode(Payload):
 
 
 @dataclass(frozen=True)
+class WeightNode(Payload):
+    """The probability of the values of enumerated sites that the score function of ``site`` and its cost have elements
+    for, without its gradient: the product of ``factors``.
+    """
+
+    kind: ClassVar[str] = "weight"
+
+    site: str
+    factors: tuple[str, ...]
+
+    @classmethod
+    def may_depend_on(cls) -> tuple[type[Payload], ...]:
+        return ProbabilityNode, MarginalProbabilityNode
+
+    def computed_from(self) -> tuple[str, ...]:
+        return self.factors
+
+    def compute(self, run: Arithmetic) -> Value:
+        """The detached product."""
+        return run.call(torch.detach, product(run, self.factors))
+
+
+@dataclass(frozen=True)
 class ExpectationNode(SummedCostsNode):
     """The expectation of a sum of costs over the values of ``site``, which are in ``dim``.
 

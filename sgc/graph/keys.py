@@ -53,6 +53,11 @@ def marginal_probability(site: str, number: int) -> str:
     return f"sum over {site} ({number})"
 
 
+def weight(site: str) -> str:
+    """The key of the probability of the enumerated values that a score function is multiplied by."""
+    return f"weight({site})"
+
+
 def expectation(site: str, number: int) -> str:
     """The key of the expectation of costs over the values of an enumerated site."""
     return f"E_{site} ({number})"

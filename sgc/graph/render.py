@@ -12,6 +12,7 @@ from sgc.graph.derived_nodes import NegationNode, OfAllParticlesNode
 from sgc.graph.drawing.wording import Wording
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.estimator_rules import rule_of
+from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import CostNode, InputNode, SiteNode
 from sgc.graph.program import SiteKind
@@ -60,6 +61,9 @@ def _lines(graph: StochasticGraph, wording: Wording) -> Iterator[str]:
 
 def _weights(graph: StochasticGraph, cost: str) -> tuple[str, ...]:
     """The sites of the guide that a cost is weighted by."""
+    enumerated = {node.site for node in graph.of_type(ProbabilityNode)}
+    if enumerated:
+        return tuple(site for site in graph.sites(SiteKind.LATENT) if site in enumerated & graph.provenance(cost))
     key = keys.expected_cost(cost)
     node = graph.payload(key) if key in graph else None
     return tuple(site for site in node.weights if site in graph) if isinstance(node, ExpectedCostNode) else ()

@@ -10,7 +10,7 @@ from torch import fx
 
 from sgc.errors import GraphError
 from sgc.graph import keys
-from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode, SummedCostsNode
+from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode, SummedCostsNode, costs_summed
 from sgc.graph.derived_nodes import TotalNode
 from sgc.graph.effects import dependencies
 from sgc.graph.estimator_rules import rule_of
@@ -65,7 +65,7 @@ def _sums_are_exact(graph: StochasticGraph) -> Iterator[str]:
         return
     elbo = graph.payload(keys.ELBO) if keys.ELBO in graph else None
     if isinstance(elbo, TotalNode) and any(isinstance(graph.payload(key), SummedCostsNode) for key in elbo.operands):
-        counted = sorted(cost for key in elbo.operands for cost in _flatten(graph, key))
+        counted = sorted(cost for key in elbo.operands for cost in costs_summed(graph, key))
         if counted != sorted(graph.costs()):
             yield f"{elbo.key!r} does not count every cost once: it counts {counted}"
     for node in graph.of_type(DownstreamCostNode):
@@ -73,20 +73,13 @@ def _sums_are_exact(graph: StochasticGraph) -> Iterator[str]:
             continue
         summed: list[str] = []
         for term in node.terms:
-            summed += _flatten(graph, term.addend)
+            summed += costs_summed(graph, term.addend)
         expected = node.lawful_costs(graph)
         if len(summed) != len(set(summed)):
             yield f"{node.key!r} counts a cost twice"
         if set(summed) != expected or node.costs != expected:
             missing, extra = sorted(expected - set(summed)), sorted(set(summed) - expected)
             yield f"{node.key!r} is not the sum of its site's downstream costs: missing {missing}, extra {extra}"
-
-
-def _flatten(graph: StochasticGraph, key: str) -> list[str]:
-    payload = graph._payloads.get(key)
-    if isinstance(payload, SummedCostsNode):
-        return [cost for addend in payload.summed() for cost in _flatten(graph, addend)]
-    return [key]
 
 
 def _estimators_keep_their_laws(graph: StochasticGraph) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 
 from sgc.config import ENUMERATE
 from sgc.errors import EnumerationError
-from sgc.tracing.reference.enumerable_sites import check_enumerable
+from sgc.tracing.reference.enumerable_sites import check_enumerable, note_plates
 from sgc.tracing.source import current_line
 
 Program = Callable[..., Any]
@@ -22,23 +22,32 @@ def asks_for_all_values(msg: Any) -> bool:
     return not msg["is_observed"] and (msg["infer"] or {}).get("estimator") == ENUMERATE
 
 
-def enumerated_as_asked(model: Program, guide: Program, first_dim: int) -> tuple[Program, Program]:
+def enumerated_as_asked(
+    model: Program, guide: Program, first_dim: int, in_plates: dict[str, tuple[str, ...]] | None = None
+) -> tuple[Program, Program]:
     """Model and guide, so that the guide's sites that ask for it have all their values, in dims to the left of all
     plates. What Pyro's ``TraceEnum_ELBO`` would enumerate beside them is sampled.
 
     :param first_dim: the rightmost dim, negative, that a site may have its values in.
+    :param in_plates: is told the sites that have them for each element of vectorised plates, with these.
     """
-    return _AskedEnumeration(None)(model), _AskedEnumeration(first_dim)(guide)
+    in_plates = {} if in_plates is None else in_plates
+    return _AskedEnumeration(None, in_plates)(model), _AskedEnumeration(first_dim, in_plates)(guide)
 
 
 class _AskedEnumeration(EnumMessenger):
     """Pyro's ``EnumMessenger``, for these sites alone."""
+
+    def __init__(self, first_dim: int | None, in_plates: dict[str, tuple[str, ...]]) -> None:
+        super().__init__(first_available_dim=first_dim)
+        self._in_plates = in_plates
 
     def _pyro_sample(self, msg: Any) -> None:
         own = msg["infer"] or {}
         asks = self.first_available_dim is not None and asks_for_all_values(msg)
         if asks:
             check_enumerable(msg)
+            note_plates(msg, self._in_plates)
             msg["infer"] = {**own, "enumerate": "parallel"}
         elif "enumerate" in own:
             msg["infer"] = {name: option for name, option in own.items() if name != "enumerate"}

@@ -18,6 +18,7 @@ import sgc
 from tests.statistical.enumerate import (
     binary,
     categories,
+    estimates_of_particles,
     exact_gradient,
     moments,
     weighted_estimates,
@@ -201,3 +202,79 @@ def of_draws(
     return moments(
         weighted_estimates(module, args, {n: c for n, c in counts.items() if n not in enumerated}, leaves), leaves
     )
+
+
+@pytest.mark.parametrize("program", [chain, plates])
+def test_baselines_of_a_site_below_are_exact_too(program: Callable[[], Program]) -> None:
+    """A decaying average and a network, with an element for each value of the enumerated site above."""
+    model, guide, args, supports, counts = program()
+    options = {
+        "w": {"use_decaying_avg_baseline": True},
+        "v": {"use_decaying_avg_baseline": True, "baseline_beta": 0.7},
+    }
+
+    def asking(*args: Any, **kwargs: Any) -> None:
+        with poutine.infer_config(config_fn=lambda site: {"baseline": options.get(site["name"], {})}):
+            guide(*args, **kwargs)
+
+    module = sgc.compile(model, asking, backend="eager", estimators={"z": "enumerate"})
+    leaves = list(module.initialize(*args).param_store.parameters())
+    drawn = partial(guide, scale=1.0) if program is plates else None
+    _, exact = exact_gradient(model, guide, args, supports, leaves, drawn)
+    _, gradients, _ = of_draws(module, args, counts, ("z",), leaves)
+    for ours, theirs in zip(gradients, exact, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    average = module.graph.baseline("w")
+    assert average is not None and average.shape[0] == counts["z"]
+    assert module.verify(*args), module.verify(*args)
+
+
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_leave_one_out_beside_an_enumerated_site_is_exact(vectorised: bool) -> None:
+    """Of two particles, with an enumerated site beside the site that has the baseline."""
+    model, guide, args, supports, _ = apart()
+    module = sgc.compile(
+        model,
+        guide,
+        backend="eager",
+        num_particles=2,
+        vectorize_particles=vectorised,
+        estimators={"z": "leave-one-out", "w": "enumerate"},
+    )
+    leaves = list(module.initialize(*args).param_store.parameters())
+    exact_loss, exact = exact_gradient(model, guide, args, supports, leaves)
+    draws = estimates_of_particles(module, partial(_sites, guide, "z"), args, {"z": supports["z"]}, leaves)
+    loss, gradients, _ = moments(draws, leaves)
+    assert torch.allclose(loss, exact_loss, rtol=1e-12)
+    for ours, theirs in zip(gradients, exact, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert module.verify(*args), module.verify(*args)
+
+
+def _sites(guide: Callable[..., Any], name: str, *args: Any) -> None:
+    """A guide with one of its sites alone."""
+    with poutine.block(hide_fn=lambda site: site["type"] == "sample" and site["name"] != name):
+        guide(*args)
+
+
+def test_values_of_no_probability_count_for_nothing() -> None:
+    """Their densities are infinite in the model, in the expectation and in the downstream costs."""
+    model, guide, args, *_ = impossible()
+    module = sgc.compile(model, guide, backend="eager", estimators={"z": "enumerate"})
+    leaves = list(module.initialize(*args).param_store.parameters())
+    loss = module(*args)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(leaf.grad).all() for leaf in leaves if leaf.grad is not None)
+    assert module.verify(*args), module.verify(*args)
+
+
+def test_the_variance_report_takes_the_estimator_apart() -> None:
+    """Its total is the exact variance, within the error of its draws; what is enumerated has no row."""
+    model, guide, args, _, counts = apart()
+    pyro.set_rng_seed(0)
+    module = sgc.compile(model, guide, backend="eager", estimators={"w": "enumerate"})
+    leaves = list(module.initialize(*args).param_store.parameters())
+    *_, variance = of_draws(module, args, counts, ("w",), leaves)
+    report = module.gradient_variance(*args, samples=4000)
+    assert {row.site for row in report.sites} == {"z", "terms without a score function"}
+    assert report.total == pytest.approx(float(variance), rel=0.1)

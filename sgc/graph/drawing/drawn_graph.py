@@ -2,9 +2,9 @@
 
 The other nodes say how these are computed, and are drawn as part of what they belong to: the downstream cost, the
 detached and the centred cost belong to the score term; what a baseline is learned from to the baseline; the score
-function and the entropy term to the ``-log q`` that they are made of; sums, means and signs to the loss. A partial sum
-is a way of adding up: an edge runs from each of its costs to the score term that they are added up for. An observed
-or deterministic site stands between what it is computed of and its ``log p``.
+function and the entropy term to the ``-log q`` that they are made of, probabilities to the site; sums, expectations,
+means and signs to the loss. A partial sum is a way of adding up: an edge runs from each of its costs to the score term
+that they are added up for. An observed or deterministic site stands between what it is computed of and its ``log p``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sgc.graph.derived_nodes import (
 from sgc.graph.drawing.folding import FEWEST, Folding, fold
 from sgc.graph.drawing.numbered_names import NumberedName
 from sgc.graph.enumeration_nodes import ExpectedCostNode
+from sgc.graph.expectation_nodes import ExpectationNode, MarginalProbabilityNode, ProbabilityNode, WeightNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineInputNode, BaselineNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
 from sgc.graph.program import Plate, SiteKind
@@ -125,6 +126,12 @@ def _owner(graph: StochasticGraph, payload: Payload) -> str | None:
             return keys.baseline(payload.site)
         case DownstreamCostNode():
             return keys.score_term(payload.site)
+        case MarginalProbabilityNode():
+            return None
+        case WeightNode():
+            return keys.score_term(payload.site)
+        case ProbabilityNode():
+            return payload.site
         case ScorePartNode():
             costs = keys.cost_key(payload.site, -1), keys.divergence(payload.site)
             return next((cost for cost in costs if cost in graph), payload.key)
@@ -138,7 +145,7 @@ def _owner(graph: StochasticGraph, payload: Payload) -> str | None:
             if len(payload.operands) == 1:
                 return _owner_of(graph, payload.operands[0], payload)
             return keys.LOSS
-        case ExpectedCostNode() | TotalNode() | NegationNode():
+        case ExpectedCostNode() | ExpectationNode() | TotalNode() | NegationNode():
             return keys.LOSS
         case OfAllParticlesNode():
             return keys.BOUND if payload.key == keys.BOUND else keys.LOSS

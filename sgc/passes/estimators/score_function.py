@@ -19,7 +19,7 @@ from sgc.graph.arithmetic import Arithmetic, Value
 from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.derived_nodes import DetachNode, DifferenceNode, SurrogateTermNode
 from sgc.graph.estimator_rules import EstimatorRule, Needs, Sampler
-from sgc.graph.expectation_nodes import MarginalProbabilityNode, ProbabilityNode, product
+from sgc.graph.expectation_nodes import WeightNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode, Estimator, InputNode, Payload, ScorePartNode
 from sgc.graph.program import InputKind
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 class ScoreTermNode(SurrogateTermNode):
     """The sum of a score function times a detached cost: ``operands`` are these two.
 
-    Where they have an element for each value of enumerated sites, ``weights`` are the factors of its probability.
+    Where they have an element for each value of enumerated sites, ``weight`` is the key of its probability.
     """
 
     noun: ClassVar[str] = "score term"
 
-    weights: tuple[str, ...] = ()
+    weight: str | None = None
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return ScorePartNode, DetachNode, ProbabilityNode, MarginalProbabilityNode
+        return ScorePartNode, DetachNode, WeightNode
 
     def computed_from(self) -> tuple[str, ...]:
-        return *self.operands, *self.weights
+        return self.operands if self.weight is None else (*self.operands, self.weight)
 
     def compute(self, run: Arithmetic) -> Value:
-        """The sum of the products."""
+        """The sum of the products; a cost may be infinite where the weight is zero."""
         score, cost = map(run.value, self.operands)
-        if self.weights:
-            weight = run.call(torch.detach, product(run, self.weights))
-            possible = run.call(torch.gt, weight, 0)  # a cost may be infinite where the probability is zero
+        if self.weight is not None:
+            weight = run.value(self.weight)
+            possible = run.call(torch.gt, weight, 0)
             cost = run.call(torch.mul, weight, run.call(torch.where, possible, cost, 0.0))
             score = run.call(torch.where, possible, score, 0.0)
         return run.call(torch.sum, run.call(torch.mul, score, cost), name=f"sum_{self.key}")
@@ -111,8 +111,8 @@ class ScoreFunction(EstimatorRule):
             centred = DifferenceNode(keys.centred_cost(site), downstream.shape, downstream.key, baseline.key)
             graph.add(centred, centred.computed_from())
         operands = keys.score_function(site), _detached(graph, centred)
-        weights = _weights(graph, site, downstream)
-        terms: list[SurrogateTermNode] = [ScoreTermNode(keys.score_term(site), (), site, operands, weights)]
+        weight = _weight(graph, site, downstream)
+        terms: list[SurrogateTermNode] = [ScoreTermNode(keys.score_term(site), (), site, operands, weight)]
         if baseline is not None and baseline.learned is not None:
             operands = _detached(graph, downstream), baseline.key
             terms.append(BaselineTermNode(keys.baseline_term(site), (), site, operands))
@@ -137,7 +137,9 @@ class ScoreFunction(EstimatorRule):
         downstream, baseline = graph.downstream_cost(site), graph.baseline(site)
         if downstream is not None:
             costs = wording.sum_of_costs(site, partial(_costs, graph)) or "none of the costs here"
-            yield f"times: {costs}, as {list(downstream.shape)}"
+            above = [name for name, _ in downstream.values_in]
+            values = f", for each value of {', '.join(map(wording.name, above))}" if above else ""
+            yield f"times: {costs}, as {list(downstream.shape)}{values}"
             needless = len(downstream.costs - graph.downstream_costs(site))
             if needless:
                 do = "does" if needless == 1 else "do"
@@ -149,14 +151,20 @@ class ScoreFunction(EstimatorRule):
             yield f"minus the baseline: {' + '.join(parts)}"
 
 
-def _weights(graph: StochasticGraph, site: str, downstream: DownstreamCostNode) -> tuple[str, ...]:
-    """The factors of the probability of the enumerated values that score function and cost have elements for."""
+def _weight(graph: StochasticGraph, site: str, downstream: DownstreamCostNode) -> str | None:
+    """The probability of the enumerated values that score function and cost have elements for, added to the graph."""
     assert graph.program is not None
     guide, score = graph.program.site(site).guide, graph.payload(keys.score_function(site))
     assert guide is not None and isinstance(score, ScorePartNode)
     expectations = Expectations(graph)
     values_in = expectations.together([graph.program.values_in(guide, score.fx), downstream.values_in])
-    return expectations.probability_of(values_in)
+    factors = expectations.probability_of(values_in)
+    if not factors:
+        return None
+    shape = tuple(torch.broadcast_shapes(*(graph.payload(key).shape for key in factors)))
+    node = WeightNode(keys.weight(site), shape, site, factors)
+    graph.add(node, factors)
+    return node.key
 
 
 def _detached(graph: StochasticGraph, payload: Payload) -> str:

@@ -28,7 +28,8 @@ AS_IT_IS, NO_BASELINE, ALL_COSTS = "as it is", "without baseline", "without Rao-
 @dataclass(frozen=True)
 class Terms:
     """A module that returns, for each run of the program, the value of :data:`OTHER_TERMS`, then for each scored site
-    the score function and the costs of :attr:`choices`; last, if the program has checks, whether they hold.
+    the score function, its weight if it is one of :attr:`weighted`, and the costs of :attr:`choices`; last, if the
+    program has checks, whether they hold.
     """
 
     emitted: Emitted
@@ -36,6 +37,8 @@ class Terms:
     """By scored site, those of the choices of cost that differ there, the one that the graph has made first."""
     other_baselines: dict[str, tuple[str, ...]]
     """By scored site, the baselines that it could have instead, which are computed from the downstream costs."""
+    weighted: frozenset[str]
+    """The scored sites whose score function has elements for enumerated values, and a weight for each."""
     runs: int
     particles: int
     """Over how many particles one call of the module sums."""
@@ -47,7 +50,7 @@ class Terms:
 
     def surrogates(self, results: list[Tensor], others: OtherBaselines) -> Iterator[tuple[str, str, Tensor]]:
         """A surrogate for each site and choice, whose gradient is that of the term: minus the mean over particles."""
-        rest, scores, costs = self._sorted(results)
+        rest, scores, weights, costs = self._sorted(results)
         for value in rest:
             yield OTHER_TERMS, AS_IT_IS, -value / self.particles
         for site, choices in self.choices.items():
@@ -55,12 +58,15 @@ class Terms:
                 own = costs.get((site, choice))
                 if own is None:
                     own = others.left(site, choice, costs[site, self._bare(site)])
-                for score, cost in zip(scores[site], own, strict=True):
+                for score, cost, weight in zip(scores[site], own, weights[site], strict=True):
+                    if weight is not None:
+                        cost = weight * torch.where(weight > 0, cost, 0.0)
+                        score = torch.where(weight > 0, score, 0.0)
                     yield site, choice, -(score * cost).sum() / self.particles
 
     def downstream_costs(self, results: list[Tensor]) -> dict[str, Tensor]:
         """The downstream cost of each scored site in the first run, without its baseline."""
-        _, _, costs = self._sorted(results)
+        *_, costs = self._sorted(results)
         return {site: costs[site, self._bare(site)][0] for site in self.emitted_choices}
 
     def _bare(self, site: str) -> str:
@@ -68,19 +74,23 @@ class Terms:
 
     def _sorted(
         self, results: list[Tensor]
-    ) -> tuple[list[Tensor], dict[str, list[Tensor]], dict[tuple[str, str], list[Tensor]]]:
-        """The other terms, the score functions by site, and the costs by site and choice; of each run in turn."""
+    ) -> tuple[
+        list[Tensor], dict[str, list[Tensor]], dict[str, list[Tensor | None]], dict[tuple[str, str], list[Tensor]]
+    ]:
+        """The other terms, score functions and weights by site, and costs by site and choice; of each run in turn."""
         rest: list[Tensor] = []
         scores: dict[str, list[Tensor]] = {}
+        weights: dict[str, list[Tensor | None]] = {}
         costs: dict[tuple[str, str], list[Tensor]] = {}
         values = iter(results)
         for _ in range(self.runs):
             rest.append(next(values))
             for site, choices in self.emitted_choices.items():
                 scores.setdefault(site, []).append(next(values))
+                weights.setdefault(site, []).append(next(values) if site in self.weighted else None)
                 for choice in choices:
                     costs.setdefault((site, choice), []).append(next(values).detach())
-        return rest, scores, costs
+        return rest, scores, weights, costs
 
 
 def _addends(graph: StochasticGraph) -> tuple[str, ...]:
@@ -123,12 +133,13 @@ def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = (), *, alternat
         if alternatives and everything.costs != graph.downstream_costs(site):
             graph.add(everything, everything.computed_from())
             costs[ALL_COSTS] = everything.key
-        nodes += [score, *costs.values()]
+        nodes += [score, *([term.weight] if term.weight is not None else []), *costs.values()]
         choices[site] = tuple(costs)
     particles = graph.particles
     emitted = emit_values(graph, tuple(nodes), forced=forced)
     instead = {site: admissible(graph, site) for site in choices} if alternatives else {}
-    return Terms(emitted, choices, instead, particles.runs, particles.in_a_call)
+    weighted = frozenset(site for site, term in scores.items() if term.weight is not None)
+    return Terms(emitted, choices, instead, weighted, particles.runs, particles.in_a_call)
 
 
 def gradient(surrogate: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:

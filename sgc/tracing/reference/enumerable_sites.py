@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
@@ -43,6 +44,23 @@ def check_enumerable(msg: Any, *, table: bool = True) -> None:
         )
 
 
+def note_plates(msg: Any, in_plates: dict[str, tuple[str, ...]]) -> None:
+    """Note the vectorised plates of a site that is enumerated for each of their elements."""
+    plates = tuple(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
+    if plates:
+        in_plates[msg["name"]] = plates
+
+
+def explain(error: ValueError, in_plates: Mapping[str, tuple[str, ...]]) -> None:
+    """Add a note to Pyro's error about the shape of a density, where an enumerated site may be the reason."""
+    if in_plates and "invalid log_prob shape" in str(error):
+        sites = ", ".join(f"'{name}' in {', '.join(map(repr, plates))}" for name, plates in in_plates.items())
+        error.add_note(
+            f"enumerated for each element of a plate: {sites}. A density outside of that plate that depends on all "
+            "elements would need all their joint values: move it into the plate, or do not enumerate the site"
+        )
+
+
 class EnumerableSites(Messenger):
     """Stands within Pyro's ``EnumMessenger``, so that it sees each statement first.
 
@@ -58,15 +76,5 @@ class EnumerableSites(Messenger):
         if msg["is_observed"] or not infer.get("enumerate") or infer.get("num_samples") is not None:
             return
         check_enumerable(msg, table=infer["enumerate"] == "parallel")
-        plates = tuple(frame.name for frame in msg["cond_indep_stack"] if frame.vectorized)
-        if plates and infer["enumerate"] == "parallel":
-            self.in_plates[msg["name"]] = plates
-
-    def explain(self, error: ValueError) -> None:
-        """Add a note to Pyro's error about the shape of a density, where an enumerated site may be the reason."""
-        if self.in_plates and "invalid log_prob shape" in str(error):
-            sites = ", ".join(f"'{name}' in {', '.join(map(repr, plates))}" for name, plates in self.in_plates.items())
-            error.add_note(
-                f"enumerated for each element of a plate: {sites}. A density outside of that plate that depends on all "
-                "elements would need all their joint values: move it into the plate, or do not enumerate the site"
-            )
+        if infer["enumerate"] == "parallel":
+            note_plates(msg, self.in_plates)

@@ -10,7 +10,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine import Trace
 
-from sgc.tracing.reference.enumerable_sites import EnumerableSites
+from sgc.tracing.reference.enumerable_sites import EnumerableSites, explain
 from sgc.tracing.reference.pyro_loss import PyroLoss
 
 
@@ -22,7 +22,7 @@ class PyroTraceEnum(PyroLoss, TraceEnum_ELBO):
         try:
             yield from super()._get_traces(sites(model), sites(guide), args, kwargs)
         except ValueError as error:
-            sites.explain(error)
+            explain(error, sites.in_plates)
             raise
 
     def finished(self, traces: tuple[Trace, Trace]) -> tuple[Trace, Trace]:

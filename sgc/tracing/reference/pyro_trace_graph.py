@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgc.tracing.asked_enumeration import AsksForAllValuesError, NoticedEnumeration, enumerated_as_asked
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
+from sgc.tracing.reference.enumerable_sites import explain
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.weighted_costs import WeightedRun
 from sgc.tracing.state.random_state import random_state, restore_random_state
@@ -24,6 +25,7 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._in_plates: dict[str, tuple[str, ...]] = {}
         self._scores: list[dict[str, tuple[Tensor, Tensor]]] = []
         """For each particle that was run, at the sites with such a baseline: score function and downstream cost."""
 
@@ -33,7 +35,7 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
             return model, guide
         if not self.enumerates:
             return model, NoticedEnumeration()(guide)
-        return enumerated_as_asked(model, guide, self._first_dim)
+        return enumerated_as_asked(model, guide, self._first_dim, self._in_plates)
 
     @property
     def _first_dim(self) -> int:
@@ -42,7 +44,7 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
         start = random_state() if self.as_asked and not self.enumerates else None
         try:
-            yield from super()._get_traces(model, guide, args, kwargs)
+            yield from self._traces(model, guide, args, kwargs)
             return
         except AsksForAllValuesError:  # in the first run, before anything was given
             self.enumerates = True
@@ -51,7 +53,14 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
         if math.isinf(self.max_plate_nesting):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
             restore_random_state(start)
-        yield from super()._get_traces(model, guide, args, kwargs)
+        yield from self._traces(model, guide, args, kwargs)
+
+    def _traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        try:
+            yield from super()._get_traces(model, guide, args, kwargs)
+        except ValueError as error:
+            explain(error, self._in_plates)
+            raise
 
     def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
         names = _take_leave_one_out(traces[1])
