@@ -31,7 +31,8 @@ class SiteRequest:
     """What the statement of a latent site in the guide asks for, as it stands there; nothing is decided.
 
     ``estimator`` is ``infer["estimator"]``, of any type; None: there is none. ``baseline`` are the names of the options
-    of its baseline that are switched on.
+    of its baseline that are switched on. ``table`` is how many elements its log density would have with all values
+    side by side; None: its support is not finite, or cannot be listed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SiteRequest:
     sampler: Sampler
     estimator: object = None
     baseline: frozenset[str] = frozenset()
+    table: int | None = None
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def _check_batch(shape: tuple[int, ...], cost: CostNode, values_in: dict[str, in
                 cost,
                 f"{cost.key} has shape {list(shape)}, and its dim {dim} is neither a plate's nor one of enumerated "
                 "values",
-                "put it into a plate for each batch dim, or call .to_event(n) on its distribution",
+                "put it into a plate for each batch dim, call .to_event(n) on its distribution, or index by enumerated "
+                "values with pyro.ops.indexing.Vindex",
             )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from sgc.config import Options
+from sgc.config import ENUMERATE, EstimatorName, Options
 from sgc.emit.backends.registry import backend_of
 from sgc.errors import BaselineWarning, MeanFieldWarning, RespecializationWarning, SgcError
 from sgc.guards.base import Call
@@ -187,13 +187,22 @@ class Choosing(Showing):
         self, program: ProgramCall, call: Call, run: PrototypeRun, reason: str
     ) -> tuple[Specialization, list[Tensor]]:
         """Choose at the sites that ask for ``"auto"`` and have no choice yet, then specialize with it."""
-        from sgc.runtime.variance.estimator_choice import choose
+        from sgc.runtime.variance.enumeration_choice import Draft, choose_with_enumeration
 
-        draft = specialize(program, call, run, self._specializations)
-        inputs = draft.tensors.check(call)
-        assert isinstance(inputs, list), inputs
-        plan = make_plan(run.requests, program.options)
-        before, choice = self._choice, choose(draft, inputs, plan, undecided(run.requests))
+        def drafted(sites: tuple[str, ...]) -> Draft:
+            decided: list[tuple[str, EstimatorName | None]] = [(site, ENUMERATE) for site in sites]
+            options = replace(program.options, measured=(*program.options.measured, *decided))
+            own = replace(program, options=options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the first run has given every warning
+                own_run = self._run_prototype(own) if sites else run
+                draft = specialize(own, call, own_run, self._specializations)
+            inputs = draft.tensors.check(call)
+            assert isinstance(inputs, list), inputs
+            return Draft(draft, inputs, make_plan(own_run.requests, options))
+
+        choice = choose_with_enumeration(drafted, run.requests, undecided(run.requests))
+        before = self._choice
         self._choice = choice if before is None else before.and_later(choice)
         try:
             program = self._program_of(call)

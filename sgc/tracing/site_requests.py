@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
+from sgc.config import AUTO
 from sgc.errors import SourceLine
 from sgc.graph.estimator_rules import Sampler
 from sgc.graph.plan import SiteRequest
@@ -47,7 +49,18 @@ class SiteRequests(Messenger):
                 sampler=sampler_of(as_given(site["fn"])),
                 estimator=infer.get("estimator"),
                 baseline=given,
+                table=_table(site["fn"]) if infer.get("estimator") == AUTO else None,
             )
+
+
+def _table(fn: Any) -> int | None:
+    if not getattr(fn, "has_enumerate_support", False):
+        return None
+    try:
+        values = fn.enumerate_support(expand=False).shape[0]
+    except NotImplementedError:  # of a batch with supports of several sizes
+        return None
+    return int(values * math.prod(fn.batch_shape))
 
 
 def sampler_of(fn: Any) -> Sampler:

@@ -16,6 +16,12 @@ DATA = torch.tensor([0.3, -0.8, 1.2])
 AVERAGE = {"baseline": {"use_decaying_avg_baseline": True}}
 
 
+class UnlistedBernoulli(dist.Bernoulli):
+    """A Bernoulli whose values cannot be listed, so that ``"auto"`` has baselines alone to choose from."""
+
+    has_enumerate_support = False
+
+
 def model(data: Tensor) -> None:
     pyro.factor("far", torch.tensor(40.0))
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -34,7 +40,7 @@ def guided(**infer: dict[str, Any]) -> Callable[[Tensor], None]:
         logits = pyro.param("logits", torch.tensor(0.1))
         with pyro.plate("rows", len(data)):
             for name in ("z_top", "z_low"):
-                pyro.sample(name, dist.Bernoulli(logits=logits), infer=infer.get(name, {}))
+                pyro.sample(name, UnlistedBernoulli(logits=logits), infer=infer.get(name, {}))
 
     return guide
 

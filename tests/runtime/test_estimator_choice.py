@@ -19,7 +19,7 @@ from sgc.emit.backends.registry import registered
 from sgc.infer import TraceGraph_ELBO
 from sgc.passes.baselines.leave_one_out import LeaveOneOutNode
 from tests.backends import UncompiledSteps
-from tests.runtime.sites_that_ask import AVERAGE, DATA, DECAYING, NONE, asked, guided, model, words
+from tests.runtime.sites_that_ask import AVERAGE, DATA, DECAYING, NONE, UnlistedBernoulli, asked, guided, model, words
 
 
 def test_the_choice_has_a_seed_of_its_own_and_leaves_all_as_it_was() -> None:
@@ -96,7 +96,7 @@ def test_later_specializations_keep_it_and_measure_new_sites_alone() -> None:
     def guide(data: Tensor) -> None:
         guided()(data)
         if len(data) > 3:
-            pyro.sample("z_more", dist.Bernoulli(logits=pyro.param("more", torch.tensor(0.0))))
+            pyro.sample("z_more", UnlistedBernoulli(logits=pyro.param("more", torch.tensor(0.0))))
 
     module = sgc.compile(longer, guide, backend="eager", estimators={"z_*": "auto"})
     module(DATA)
@@ -215,7 +215,7 @@ def test_costs_that_are_not_finite_choose_nothing() -> None:
 
     def guide(data: Tensor) -> None:
         guided()(data)
-        pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.0))))
+        pyro.sample("z", UnlistedBernoulli(logits=pyro.param("logit", torch.tensor(0.0))))
 
     module = sgc.compile(hopeless, guide, backend="eager", estimators={"z": "auto"}).initialize(DATA)
     assert module.choice().estimators == {"z": "score function"}

@@ -44,4 +44,5 @@ class EnumeratedSite(EstimatorRule):
         values = f"its {known.enumerated.size} values"
         how = "summed out of the model" if known.guide is None else "weighted by their probabilities in the guide"
         where = "one after another" if known.enumerated.dim is None else "side by side"
-        yield f"gradient: exact, by enumeration: {values} {where}, {how}"
+        measured = ", chosen by measurement" if graph.is_measured(site) else ""
+        yield f"gradient: exact, by enumeration{measured}: {values} {where}, {how}"

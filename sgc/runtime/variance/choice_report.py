@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from html import escape
 
 from sgc.config import EstimatorName
 from sgc.table import Table
@@ -13,8 +15,9 @@ class Candidate:
     """What a site could have.
 
     ``variance`` is that of the whole gradient (the sum over the elements of all parameters) if the site has it and the
-    other sites have what was chosen for them. ``time`` is that of a step if all sites that can have it do, over that of
-    the fastest candidate; 1 where it takes less than twice as long.
+    other sites have what was chosen for them; for ``"enumerate"``, if it is enumerated together with others that can
+    be, or by itself, and the rest has what is best then. ``time`` is that of a step if all sites that can have it do,
+    over that of the fastest candidate; 1 where it takes less than twice as long.
     """
 
     name: EstimatorName
@@ -46,12 +49,17 @@ class EstimatorChoice:
     """What was chosen at the sites that ask for ``"auto"``, and why: variance of the gradient times time of a step.
 
     ``sites`` are those with something to choose; ``others`` those that have no score function here. ``draws`` is how
-    many gradients were drawn; None if all outcomes were weighted instead.
+    many gradients were drawn; None if all outcomes were weighted instead. ``variance`` is that of the whole gradient
+    with all that was chosen, and ``seconds`` the CPU time of its step in the uncompiled module. ``notes`` say which
+    sites cannot be enumerated, and why.
     """
 
     sites: tuple[SiteChoice, ...]
     others: tuple[str, ...]
     draws: int | None
+    variance: float = math.nan
+    seconds: float = field(default=math.nan, compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def estimators(self) -> dict[str, EstimatorName]:
@@ -70,7 +78,9 @@ class EstimatorChoice:
 
     def and_later(self, later: EstimatorChoice) -> EstimatorChoice:
         """The choice, and that of further sites, which the program has had in a later call."""
-        return EstimatorChoice(self.sites + later.sites, self.others + later.others, later.draws or self.draws)
+        sites, others = self.sites + later.sites, self.others + later.others
+        draws, notes = later.draws or self.draws, self.notes + later.notes
+        return EstimatorChoice(sites, others, draws, later.variance, later.seconds, notes)
 
     def _table(self) -> Table:
         names = list(dict.fromkeys(candidate.name for row in self.sites for candidate in row.candidates))
@@ -89,7 +99,7 @@ class EstimatorChoice:
         return Table(title + drawn, ("site", "chosen", *names), tuple(rows), frozenset(range(2, 2 + len(names))))
 
     def __str__(self) -> str:
-        return str(self._table())
+        return "\n".join([str(self._table()), *self.notes])
 
     def _repr_html_(self) -> str:
-        return self._table().to_html()
+        return self._table().to_html() + "".join(f"<p>{escape(note)}</p>" for note in self.notes)

@@ -40,12 +40,12 @@ _DRAWS, _FEWEST_DRAWS = 200, 40
 _GRADIENTS = 8000
 """Of sites with many candidates fewer draws are made, so that no more gradients of terms are taken than these."""
 
-_AS_FAST = 2.0
+AS_FAST = 2.0
 """A step that takes less than this times the shortest counts as equally fast: a machine's load is not to choose, and
 small operators cost more in an eager module than in a compiled one.
 """
 
-_AS_GOOD = 1.05
+AS_GOOD = 1.05
 """Of choices within this factor of the best one the simplest is taken, in the order of :data:`CANDIDATES`."""
 
 _TIMED = 7
@@ -80,12 +80,12 @@ def choose(specialization: Specialization, tensors: list[Tensor], plan: Plan, as
         site: (AS_IT_IS, *_in_order(admissible(graph, site))) for site in scored_sites(graph) if site in asking
     }
     others = tuple(site for site in asking if site not in candidates)
-    if not candidates:
+    if not candidates and not plan.enumerates:
         return EstimatorChoice((), others, 0)
     state = random_state()
     try:
         pyro.set_rng_seed(_SEED)
-        draws = max(_FEWEST_DRAWS, min(_DRAWS, _GRADIENTS // sum(map(len, candidates.values()))))
+        draws = max(_FEWEST_DRAWS, min(_DRAWS, _GRADIENTS // max(1, sum(map(len, candidates.values())))))
         covariances = _covariances(specialization, tensors, candidates, draws)
         times = dict(_times(specialization, tensors, plan, candidates))
     finally:
@@ -165,7 +165,7 @@ def _times(
     specialization: Specialization, tensors: list[Tensor], plan: Plan, candidates: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[str, float]]:
     """By candidate, the CPU time in seconds of loss and gradients if all sites had it that can."""
-    every = _in_order({choice for choices in candidates.values() for choice in choices})
+    every = _in_order({choice for choices in candidates.values() for choice in choices} or {AS_IT_IS})
     steps = {choice: _step(specialization, tensors, plan, candidates, choice) for choice in every}
     least = dict.fromkeys(every, math.inf)
     for _ in range(_TIMED):
@@ -238,15 +238,18 @@ def chosen(
     :param others: sites where nothing is to be chosen.
     """
     fastest = min(times.values())
-    relative = {choice: value / fastest if value >= _AS_FAST * fastest else 1.0 for choice, value in times.items()}
+    relative = {choice: value / fastest if value >= AS_FAST * fastest else 1.0 for choice, value in times.items()}
     sites = [*candidates]
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values) if values else 1.0
 
     def variance(combination: Combination) -> float:
         own = covariances.of_sum([_OTHERS, *zip(sites, combination, strict=True)], exact=draws is None)
         return max(own, 0.0) if math.isfinite(own) else math.inf
 
     def product(combination: Combination) -> float:
-        return variance(combination) * sum(relative[choice] for choice in combination) / len(combination)
+        return variance(combination) * mean([relative[choice] for choice in combination])
 
     best = _simplified(candidates, product, _best(candidates, product))
     rows = []
@@ -257,7 +260,8 @@ def chosen(
             for choice, c in zip(choices, own, strict=True)
         ]
         rows.append(SiteChoice(site, _name(graph, site, best[place]), tuple(measured)))
-    return EstimatorChoice(tuple(rows), others, draws)
+    seconds = mean([times[choice] for choice in best] or [fastest])
+    return EstimatorChoice(tuple(rows), others, draws, variance(best), seconds)
 
 
 def _best(candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float]) -> Combination:
@@ -277,7 +281,7 @@ def _simplified(
     candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float], best: Combination
 ) -> Combination:
     """As good a combination: one choice for all sites if it can be, else simpler ones where they can be."""
-    bound = _AS_GOOD * product(best)
+    bound = AS_GOOD * product(best)
     for choice in CANDIDATES:
         alike = tuple(choice if choice in choices else choices[0] for choices in candidates.values())
         if product(alike) <= bound:
