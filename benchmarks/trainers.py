@@ -120,17 +120,20 @@ class Eager(TorchTrainer):
 
 
 class EagerJit(Eager):
-    """Pyro's compiled classes. A restart traces anew, before any step is timed; the first two steps are in it."""
+    """Pyro's compiled classes. A restart traces anew, before any step is timed."""
 
     prefix = "Jit"
 
     def prepare(self, learning_rate: float) -> None:
         warnings.filterwarnings("ignore")  # the tracer warns of each constant that it finds
-        self.restart(0, learning_rate)
+        super().prepare(learning_rate)
 
     def restart(self, seed: int, learning_rate: float) -> None:
         super().restart(seed, learning_rate)
-        self.take(2)
+        self.svi.loss_and_grads(self.svi.model, self.svi.guide, *self.arguments[0])
+        for _, leaf in pyro.get_param_store().named_parameters():
+            leaf.grad = None
+        pyro.set_rng_seed(seed)
 
 
 class Jax(Trainer):

@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--library", choices=LIBRARIES, action="append", help="may be given several times")
     parser.add_argument("--method", action="append", help="a part of a method's name; may be given several times")
     parser.add_argument("--seeds", type=int, default=5, help="how many runs each method takes")
-    parser.add_argument("--limit", type=float, default=60.0, help="the seconds of steps after which a run ends")
+    parser.add_argument("--limit", type=float, default=30.0, help="the seconds of steps after which a run ends")
     parser.add_argument("--quick", action="store_true", help="a smoke run: small problems, a block of steps, one seed")
     parser.add_argument("--reference", action="store_true", help="measure what targets and learning rates come from")
     parser.add_argument("--output", type=Path, help="where the table is written; RESULTS_TRAINING.md unless --quick")

@@ -40,7 +40,7 @@ class Documents(Problem):
     )
     course = Course(learning_rate=0.05, block=25, blocks=40, reference=-4.0, fraction=0.9)
     nesting = 2
-    judge = Judge("summed out", "TraceEnum_ELBO", 8)
+    judge = Judge("summed out", "TraceEnum_ELBO", 4)
 
     def __init__(self, quick: bool = False) -> None:
         rng = np.random.default_rng(0)

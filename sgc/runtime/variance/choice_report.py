@@ -12,9 +12,9 @@ from sgc.table import Table
 class Candidate:
     """What a site could have.
 
-    ``variance`` is that of the whole gradient (the sum over the elements of all parameters) if the site has it and the
-    other sites have what was chosen for them. ``time`` is that of a step if all sites that can have it do, over that of
-    the fastest candidate; 1 where it takes less than twice as long.
+    ``variance`` is that of the gradient (the sum over the elements of the parameters that a score function of the sites
+    reaches) if the site has it and the other sites have what was chosen for them. ``time`` is that of a step if all
+    sites that can have it do, over that of the fastest candidate; 1 where it takes less than twice as long.
     """
 
     name: EstimatorName

@@ -143,18 +143,26 @@ def covariances_of(
 ) -> Covariances:
     """Of the candidates' terms, and of the sum of all other terms, which is the first.
 
+    Of the parameters that the candidates' terms reach: the others vary alike under each choice, and where they vary
+    much, a difference of ten times in those would be lost in the whole.
+
     :param draws: weights, and draws as :func:`sgc.runtime.variance.sampling.drawn` gives them.
     """
     _, leaves = parameter_leaves(specialization, tensors)
     names = [(site, choice) for site, choices in candidates.items() for choice in choices]
-    measured = Covariances((_OTHERS, *names), {name: leaf.numel() for name, leaf in leaves.items()})
+    measured: Covariances | None = None
     for weight, draw in draws:
         vectors: dict[tuple[str, str], dict[str, Tensor]] = {}
         for site, choice, vector in draw:
             into = vectors.setdefault((site, choice) if site in candidates else _OTHERS, {})
             for part, value in vector.items():
                 into[part] = into[part] + value if part in into else value
+        if measured is None:
+            reached = {part for name, vector in vectors.items() if name != _OTHERS for part in vector}
+            elements = {part: leaf.numel() for part, leaf in leaves.items() if part in reached}
+            measured = Covariances((_OTHERS, *names), elements)
         measured.add(dict(vectors), weight)
+    assert measured is not None, "there are draws"
     return measured
 
 
@@ -248,7 +256,7 @@ def chosen(
     def product(combination: Combination) -> float:
         return variance(combination) * sum(relative[choice] for choice in combination) / len(combination)
 
-    best = _simplified(candidates, product, _best(candidates, product))
+    best = _simplified(candidates, product, _best(candidates, product), graph.particles.in_a_call)
     rows = []
     for place, (site, choices) in enumerate(candidates.items()):
         own = [_with(best, place, choice) for choice in choices]
@@ -274,17 +282,32 @@ def _best(candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combinat
 
 
 def _simplified(
-    candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float], best: Combination
+    candidates: Mapping[str, tuple[str, ...]],
+    product: Callable[[Combination], float],
+    best: Combination,
+    particles: int,
 ) -> Combination:
-    """As good a combination: one choice for all sites if it can be, else simpler ones where they can be."""
-    bound = _AS_GOOD * product(best)
+    """As good a combination: one choice for all sites if it can be, else simpler ones where they can be.
+
+    An average is measured once it has settled, at parameters and data that stay; in a training they move, and it is
+    behind. Leave-one-out never is, and the mean of so many others has little more variance than the best constant.
+    So it is as good up to that.
+    """
+    least = product(best)
+    of_leave_one_out = particles / (particles - 1) if particles > 1 and DECAYING_AVERAGE in best else _AS_GOOD
+
+    def as_good(combination: Combination, choice: str) -> bool:
+        return product(combination) <= least * (
+            max(of_leave_one_out, _AS_GOOD) if choice == LEAVE_ONE_OUT else _AS_GOOD
+        )
+
     for choice in CANDIDATES:
         alike = tuple(choice if choice in choices else choices[0] for choices in candidates.values())
-        if product(alike) <= bound:
+        if as_good(alike, choice):
             return alike
     for place, choices in enumerate(candidates.values()):
-        simpler = (_with(best, place, choice) for choice in choices[: choices.index(best[place])])
-        best = next((combination for combination in simpler if product(combination) <= bound), best)
+        simpler = ((_with(best, place, choice), choice) for choice in choices[: choices.index(best[place])])
+        best = next((combination for combination, choice in simpler if as_good(combination, choice)), best)
     return best
 
 
