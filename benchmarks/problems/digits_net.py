@@ -24,7 +24,7 @@ class DigitsNet(Problem):
         Method("NumPyro", "no baseline", "none"),
         Method("NumPyro", "no baseline, K = 8", "none", particles=8),
     )
-    course = Course(learning_rate=0.003, block=48, blocks=40, reference=-20.0, fraction=0.9)
+    course = Course(learning_rate=0.01, block=48, blocks=40, reference=-17.9453, fraction=0.9)
     nesting = 1
     judge = Judge("none", "Trace_ELBO", 8)
 

@@ -22,7 +22,7 @@ class Scenes(Problem):
         Method("NumPyro", "no baseline", "none"),
         Method("NumPyro", "no baseline, K = 4", "none", particles=4),
     )
-    course = Course(learning_rate=0.003, block=40, blocks=40, reference=0.0, fraction=0.9)
+    course = Course(learning_rate=0.003, block=40, blocks=40, reference=128.76, fraction=0.9)
     nesting = 1
     judge = Judge("baseline", "Trace_ELBO", 4, vectorized=False)
 
