@@ -39,10 +39,9 @@ class Plan(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The seconds that a block of steps took, their mean loss, and the parameters after it."""
+    """The seconds that a block of steps took, and the parameters after it."""
 
     seconds: float
-    loss: float
     values: Values
 
 
@@ -192,8 +191,6 @@ def answers(job: Job) -> Callable[[str, Any], Any]:
         if what == "restart":
             trainer.restart(*argument)
             return None
-        start = time.perf_counter()
-        loss = trainer.advance()
-        return Block(time.perf_counter() - start, loss, trainer.parameters())
+        return Block(trainer.advance(), trainer.parameters())
 
     return answer

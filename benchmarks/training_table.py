@@ -104,7 +104,8 @@ def heading(args: argparse.Namespace, load: float) -> str:
             "program of many steps is compiled. Libraries are imported beforehand. `auto` measures its choices in it. "
             "sgc waits for its compiler here (`wait=True`); by default steps run meanwhile",
             "- steps alone: the steps between evaluations, in the fastest way that a library has: sgc's `svi.run`, "
-            "NumPyro's `svi.update` within `lax.scan`, Pyro's `svi.step`",
+            "NumPyro's `svi.update` within `lax.scan`, Pyro's `svi.step`. sgc and Pyro bind or trace the parameters of "
+            "a new run in its first two steps, which count as the others of their block do",
             "- score functions are those of `TraceGraph_ELBO` (NumPyro has no baselines), sums over the values of "
             "discrete sites those of `TraceEnum_ELBO`; K is the number of particles, vectorised",
             f"- a run ends, too, when its steps have taken {args.limit:g} s",
