@@ -33,6 +33,9 @@ class Job(NamedTuple):
     """Where Inductor keeps what it compiled."""
 
 
+Answering = Callable[[Job], Callable[[str, Any], Any]]
+
+
 class First(NamedTuple):
     """Building, and the first two steps (or the first call of many).
 
@@ -75,13 +78,20 @@ class Failed(Exception):
 
 
 class Worker:
-    """The parent's side."""
+    """The parent's side.
 
-    def __init__(self, job: Job, cores: set[int], patience: float) -> None:
+    :param job: what the process holds.
+    :param cores: on which it runs.
+    :param patience: how long an answer may take, in seconds.
+    :param answer: what the process answers, where it is not a system of the table of steps: a function of a module, of
+        the job, that gives a function of what is asked and its argument.
+    """
+
+    def __init__(self, job: Job, cores: set[int], patience: float, answer: Answering | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._patience = patience
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, job, cores), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, job, cores, answer or _of_system), daemon=True)
         self._process.start()
         other.close()
 
@@ -90,28 +100,28 @@ class Worker:
 
         :raises Failed: if that does not work.
         """
-        self._ask("library", None)
+        self.ask("library", None)
 
     def first(self) -> First:
         """Make everything, and take the first steps.
 
         :raises Failed: if it does not work, or takes longer than the worker's patience.
         """
-        return self._ask("first", None)
+        return self.ask("first", None)
 
     def climb(self, counts: Sequence[int], seconds: float) -> Climb:
         """Make everything, and take the largest of these numbers of steps, or as many as this time allows.
 
         :raises Failed: if it does not work, or takes longer than the worker's patience.
         """
-        return self._ask("climb", (counts, seconds))
+        return self.ask("climb", (counts, seconds))
 
     def turn(self, seconds: float, cores: set[int]) -> Turn:
         """Take steps for this long, on these cores.
 
         :raises Failed: if it does not work.
         """
-        return self._ask("turn", (seconds, cores))
+        return self.ask("turn", (seconds, cores))
 
     def close(self) -> None:
         """End the process."""
@@ -121,7 +131,11 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def _ask(self, what: str, argument: Any) -> Any:
+    def ask(self, what: str, argument: Any) -> Any:
+        """What the process answers.
+
+        :raises Failed: if it raises an error, or takes longer than the worker's patience.
+        """
         try:
             self._connection.send((what, argument))
             if not self._connection.poll(self._patience):
@@ -168,37 +182,46 @@ def environment(job: Job) -> dict[str, str]:
     }
 
 
-def _serve(connection: Connection, job: Job, cores: set[int]) -> None:
+def _serve(connection: Connection, job: Job, cores: set[int], answering: Answering) -> None:
     """The worker's side. Libraries are imported only now, where cores and threads are settled."""
     pin(cores)
     os.environ |= environment(job)
     try:
-        system = None
+        answer = answering(job)
         while True:
-            what, argument = connection.recv()
-            if what == "library":
-                from sgc.native import library
-
-                if library.is_available():
-                    library.library()
-                connection.send(None)
-            elif what == "first":
-                system = _made(job)
-                imported = resident()
-                seconds = _timed(lambda held=system: _first(held), 1, system.wait)[0]
-                held = system.device_peak()
-                connection.send(First(seconds, (peak() - imported if held is None else held) / MIB))
-            elif what == "climb":
-                connection.send(_climb(_made(job), *argument))
-            else:
-                pin(argument[1])
-                connection.send(_turn(system, argument[0]))
+            connection.send(answer(*connection.recv()))
     except EOFError:
         return
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         reason = " ".join(str(error).split())
         connection.send(Failed(f"{type(error).__name__}: {reason[:200]}"))
+
+
+def _of_system(job: Job) -> Callable[[str, Any], Any]:
+    """The answers of a process that holds a system of the table of steps."""
+    system = None
+
+    def answer(what: str, argument: Any) -> Any:
+        nonlocal system
+        if what == "library":
+            from sgc.native import library
+
+            if library.is_available():
+                library.library()
+            return None
+        if what == "first":
+            system = _made(job)
+            imported = resident()
+            seconds = _timed(lambda: _first(system), 1, system.wait)[0]
+            held = system.device_peak()
+            return First(seconds, (peak() - imported if held is None else held) / MIB)
+        if what == "climb":
+            return _climb(_made(job), *argument)
+        pin(argument[1])
+        return _turn(system, argument[0])
+
+    return answer
 
 
 def _made(job: Job) -> System:

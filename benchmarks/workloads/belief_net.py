@@ -7,6 +7,8 @@ no baselines and does without.
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -26,14 +28,19 @@ from benchmarks.workloads.layers import (
 )
 
 TOP, BOTTOM, HIDDEN = 32, 64, 100
+Baselines = Literal["none", "network", "network + average"]
 
 
 class BeliefNet(Workload):
-    """Two binary layers of 32 and 64 units over digits; a neural baseline for each layer (NumPyro: none)."""
+    """Two binary layers of 32 and 64 units over digits; a neural baseline for each layer (NumPyro: none).
+
+    :param baselines: of Pyro's program. The networks are trained where they are used.
+    """
 
     discrete = True
 
-    def __init__(self, batch: int = 128) -> None:
+    def __init__(self, batch: int = 128, baselines: Baselines = "network") -> None:
+        self.baselines = baselines
         rng = np.random.default_rng(0)
         self.data = (binary(batch),)
         self.values = {"top_logits": np.zeros(TOP, np.float32)}
@@ -50,8 +57,13 @@ class BeliefNet(Workload):
         top_given_bottom = load(_mlp(BOTTOM, TOP), self.values, "top_given_bottom")
         bottom_baseline = load(_mlp(PIXELS, 1), self.values, "bottom_baseline")
         top_baseline = load(_mlp(BOTTOM, 1), self.values, "top_baseline")
-        for_bottom = {"nn_baseline": _Squeezed(bottom_baseline)}
-        for_top = {"nn_baseline": _Squeezed(top_baseline)}
+        networks = {"bottom": _Squeezed(bottom_baseline), "top": _Squeezed(top_baseline)}
+
+        def asked(layer: str, seen: Tensor) -> dict[str, Any]:
+            if self.baselines == "none":
+                return {}
+            average = {"use_decaying_avg_baseline": True} if self.baselines == "network + average" else {}
+            return {"baseline": {"nn_baseline": networks[layer], "nn_baseline_input": seen, **average}}
 
         def model(x: Tensor) -> None:
             pyro.module("bottom_given_top", bottom_given_top)
@@ -65,18 +77,19 @@ class BeliefNet(Workload):
         def guide(x: Tensor) -> None:
             pyro.module("bottom_given_pixels", bottom_given_pixels)
             pyro.module("top_given_bottom", top_given_bottom)
-            pyro.module("bottom_baseline", bottom_baseline)
-            pyro.module("top_baseline", top_baseline)
+            if self.baselines != "none":
+                pyro.module("bottom_baseline", bottom_baseline)
+                pyro.module("top_baseline", top_baseline)
             with pyro.plate("images", len(x)):
                 bottom = pyro.sample(
                     "bottom",
                     dist.Bernoulli(logits=bottom_given_pixels(x)).to_event(1),
-                    infer={"baseline": {**for_bottom, "nn_baseline_input": x}},
+                    infer=asked("bottom", x),
                 )
                 pyro.sample(
                     "top",
                     dist.Bernoulli(logits=top_given_bottom(bottom)).to_event(1),
-                    infer={"baseline": {**for_top, "nn_baseline_input": bottom}},
+                    infer=asked("top", bottom),
                 )
 
         return model, guide

@@ -126,6 +126,64 @@ def test_auto_takes_what_is_best_by_enumeration(costs: tuple[float, float], coun
         assert row.chosen != "score function"
 
 
+def dice(spread: float, loud: float) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Twelve dice far from zero cost, beside a pathwise site whose parameter has a gradient of ``loud`` times noise."""
+
+    def model() -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.factor("noise", loud * w.square())
+        with pyro.plate("dice", 12):
+            z = pyro.sample("z", dist.Categorical(torch.ones(6)))
+            pyro.factor("cost", 9.0 + spread * torch.tensor([0.0, 1.0, 5.0, 2.0, 4.0, 3.0])[z])
+
+    def guide() -> None:
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+        with pyro.plate("dice", 12):
+            pyro.sample("z", dist.Categorical(logits=pyro.param("logits", torch.zeros(12, 6))))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_no_choice_changes_does_not_count(count: int) -> None:
+    """A parameter with a million times the variance, which no score function reaches."""
+    rows = []
+    for loud in (0.0, 1000.0):
+        pyro.clear_param_store()
+        module = sgc.compile(*dice(1.0, loud), num_particles=count, backend="eager", estimators={"*": "auto"})
+        rows.append(module.initialize().choice().site("z"))
+    assert rows[0].chosen == rows[1].chosen != "score function"
+    for one, other in zip(*(row.candidates for row in rows), strict=True):
+        assert one.variance == pytest.approx(other.variance, rel=1e-9)
+    assert rows[1].candidate("score function").variance > 2 * rows[1].candidate(rows[1].chosen).variance
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_leave_one_out_is_as_good_as_a_settled_average_up_to_what_few_others_cost(count: int) -> None:
+    """Of many switches at once, whose cost hardly depends on each one's score."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.5 * torch.ones(60)).to_event(1))
+        pyro.factor("cost", 50.0 + (torch.linspace(0.5, 1.0, 60) * z).sum(-1))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.zeros(60))).to_event(1))
+
+    module = sgc.compile(model, guide, num_particles=count, backend="eager", estimators={"*": "auto"})
+    row = module.initialize().choice().site("z")
+    ratio = row.candidate("leave-one-out").variance / row.candidate("decaying average").variance
+    assert 1 < ratio < 1.05 * count / (count - 1)
+    assert row.chosen == "leave-one-out"
+
+
+def test_an_average_that_is_better_than_that_is_taken() -> None:
+    """Of a fair switch a constant takes away all of the variance, and the other particles' mean does not."""
+    module = sgc.compile(*switch((40.0, 41.0)), backend="eager", num_particles=4, estimators={"z": "auto"}).initialize()
+    row = module.choice().site("z")
+    assert row.candidate("leave-one-out").variance > 2 * row.candidate("decaying average").variance
+    assert row.chosen == "decaying average"
+
+
 def two_switches() -> tuple[Callable[[], None], Callable[[], None]]:
     def model() -> None:
         a = pyro.sample("a", dist.Bernoulli(0.4))

@@ -14,10 +14,10 @@ from sgc.table import Table
 class Candidate:
     """What a site could have.
 
-    ``variance`` is that of the whole gradient (the sum over the elements of all parameters) if the site has it and the
-    other sites have what was chosen for them; for ``"enumerate"``, if it is enumerated together with others that can
-    be, or by itself, and the rest has what is best then. ``time`` is that of a step if all sites that can have it do,
-    over that of the fastest candidate; 1 where it takes less than twice as long.
+    ``variance`` is that of the gradient (the sum over the elements of the parameters that a score function of the sites
+    reaches) if the site has it and the other sites have what was chosen for them; for ``"enumerate"``, if it is
+    enumerated together with others that can be, or by itself, and the rest has what is best then. ``time`` is that of a
+    step if all sites that can have it do, over that of the fastest candidate; 1 where it takes less than twice as long.
     """
 
     name: EstimatorName
@@ -49,9 +49,9 @@ class EstimatorChoice:
     """What was chosen at the sites that ask for ``"auto"``, and why: variance of the gradient times time of a step.
 
     ``sites`` are those with something to choose; ``others`` those that have no score function here. ``draws`` is how
-    many gradients were drawn; None if all outcomes were weighted instead. ``variance`` is that of the whole gradient
-    with all that was chosen, and ``seconds`` the CPU time of its step in the uncompiled module. ``notes`` say which
-    sites cannot be enumerated, and why.
+    many gradients were drawn; None if all outcomes were weighted instead. ``variance`` is that of the gradient of
+    ``parameters`` with all that was chosen, and ``seconds`` the CPU time of its step in the uncompiled module.
+    ``notes`` say which sites cannot be enumerated, and why.
     """
 
     sites: tuple[SiteChoice, ...]
@@ -60,6 +60,7 @@ class EstimatorChoice:
     variance: float = math.nan
     seconds: float = field(default=math.nan, compare=False)
     notes: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
     @property
     def estimators(self) -> dict[str, EstimatorName]:
@@ -80,7 +81,7 @@ class EstimatorChoice:
         """The choice, and that of further sites, which the program has had in a later call."""
         sites, others = self.sites + later.sites, self.others + later.others
         draws, notes = later.draws or self.draws, self.notes + later.notes
-        return EstimatorChoice(sites, others, draws, later.variance, later.seconds, notes)
+        return EstimatorChoice(sites, others, draws, later.variance, later.seconds, notes, later.parameters)
 
     def _table(self) -> Table:
         names = list(dict.fromkeys(candidate.name for row in self.sites for candidate in row.candidates))

@@ -21,6 +21,11 @@ class Covariances:
         self._sums = torch.zeros(len(names), len(names), dtype=torch.float64)
         self._count = 0.0
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The parts of the vectors."""
+        return tuple(self._means)
+
     def add(self, vectors: dict[tuple[str, str], Vector], weight: float = 1.0) -> None:
         """Take one draw.
 

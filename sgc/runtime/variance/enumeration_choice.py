@@ -61,7 +61,8 @@ def choose_with_enumeration(
             notes[f"{', '.join(sites)} cannot be enumerated: {str(error).partition(chr(10))[0]}"] = None
             return
         others = (site for site in asking if site not in sites)
-        choices[sites] = choose(draft.specialization, draft.tensors, draft.plan, others)
+        parameters = choices[()].parameters if sites else None
+        choices[sites] = choose(draft.specialization, draft.tensors, draft.plan, others, parameters)
 
     measure(())
     scored = [row.site for row in choices[()].sites]

@@ -64,7 +64,13 @@ CANDIDATES: dict[str, EstimatorName] = {
 Combination = tuple[str, ...]
 
 
-def choose(specialization: Specialization, tensors: list[Tensor], plan: Plan, asking: Iterable[str]) -> EstimatorChoice:
+def choose(
+    specialization: Specialization,
+    tensors: list[Tensor],
+    plan: Plan,
+    asking: Iterable[str],
+    parameters: tuple[str, ...] | None = None,
+) -> EstimatorChoice:
     """Measure what these sites could have, at the present parameters and data, and choose.
 
     Nothing changes: not the parameters, their gradients, the averages, the buffers, or the random state. The draws are
@@ -73,6 +79,7 @@ def choose(specialization: Specialization, tensors: list[Tensor], plan: Plan, as
     :param specialization: one in which these sites have no baseline.
     :param tensors: the program's inputs.
     :param plan: of the specialization.
+    :param parameters: those whose gradient's variance counts; None: those that a score function of these sites reaches.
     """
     asking = tuple(asking)
     graph = specialization.graph
@@ -86,7 +93,7 @@ def choose(specialization: Specialization, tensors: list[Tensor], plan: Plan, as
     try:
         pyro.set_rng_seed(_SEED)
         draws = max(_FEWEST_DRAWS, min(_DRAWS, _GRADIENTS // max(1, sum(map(len, candidates.values())))))
-        covariances = _covariances(specialization, tensors, candidates, draws)
+        covariances = _covariances(specialization, tensors, candidates, draws, parameters)
         times = dict(_times(specialization, tensors, plan, candidates))
     finally:
         restore_random_state(state)
@@ -107,12 +114,16 @@ def terms_of(graph: StochasticGraph, candidates: Mapping[str, tuple[str, ...]], 
 
 
 def _covariances(
-    specialization: Specialization, tensors: list[Tensor], candidates: Mapping[str, tuple[str, ...]], draws: int
+    specialization: Specialization,
+    tensors: list[Tensor],
+    candidates: Mapping[str, tuple[str, ...]],
+    draws: int,
+    parameters: tuple[str, ...] | None,
 ) -> Covariances:
     terms = terms_of(specialization.graph, candidates)
     others = settled_baselines(specialization, terms, tensors, tries=draws)
     valid = _valid_draws(specialization, terms, tensors, others, draws)
-    return covariances_of(specialization, tensors, candidates, valid)
+    return covariances_of(specialization, tensors, candidates, valid, parameters)
 
 
 def _valid_draws(
@@ -140,21 +151,31 @@ def covariances_of(
     tensors: list[Tensor],
     candidates: Mapping[str, tuple[str, ...]],
     draws: Iterable[tuple[float, Iterable[tuple[str, str, Vector]]]],
+    parameters: tuple[str, ...] | None = None,
 ) -> Covariances:
     """Of the candidates' terms, and of the sum of all other terms, which is the first.
+
+    Of the parameters that the candidates' terms reach: the others vary alike under each choice, and where they vary
+    much, a difference of ten times in those would be lost in the whole.
 
     :param draws: weights, and draws as :func:`sgc.runtime.variance.sampling.drawn` gives them.
     """
     _, leaves = parameter_leaves(specialization, tensors)
     names = [(site, choice) for site, choices in candidates.items() for choice in choices]
-    measured = Covariances((_OTHERS, *names), {name: leaf.numel() for name, leaf in leaves.items()})
+    measured: Covariances | None = None
     for weight, draw in draws:
         vectors: dict[tuple[str, str], dict[str, Tensor]] = {}
         for site, choice, vector in draw:
             into = vectors.setdefault((site, choice) if site in candidates else _OTHERS, {})
             for part, value in vector.items():
                 into[part] = into[part] + value if part in into else value
+        if measured is None:
+            reached = {part for name, vector in vectors.items() if name != _OTHERS for part in vector}
+            reached = reached if parameters is None else {*parameters}
+            elements = {part: leaf.numel() for part, leaf in leaves.items() if part in reached}
+            measured = Covariances((_OTHERS, *names), elements)
         measured.add(dict(vectors), weight)
+    assert measured is not None, "there are draws"
     return measured
 
 
@@ -251,7 +272,7 @@ def chosen(
     def product(combination: Combination) -> float:
         return variance(combination) * mean([relative[choice] for choice in combination])
 
-    best = _simplified(candidates, product, _best(candidates, product))
+    best = _simplified(candidates, product, _best(candidates, product), graph.particles.in_a_call)
     rows = []
     for place, (site, choices) in enumerate(candidates.items()):
         own = [_with(best, place, choice) for choice in choices]
@@ -261,7 +282,7 @@ def chosen(
         ]
         rows.append(SiteChoice(site, _name(graph, site, best[place]), tuple(measured)))
     seconds = mean([times[choice] for choice in best] or [fastest])
-    return EstimatorChoice(tuple(rows), others, draws, variance(best), seconds)
+    return EstimatorChoice(tuple(rows), others, draws, variance(best), seconds, (), covariances.parameters)
 
 
 def _best(candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float]) -> Combination:
@@ -278,17 +299,30 @@ def _best(candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combinat
 
 
 def _simplified(
-    candidates: Mapping[str, tuple[str, ...]], product: Callable[[Combination], float], best: Combination
+    candidates: Mapping[str, tuple[str, ...]],
+    product: Callable[[Combination], float],
+    best: Combination,
+    particles: int,
 ) -> Combination:
-    """As good a combination: one choice for all sites if it can be, else simpler ones where they can be."""
-    bound = AS_GOOD * product(best)
+    """As good a combination: one choice for all sites if it can be, else simpler ones where they can be.
+
+    An average is measured once it has settled, at parameters and data that stay; in a training they move, and it is
+    behind. Leave-one-out never is, and the mean of so many others has little more variance than the best constant.
+    So it is as good up to that.
+    """
+    least = product(best)
+    of_leave_one_out = particles / (particles - 1) if particles > 1 and DECAYING_AVERAGE in best else AS_GOOD
+
+    def as_good(combination: Combination, choice: str) -> bool:
+        return product(combination) <= least * (max(of_leave_one_out, AS_GOOD) if choice == LEAVE_ONE_OUT else AS_GOOD)
+
     for choice in CANDIDATES:
         alike = tuple(choice if choice in choices else choices[0] for choices in candidates.values())
-        if product(alike) <= bound:
+        if as_good(alike, choice):
             return alike
     for place, choices in enumerate(candidates.values()):
-        simpler = (_with(best, place, choice) for choice in choices[: choices.index(best[place])])
-        best = next((combination for combination in simpler if product(combination) <= bound), best)
+        simpler = ((_with(best, place, choice), choice) for choice in choices[: choices.index(best[place])])
+        best = next((combination for combination, choice in simpler if as_good(combination, choice)), best)
     return best
 
 
