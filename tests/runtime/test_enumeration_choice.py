@@ -92,15 +92,15 @@ def test_what_cannot_be_enumerated_is_told() -> None:
 def test_large_tables_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enumeration_choice, "_LARGEST", 8)
     choice = asked(guided(), {"*": "auto"}).choice()
-    assert choice.estimators["kind"] != "enumerate"  # 3 values of 3 elements
-    assert choice.estimators["on"] == "enumerate"
+    assert {c.name for c in choice.site("kind").candidates} == {"score function", "decaying average"}
+    assert {c.name for c in choice.site("on").candidates} == {"score function", "decaying average", "enumerate"}
 
 
 def test_time_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a site that leaves as much variance as a baseline does, the faster draft is taken."""
     figures = {(): (2.0, 1.0), ("kind",): (1.0, 1.5), ("on",): (1.0, 4.0), ("kind", "on"): (1.5, 3.0)}
 
-    def choose(specialization: Any, tensors: Any, plan: Any, asking: Any) -> Any:
+    def choose(specialization: Any, tensors: Any, plan: Any, asking: Any, parameters: Any) -> Any:
         left = set(asking)
         sites = tuple(site for site in ("kind", "on") if site not in left)
         variance, seconds = figures[sites]

@@ -310,11 +310,11 @@ def _simplified(
     behind. Leave-one-out never is, and the mean of so many others has little more variance than the best constant.
     So it is as good up to that.
     """
-    least = product(best)
-    of_leave_one_out = particles / (particles - 1) if particles > 1 and DECAYING_AVERAGE in best else AS_GOOD
+    bound = AS_GOOD * product(best)
+    behind = particles / (particles - 1) if particles > 1 and DECAYING_AVERAGE in best else 1.0
 
     def as_good(combination: Combination, choice: str) -> bool:
-        return product(combination) <= least * (max(of_leave_one_out, AS_GOOD) if choice == LEAVE_ONE_OUT else AS_GOOD)
+        return product(combination) <= bound * (behind if choice == LEAVE_ONE_OUT else 1.0)
 
     for choice in CANDIDATES:
         alike = tuple(choice if choice in choices else choices[0] for choices in candidates.values())
