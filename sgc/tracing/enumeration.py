@@ -231,7 +231,7 @@ def _not_nested(
     deepest = max(sites, key=lambda name: len(model_trace.nodes[name]["cond_indep_stack"]))
     return EnumerationError(
         f"the enumerated sites {', '.join(map(repr, eliminated))} are in plates that are not nested in one another "
-        f"({', '.join(plates)}), and are joint here",
+        f"({', '.join(plates)}), and are joint here. Expected tree-structured plate nesting, as Pyro says",
         site=deepest,
         remedy="make one of the plates sequential (for i in pyro.plate(...)), or sample one of the sites in the guide",
     )

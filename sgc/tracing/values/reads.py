@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.aliasing import copies
-from sgc.graph.effects import ancestors, dependencies, is_random
+from sgc.graph.effects import is_random
 from sgc.graph.meta_keys import SITE
 from sgc.tracing import tracer
 from sgc.tracing.python.texts import REMEDY as TEXT_REMEDY
 from sgc.tracing.source import current_line
 from sgc.tracing.values.answers import asked_of
 from sgc.tracing.values.autocast import Switches, switched_back, switches
-from sgc.tracing.values.slices import slice_of
+from sgc.tracing.values.slices import needed_for, slice_of
 from sgc.tracing.values.speculation import Speculation
 
 _TEXTS = ("__format__", "__repr__")
@@ -154,12 +154,10 @@ class Reads:
                 remedy="write the choice with tensors (torch.where), in forward and backward alike",
             )
         node = tracer.node_of(tensor)
-        graph = tracer.current_tracer().graph
-        depends = dependencies(graph)
-        needed = ancestors([node], depends)
-        random = [other for other in graph.nodes if other in needed and is_random(other)]
+        needed = needed_for([node])
+        random = [other for other in needed if is_random(other)]
         if random:
-            sites = [site for other in graph.nodes if other in needed and (site := SITE.of(other)) is not None]
+            sites = [site for other in needed if (site := SITE.of(other)) is not None]
             source, is_branch = current_line(), reader.endswith("__bool__")
             if sites:
                 raise DataDependenceError(
@@ -173,7 +171,7 @@ class Reads:
                 source=source,
                 remedy=_REMEDY,
             )
-        module, sources = slice_of(graph, node, needed)
+        module, sources = slice_of(node, needed)
         origins = [self.concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
             value = module(*copies([self.before(origin) for origin in origins]))
@@ -182,9 +180,7 @@ class Reads:
     def unknown(self, name: str, arguments: Any) -> DataDependenceError:
         """The error for an operation that needs values, with the sample that they depend on."""
         nodes = [tracer.node_of(leaf) for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        graph = tracer.current_tracer().graph
-        needed = ancestors(nodes, dependencies(graph))
-        sites = [site for other in graph.nodes if other in needed and (site := SITE.of(other)) is not None]
+        sites = [site for other in needed_for(nodes) if (site := SITE.of(other)) is not None]
         return DataDependenceError(
             f"{name} needs values that are known only at run time",
             site=sites[-1] if sites else None,
