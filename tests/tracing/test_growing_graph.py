@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterable
 
 import pyro
@@ -14,7 +16,7 @@ from torch import Tensor, fx
 import sgc
 from sgc.graph.effects import DataFlow, ancestors, dependencies
 from sgc.tracing import tracer
-from sgc.tracing.values import reads, slices
+from sgc.tracing.values.slices import GrowingGraph
 
 
 def sequential_plates(data: Tensor) -> None:
@@ -61,17 +63,18 @@ def guide(data: Tensor) -> None:
 @pytest.mark.parametrize("model", PROGRAMS, ids=lambda model: model.__name__)
 def test_it_gives_what_the_whole_graph_gives(model: Callable[[Tensor], None], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+    needed = GrowingGraph.needed
 
-    def compared(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    def compared(self: GrowingGraph, nodes: Iterable[fx.Node]) -> list[fx.Node]:
         nodes = list(nodes)
-        answer = slices.needed_for(nodes)
+        answer = needed(self, nodes)
         graph = tracer.current_tracer().graph
         of_whole_graph = ancestors(nodes, dependencies(graph))
         assert answer == [node for node in graph.nodes if node in of_whole_graph]
         asked.append(len(answer))
         return answer
 
-    monkeypatch.setattr(reads, "needed_for", compared)
+    monkeypatch.setattr(GrowingGraph, "needed", compared)
     data = torch.tensor([0.9, 0.8, 0.7])
     loss_module = sgc.compile(model, guide, backend="eager").initialize(data)
     assert len(asked) > 1
@@ -97,3 +100,18 @@ def test_reads_of_a_longer_program_look_at_no_more_nodes_each(monkeypatch: pytes
         sgc.compile(model, guide, backend="eager").initialize(torch.zeros(points))
         numbers.append(len(looked_at))
     assert numbers[1] < 2.1 * numbers[0]
+
+
+def test_nothing_is_kept_after_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[GrowingGraph]] = []
+    needed = GrowingGraph.needed
+
+    def noted(self: GrowingGraph, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        kept.append(weakref.ref(self))
+        return needed(self, nodes)
+
+    monkeypatch.setattr(GrowingGraph, "needed", noted)
+    loss_module = sgc.compile(sequential_plates, guide, backend="eager").initialize(torch.ones(3))
+    gc.collect()
+    assert kept and all(reference() is None for reference in kept)
+    assert loss_module.verify(torch.ones(3))

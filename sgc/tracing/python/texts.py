@@ -43,7 +43,7 @@ def shown(tensor: Tensor) -> str:
 
 @contextmanager
 def printed_before() -> Iterator[None]:
-    """Around a capture, or another run: the program prints nothing once more. What others print meanwhile is printed."""
+    """Around a further run: the program prints nothing once more. What others print meanwhile is printed."""
     thread, write = threading.get_ident(), builtins.print
 
     def silent(*values: Any, **options: Any) -> None:
