@@ -69,7 +69,7 @@ class EstimatorError(SgcError, ValueError):
     """A site asks for an estimator that is unknown, or that cannot be had there."""
 
 
-class EnumerationError(SgcError, NotImplementedError):
+class EnumerationError(SgcError, NotImplementedError, ValueError):
     """A site that cannot be enumerated, or densities that enumerated sites cannot be summed out of."""
 
 

@@ -127,20 +127,42 @@ def _viewed(node: fx.Node) -> fx.Node:
         node = base
 
 
-def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
-    """The nodes that each node directly depends on: its arguments, and what last wrote into their storages."""
-    writers: dict[int, list[fx.Node]] = {}
-    depends: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    for node in graph.nodes:
+class DataFlow:
+    """The nodes that each node directly depends on: its arguments, and what last wrote into their storages.
+
+    Nodes are added in the order of their graph, and taken back from its end.
+    """
+
+    def __init__(self) -> None:
+        self.parents: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self._writers: dict[int, list[fx.Node]] = {}
+        self._written: dict[fx.Node, list[int]] = {}
+
+    def add(self, node: fx.Node) -> None:
         direct = dict.fromkeys(node.all_input_nodes)
         for argument in list(direct):
             for storage in storages(argument):
-                direct.update(dict.fromkeys(writers.get(storage, ())))
-        depends[node] = tuple(direct)
-        for written in written_arguments(node):
-            for storage in storages(written):
-                writers.setdefault(storage, []).append(node)
-    return depends
+                direct.update(dict.fromkeys(self._writers.get(storage, ())))
+        self.parents[node] = tuple(direct)
+        written = [storage for argument in written_arguments(node) for storage in storages(argument)]
+        if written:
+            self._written[node] = written
+        for storage in written:
+            self._writers.setdefault(storage, []).append(node)
+
+    def take_back(self, node: fx.Node) -> None:
+        """Forget the node that was added last."""
+        del self.parents[node]
+        for storage in self._written.pop(node, ()):
+            self._writers[storage].pop()
+
+
+def dependencies(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """The nodes that each node of a graph directly depends on (:class:`DataFlow`)."""
+    flow = DataFlow()
+    for node in graph.nodes:
+        flow.add(node)
+    return flow.parents
 
 
 def ancestors(targets: Iterable[fx.Node], depends: dict[fx.Node, tuple[fx.Node, ...]]) -> set[fx.Node]:

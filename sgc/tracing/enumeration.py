@@ -8,6 +8,7 @@ al. 2018), taken apart into the terms that are summed, so that the graph can hol
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -169,7 +170,10 @@ def _sizes(site: Any) -> dict[str, int]:
 def _terms(
     model_trace: Trace, guide_trace: Trace, tables: list[tuple[int, ...]]
 ) -> tuple[list[MarginalTerm], list[ExpectedTerm]]:
-    costs, factors, ordering, sum_dims, scale = _compute_model_factors(model_trace, guide_trace)
+    try:
+        costs, factors, ordering, sum_dims, scale = _compute_model_factors(model_trace, guide_trace)
+    except ValueError as error:
+        raise _with_site(error, model_trace) from error
     own = {id(site["packed"]["log_prob"]): (site["name"], +1) for site in _samples(model_trace)}
     terms: dict[Any, list[tuple[Tensor, tuple[str, int] | int]]] = {
         ordinal: [(cost, own[id(cost)]) for cost in of_ordinal] for ordinal, of_ordinal in costs.items()
@@ -185,6 +189,24 @@ def _terms(
         cost = packed.neg(site["packed"]["log_prob"])
         terms.setdefault(ordering[site["name"]], []).append((cost, (site["name"], -1)))
     return marginals, list(_expected(guide_trace, ordering, terms))
+
+
+def _with_site(error: ValueError, model_trace: Trace) -> EnumerationError:
+    """Pyro's refusal to combine what is enumerated: its text, with the site and what to write for it."""
+    text = str(error)
+    upstream = re.search(r"upstream of guide site '(.*?)'", text)
+    if upstream is not None:
+        remedy = "enumerate the sites upstream of it in the guide, too, or this one in the model"
+        return EnumerationError(text.partition(". ")[0], site=upstream[1], remedy=remedy)
+    joint = [site for site in _samples(model_trace) if "masked_log_prob" in site["packed"] or _is_enumerated(site)]
+    not_numbers = [site for site in joint if isinstance(site["scale"], Tensor) and site["scale"].ndim]
+    others = not_numbers or [site for site in joint if site["scale"] is not joint[0]["scale"] != site["scale"]]
+    remedy = "put enumerated sites and those that depend on them under one poutine.scale, a number, and plates that "
+    return EnumerationError(text.rstrip("."), site=(others or joint)[0]["name"], remedy=remedy + "subsample alike")
+
+
+def _is_enumerated(site: Any) -> bool:
+    return site["infer"].get("_enumerate_dim") is not None
 
 
 def _contracted(
@@ -231,7 +253,7 @@ def _not_nested(
     deepest = max(sites, key=lambda name: len(model_trace.nodes[name]["cond_indep_stack"]))
     return EnumerationError(
         f"the enumerated sites {', '.join(map(repr, eliminated))} are in plates that are not nested in one another "
-        f"({', '.join(plates)}), and are joint here",
+        f"({', '.join(plates)}), and are joint here. Expected tree-structured plate nesting, as Pyro says",
         site=deepest,
         remedy="make one of the plates sequential (for i in pyro.plate(...)), or sample one of the sites in the guide",
     )

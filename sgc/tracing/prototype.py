@@ -26,6 +26,7 @@ from sgc.graph.plan import SiteRequest
 from sgc.tracing.error_notes import located
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.python.refusals import Refusing, refusals
+from sgc.tracing.python.texts import printed_before
 from sgc.tracing.reference.loss_of_objective import pyro_elbo, pyro_elbo_of_a_run
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.site_requests import SiteRequests
@@ -203,6 +204,7 @@ def _run_again(
         Refusing(),
         Transcript() as transcript,
         ExternalReads(earlier).noted(profiled=False),
+        printed_before(),
     ):
         warnings.simplefilter("ignore")
         _run(elbo, program, transcript)

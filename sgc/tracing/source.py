@@ -222,10 +222,16 @@ def is_formatting() -> bool:
 
 def is_message_of_error() -> bool:
     """Whether the code that asks for a text is at a statement that makes the message of an error."""
+    frame = frame_of_text()
+    return frame is not None and frame.f_lineno in _lines_of_messages(frame.f_code)
+
+
+def frame_of_text() -> FrameType | None:
+    """The frame of the code that asks a tensor for a text."""
     frame = _program_frame()
     while frame is not None and (is_of_sgc(frame) or frame.f_code.co_filename in _TEXT_MAKING):
         frame = frame.f_back
-    return frame is not None and frame.f_lineno in _lines_of_messages(frame.f_code)
+    return frame
 
 
 _TEXT_MAKING = frozenset((torch._tensor.__file__, torch.overrides.__file__))

@@ -192,7 +192,23 @@ def _example(mode: FakeTensorMode, tensor: Tensor, dims: frozenset[int], number:
     like.requires_grad_(tensor.requires_grad)
     kinds = [DimDynamic.DYNAMIC if dim in dims else DimDynamic.STATIC for dim in range(tensor.dim())]
     context: Any = StatelessSymbolicContext(kinds)
-    return mode.from_tensor(like, source=ConstantSource(f"sized_{number}"), symbolic_context=context)
+    example = mode.from_tensor(like, source=ConstantSource(f"sized_{number}"), symbolic_context=context)
+    _fix_other_strides(example)
+    return example
+
+
+def _fix_other_strides(example: Tensor) -> None:
+    """Take a stride that does not follow from sizes, as those of ``data[:, :20]``, for the number that it is.
+
+    Torch makes a symbol of it. No condition is left of that: the strides of each call are compared as they are.
+    """
+    sizes = {symbol for size in example.shape if is_symbolic(size) for symbol in _symbol(size).free_symbols}
+    for stride in example.stride():
+        if is_symbolic(stride) and not _symbol(stride).free_symbols <= sizes:
+            environment = stride.node.shape_env  # type: ignore[attr-defined]
+            known = _LENGTH(environment.guards)
+            int(stride)
+            del environment.guards[known:]
 
 
 @contextmanager

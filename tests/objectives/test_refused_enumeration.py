@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import pytest
 import torch
 from pyro import poutine
@@ -53,7 +54,9 @@ def test_plates_that_are_not_nested_are_refused() -> None:
         with rows, columns:
             pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(3, 2))
 
-    with pytest.raises(EnumerationError, match=r"'a', 'b' are in plates .* \('rows', 'columns'\)") as raised:
+    with pytest.raises(
+        EnumerationError, match=r"'a', 'b' are in plates .* \('rows', 'columns'\).* plate nesting"
+    ) as raised:
         sgc.compile(model, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
     assert raised.value.site == "x" and raised.value.source is not None
 
@@ -121,3 +124,68 @@ def test_what_changes_in_one_of_several_runs_is_refused() -> None:
 
     with pytest.raises(CaptureError, match="at site 'x': two runs of the program"):
         sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager")(torch.tensor(0.4))
+
+
+def _upstream_outside_of_the_plate() -> None:
+    a = pyro.sample("a", dist.Categorical(torch.tensor([0.3, 0.7])), infer=PARALLEL)
+    with pyro.plate("rows", 2):
+        b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(2))
+
+
+def _in_a_plate() -> None:
+    with pyro.plate("rows", 2):
+        pyro.sample("b", dist.Bernoulli(torch.sigmoid(pyro.param("w", torch.tensor(0.1)))), infer=PARALLEL)
+
+
+def _in_a_deeper_plate() -> None:
+    with pyro.plate("columns", 3, dim=-2):
+        a = pyro.sample("a", dist.Bernoulli(0.5), infer=PARALLEL)
+        with pyro.plate("rows", 2, dim=-1):
+            b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(3, 2))
+
+
+def _in_two_plates() -> None:
+    with pyro.plate("columns", 3, dim=-2), pyro.plate("rows", 2, dim=-1):
+        pyro.sample("b", dist.Bernoulli(0.4), infer=PARALLEL)
+
+
+def _scaled_apart() -> None:
+    b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+    with poutine.scale(scale=2.0):
+        pyro.sample("x", dist.Normal(b, 1.0), obs=torch.tensor(0.0))
+
+
+def _enumerated_under_a_scale() -> None:
+    b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+    with poutine.scale(scale=0.5):
+        pyro.sample("c", dist.Bernoulli(0.2 + 0.5 * b), infer=PARALLEL)
+
+
+def _scaled_by_tensor() -> None:
+    with poutine.scale(scale=torch.ones(2)), pyro.plate("rows", 2):
+        b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+        pyro.sample("x", dist.Normal(b, 1.0), obs=torch.zeros(2))
+
+
+REFUSED_BY_PYRO: dict[str, tuple[Program, Program, str, str]] = {
+    "upstream": (_upstream_outside_of_the_plate, _in_a_plate, "b", "to be no more global than guide enumeration"),
+    "upstream, deeper": (_in_a_deeper_plate, _in_two_plates, "b", r"guide site 'b' in plate\('rows'\)"),
+    "scale": (_scaled_apart, programs.nothing, "x", "share a common poutine.scale"),
+    "scale of a site": (_enumerated_under_a_scale, programs.nothing, "c", "found 2 different scales"),
+    "scale, not a number": (_scaled_by_tensor, programs.nothing, "b", "only supports scalar poutine.scale"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_PYRO)
+def test_what_pyro_refuses_to_combine_is_refused_at_its_site(name: str) -> None:
+    model, guide, site, text = REFUSED_BY_PYRO[name]
+    with pytest.raises(ValueError, match=text):
+        pyro.infer.TraceEnum_ELBO(max_plate_nesting=2).loss(model, guide)
+    loss_module = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager", max_plate_nesting=2)
+    with pytest.raises(EnumerationError, match=text) as raised:
+        loss_module()
+    assert isinstance(raised.value, ValueError)  # as Pyro's
+    assert raised.value.site == site and f'pyro.sample("{site}"' in str(raised.value.source)
+    assert "enumerate" in raised.value.remedy

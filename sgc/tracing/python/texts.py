@@ -23,7 +23,7 @@ from sgc.tracing.source import belongs_to_user
 
 _SHOWING = frozenset((logging.__file__, os.path.join(os.path.dirname(os.__file__), "pdb.py")))
 
-REMEDY = "a message may show a tensor by print(x), or by logging's own formatting: log.info('%s', x)"
+REMEDY = "a message may show a tensor by print(x), print(f'{x}'), or by logging's own formatting: log.info('%s', x)"
 
 
 def is_shown() -> bool:
@@ -43,7 +43,7 @@ def shown(tensor: Tensor) -> str:
 
 @contextmanager
 def printed_before() -> Iterator[None]:
-    """Around a capture: the program prints nothing once more. What others print meanwhile is printed."""
+    """Around a further run: the program prints nothing once more. What others print meanwhile is printed."""
     thread, write = threading.get_ident(), builtins.print
 
     def silent(*values: Any, **options: Any) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sgc.errors import DataDependenceError
 from sgc.tracing.values.reads import Reads
-from sgc.tracing.values.slices import is_literal
 
 _READER = "a Boolean index"
 
@@ -51,7 +50,7 @@ def _read_part(reads: Reads, part: Any) -> Sequence[Any]:
 def _written_part(reads: Reads, part: Any) -> Sequence[Any]:
     """What stands for a part of an index that says where to write: masks may depend on samples here."""
     if _is_mask(part):
-        known = part.dim() > 0 and not reads.is_refusing and is_literal(part)
+        known = part.dim() > 0 and not reads.is_refusing and reads.growing.is_literal(part)
         return _positions(reads, part) if known else [part]
     return [part.reshape(1)] if _is_number(part) else [_slice(reads, part)]
 

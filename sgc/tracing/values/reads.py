@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sgc.errors import DataDependenceError, SourceLine
 from sgc.graph.aliasing import copies
-from sgc.graph.effects import ancestors, dependencies, is_random
+from sgc.graph.effects import is_random
 from sgc.graph.meta_keys import SITE
 from sgc.tracing import tracer
 from sgc.tracing.python.texts import REMEDY as TEXT_REMEDY
 from sgc.tracing.source import current_line
 from sgc.tracing.values.answers import asked_of
 from sgc.tracing.values.autocast import Switches, switched_back, switches
-from sgc.tracing.values.slices import slice_of
+from sgc.tracing.values.slices import GrowingGraph
 from sgc.tracing.values.speculation import Speculation
 
 _TEXTS = ("__format__", "__repr__")
@@ -77,7 +77,8 @@ class Reads:
     :mod:`sgc.tracing.python.sequential_plates`). ``check`` takes the conditions under which the program or a library
     does not raise, with what they are of; ``check_number`` those under which Python's numbers are what is recorded of
     them. ``speculation`` answers what is read of samples, where that is to be assumed. ``as_number`` makes a
-    number of a tensor with one element, of which everything that is computed is recorded.
+    number of a tensor with one element, of which everything that is computed is recorded. ``growing`` says what a value
+    depends on.
     """
 
     concrete_inputs: Mapping[str, Tensor]
@@ -89,6 +90,7 @@ class Reads:
     speculation: Speculation | None = None
     as_number: Callable[[Tensor, type], Any] | None = None
     is_refusing: bool = False
+    growing: GrowingGraph = field(default_factory=GrowingGraph)
     _autocast: Switches = field(default_factory=switches)
 
     def answer(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -154,12 +156,10 @@ class Reads:
                 remedy="write the choice with tensors (torch.where), in forward and backward alike",
             )
         node = tracer.node_of(tensor)
-        graph = tracer.current_tracer().graph
-        depends = dependencies(graph)
-        needed = ancestors([node], depends)
-        random = [other for other in graph.nodes if other in needed and is_random(other)]
+        needed = self.growing.needed([node])
+        random = [other for other in needed if is_random(other)]
         if random:
-            sites = [site for other in graph.nodes if other in needed and (site := SITE.of(other)) is not None]
+            sites = [site for other in needed if (site := SITE.of(other)) is not None]
             source, is_branch = current_line(), reader.endswith("__bool__")
             if sites:
                 raise DataDependenceError(
@@ -173,7 +173,7 @@ class Reads:
                 source=source,
                 remedy=_REMEDY,
             )
-        module, sources = slice_of(graph, node, needed)
+        module, sources = self.growing.slice_of(node, needed)
         origins = [self.concrete(origin) for origin in sources]
         with tracer.concrete(), torch._C.DisableTorchFunction(), torch.no_grad(), switched_back(self._autocast):
             value = module(*copies([self.before(origin) for origin in origins]))
@@ -182,9 +182,7 @@ class Reads:
     def unknown(self, name: str, arguments: Any) -> DataDependenceError:
         """The error for an operation that needs values, with the sample that they depend on."""
         nodes = [tracer.node_of(leaf) for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        graph = tracer.current_tracer().graph
-        needed = ancestors(nodes, dependencies(graph))
-        sites = [site for other in graph.nodes if other in needed and (site := SITE.of(other)) is not None]
+        sites = [site for other in self.growing.needed(nodes) if (site := SITE.of(other)) is not None]
         return DataDependenceError(
             f"{name} needs values that are known only at run time",
             site=sites[-1] if sites else None,

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sgc.tracing.python.deepcopy import deep_copy
 from sgc.tracing.python.nested_lists import stacked
 from sgc.tracing.python.packed_sequences import OF_PACKED, on_packed
+from sgc.tracing.python.printed_texts import is_printed
 from sgc.tracing.python.refusals import refuse_traced
 from sgc.tracing.python.texts import is_shown, shown
 from sgc.tracing.source import is_assertion, is_formatting, is_message_of_error, library_refusal
@@ -196,6 +197,7 @@ RULES = (
     ),
     # A text for people's eyes reads nothing; any other is a read, below.
     Rule(("__repr__",), lambda reads, call: shown(call.args[0]), lambda reads, call: is_shown()),
+    Rule(_TEXTS, lambda reads, call: shown(call.args[0]), lambda reads, call: is_printed()),
     # So does one that is the message of an error alone: Pyro runs where an error is raised, and makes it again.
     Rule(_TEXTS, lambda reads, call: shown(call.args[0]), lambda reads, call: is_message_of_error()),
     # Python copies a tensor through its memory, which a traced one lacks.
