@@ -24,7 +24,7 @@ from sgc.passes.objectives.closed_forms import wrong_closed_forms
 from sgc.passes.site_plan import make_plan, undecided
 from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
-from sgc.runtime.misses import Misses
+from sgc.runtime.misses import Misses, with_what_is_open
 from sgc.runtime.restore_on_error import state_restored_on_error
 from sgc.runtime.specialization import FIRST_CALL, OTHER_BRANCHES, SizesNeededError, Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
@@ -120,9 +120,12 @@ class Choosing(Showing):
                 if chosen is not None:
                     return chosen
                 reason = self._specializations[-1].miss(call)
-            if reason is not None:
-                self._note_miss(reason)
-            return self._specialize(program, call, run, str(reason or FIRST_CALL))
+            if reason is None:
+                return self._specialize(program, call, run, FIRST_CALL)
+            self._note_miss(reason)
+            made = self._specialize(program, call, run, str(reason))
+            self._misses[-1] = with_what_is_open(reason, made[0])
+            return made
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:

@@ -158,6 +158,8 @@ class GradientVariance:
             lines += ["", *advice]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def _instead(self) -> Iterator[tuple[str, float]]:
         if self.without_baselines is not None:
             yield "without baselines", self.without_baselines

@@ -35,7 +35,10 @@ class Showing(nn.Module):
         super().__init__()
         for name, part in (("model", model), ("guide", guide)):
             if not callable(part):
-                raise ArgumentError(f"the {name} is not callable: {part!r}")
+                raise ArgumentError(
+                    f"the {name} is not callable: {part!r}",
+                    remedy=f"pass the {name} itself, not what a call of it returns",
+                )
         self._begin((model, guide), PYROS)
 
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:
@@ -53,6 +56,11 @@ class Showing(nn.Module):
         self.param_store = TensorTree()
         self.closed_over = TensorTree()
         self.baselines = AverageTree(store)
+
+    @property
+    def program(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The model and the guide, as they were given."""
+        return self._program
 
     def __copy__(self) -> Showing:
         """Another one of the same tensors, which has captured nothing."""
