@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+
 class Text(str):
     """Several lines that are shown as they are where an interpreter or a notebook shows a value."""
 

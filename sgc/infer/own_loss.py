@@ -34,9 +34,11 @@ def refuse_options(options: Mapping[str, Any], loss: ELBO | Callable[..., Any]) 
     :raises sgc.errors.ArgumentError: with the first one.
     """
     for name in options:
-        kind = type(loss).__name__
-        remedy = f"pass it to the loss: sgc.infer.{kind}({name}=...)" if isinstance(loss, CompiledLoss) else "leave it out"
-        raise ArgumentError(f"{name} is for the loss that SVI makes itself, where none is given", remedy=remedy)
+        compiled = isinstance(loss, CompiledLoss)
+        raise ArgumentError(
+            f"{name} is for the loss that SVI makes itself, where none is given",
+            remedy=f"pass it to the loss: sgc.infer.{type(loss).__name__}({name}=...)" if compiled else "leave it out",
+        )
 
 
 def compiled_class(loss: ELBO | Callable[..., Any]) -> str:

@@ -32,7 +32,6 @@ from sgc.training.optimizers.refused import refuse_all_but_pyros
 from sgc.training.stepper import Stepper
 from sgc.training.steps_protocol import Steps
 
-
 _PYROS_OPTIONS = ("num_samples", "num_steps", "num_chains")
 """Arguments of Pyro's class that are not a loss's."""
 
@@ -151,7 +150,7 @@ class SVI(pyro.infer.SVI):
         if self._elbo is None:
             return state
         loss_module = self.loss_module
-        if loss_module.program == (self.model, self.guide):
+        if loss_module._program == (self.model, self.guide):
             del state["model"], state["guide"]  # a loss module can be pickled where what it is of can not
         return {**state, "loss_module": loss_module}
 
@@ -159,7 +158,7 @@ class SVI(pyro.infer.SVI):
         loss_module = state.pop("loss_module", None)
         self.__dict__.update(state)
         if "model" not in state:
-            self.model, self.guide = loss_module.program
+            self.model, self.guide = loss_module._program
         if self._elbo is not None:
             self._elbo._adopt(loss_module)
         self.optim = self._optim

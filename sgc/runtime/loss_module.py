@@ -217,7 +217,7 @@ class LossModule(Choosing):
 
     def extra_repr(self) -> str:
         """What it is of, and how much of it was captured."""
-        named = (getattr(part, "__qualname__", type(part).__name__) for part in self.program)
+        named = (getattr(part, "__qualname__", type(part).__name__) for part in self._program)
         count = len(self._specializations)
         captured = "nothing captured yet" if not count else f"{count} specialization{'s' * (count > 1)}"
         return f"{', '.join(named)}, backend={self.options.backend!r}: {captured}"

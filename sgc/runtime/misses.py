@@ -51,7 +51,7 @@ class Misses(Sequence[MissCount]):
 
 
 def with_what_is_open(miss: Miss, made: Specialization) -> Miss:
-    """The reason for a specialization, without a remedy where that one serves whatever differed: as an input, as a size.
+    """The reason for a specialization, without a remedy where that one serves whatever differed.
 
     :param made: the specialization that was made because of it.
     """

@@ -1,4 +1,4 @@
-"""The options of an ``sgc.SVI`` that makes its loss, its optimizer, how it shows itself, and what a pickle of it holds."""
+"""The options of an ``sgc.SVI`` that makes its loss, its optimizer, how it shows itself, and its pickles."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_options_are_those_of_the_loss_that_is_made() -> None:
 def test_a_program_with_branches_may_be_run_by_pyro() -> None:
     def branching(data: Tensor) -> None:
         z = pyro.sample("z", dist.Bernoulli(0.5))
-        pyro.sample("x", dist.Normal(1.0 if z else 0.0, 1.0), obs=data[0])
+        pyro.sample("x", dist.Normal(2 * z if z else 1 - z, 1.0), obs=data[0])
 
     def its_guide(data: Tensor) -> None:
         pyro.sample("z", dist.Bernoulli(logits=pyro.param("q", torch.tensor(0.0))))

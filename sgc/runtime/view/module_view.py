@@ -57,11 +57,6 @@ class Showing(nn.Module):
         self.closed_over = TensorTree()
         self.baselines = AverageTree(store)
 
-    @property
-    def program(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The model and the guide, as they were given."""
-        return self._program
-
     def __copy__(self) -> Showing:
         """Another one of the same tensors, which has captured nothing."""
         return copies.shallow(self)
