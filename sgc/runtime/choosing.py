@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from sgc.config import ENUMERATE, EstimatorName, Options
+from sgc.config import AUTO, ENUMERATE, EstimatorName, Options
 from sgc.emit.backends.registry import backend_of
 from sgc.errors import BaselineWarning, MeanFieldWarning, RespecializationWarning, SgcError
 from sgc.guards.base import Call
@@ -226,6 +226,12 @@ class Choosing(Showing):
         """
         if self._choice is None:
             self._latest()
+            if any(wanted == AUTO for _, wanted in self.options.estimators):
+                raise SgcError(
+                    'the option estimators asks for "auto" by a pattern, and every site with a score function asks for '
+                    "something else by its infer, which goes before it",
+                    remedy='name the site in the option, estimators={"z": "auto"}, or take its baseline out of infer',
+                )
             raise SgcError(
                 'no site asks for "auto", so that nothing was chosen',
                 remedy='ask for it by the option estimators={"*": "auto"}, or by infer={"estimator": "auto"} at a site',

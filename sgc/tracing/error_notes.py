@@ -95,6 +95,8 @@ def _site(frame: FrameType) -> str | None:
         message = given.get(name)
         if isinstance(message, dict) and message.get("type") in ("sample", "param"):
             return str(message["name"])
-    if isinstance(given.get("self"), IndepMessenger):
-        return str(given["self"].name)
+    plate = given.get("self")
+    if isinstance(plate, IndepMessenger):
+        named = getattr(plate, "name", given.get("name"))  # it refuses some sizes before it has its name
+        return None if named is None else str(named)
     return None
