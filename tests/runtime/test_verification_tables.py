@@ -53,6 +53,19 @@ def test_without_a_graph_every_row_is_shown(report: Verification) -> None:
     assert len(names(replace(report, graph=None))) == 1 + len(report.sites) + len(report.gradients)
 
 
+def test_reasons_that_are_alike_are_told_once() -> None:
+    pyro.clear_param_store()
+    options = {"estimators": {"*": "decaying average"}}
+    module = sgc.compile(*discrete_chain(STEPS), backend="eager", **options)  # type: ignore[arg-type]
+    for _ in range(3):  # the averages have to be something
+        module()
+    report = module.verify()
+    assert report.ok and len(report.reasons) == STEPS == len(report.differs_by_design)
+    told = [line for line in str(report).splitlines() if line.startswith("  by design: ")]
+    assert len(told) == 1 and told[0].endswith(f"(and {STEPS - 1} more reasons of this kind)")
+    assert report._repr_mimebundle_()["text/html"].count("more reasons of this kind") == 1
+
+
 def test_gradients_of_layers_are_one_row() -> None:
     def guide() -> None:
         for t in range(STEPS):

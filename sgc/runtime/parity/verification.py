@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from sgc.graph.drawing.folding import FEWEST
 from sgc.graph.drawing.wording import Wording
 from sgc.graph.graph import StochasticGraph
 from sgc.table import Table
@@ -99,12 +101,22 @@ class Verification:
                 f"  {mark:<9} {kind:<8} {name:<{width}}  |difference| {difference.difference:.2e}"
                 f"  of {difference.magnitude:.2e}{note}"
             )
-        for reason in self.reasons:
-            lines.append(f"  by design: {reason.text}")
-            lines.append(f"    so differ {', '.join(reason.names)}; see {reason.section}")
+        for text, names, section in self._told_reasons():
+            lines += [f"  by design: {text}", f"    so differ {names}; see {section}"]
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _told_reasons(self) -> Iterator[tuple[str, str, str]]:
+        """Text, names and section of each reason; of many sites that differ alike the first one's."""
+        alike: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+        for reason in self.reasons:
+            kind = re.sub("'[^']*'", "''", reason.text)
+            alike.setdefault((kind, reason.names, reason.section), []).append(reason.text)
+        for (_, names, section), texts in alike.items():
+            if len(texts) >= FEWEST:
+                texts = [f"{texts[0]} (and {len(texts) - 1} more reasons of this kind)"]
+            yield from ((text, ", ".join(names), section) for text in texts)
 
     def _title(self) -> str:
         judged = "DIFFERENT" if not self.ok else "equal but where sgc differs by design" if self.reasons else "equal"
@@ -118,8 +130,9 @@ class Verification:
             (self._mark(row), kind, name, f"{row.difference:.2e}", f"{row.magnitude:.2e}", row.note)
             for kind, name, row in self._folded()
         ]
-        for why in self.reasons:
-            rows.append(("by design", "", ", ".join(why.names), "", "", f"{why.text}; see {why.section}"))
+        rows += [
+            ("by design", "", names, "", "", f"{text}; see {where}") for text, names, where in self._told_reasons()
+        ]
         table = Table(self._title(), ("", "", "", "|difference|", "of", ""), tuple(rows), frozenset({3, 4}))
         return {"text/plain": str(self), "text/html": table.to_html()}
 
