@@ -34,7 +34,9 @@ class SiteVariance:
 
 
 def remedy(graph: StochasticGraph, row: SiteVariance, total: float) -> tuple[str, str | None]:
-    """What to do about a site: a text in which ``{asked}`` stands for the option that asks for a baseline, and which.
+    """What to do about a site: a text, and the baseline that is advised in it, as the option ``estimators`` names it.
+
+    In the text ``{asked}`` stands for that option, ``{enumerated}`` for the one that sums over the site's values.
 
     :param total: the variance of the whole gradient.
     """
@@ -78,4 +80,4 @@ def _instead_of_draws(graph: StochasticGraph, site: str) -> str:
     if not getattr(kind, "has_enumerate_support", False):
         return ""
     own = len([size for size in node.shape if size != 1]) - ("OneHot" in node.distribution)
-    return "; or sum over its values, by TraceEnum_ELBO" if own <= len(node.plates) else ""
+    return "; or sum over its values, {enumerated}" if own <= len(node.plates) else ""

@@ -82,9 +82,9 @@ class GradientVariance:
         for (text, baseline), rows in groups.items():
             share = sum(row.variance for row in rows) / self.total if self.total else 0.0
             if share >= _SMALL_SHARE:
-                names = [row.site for row in rows] if len(rows) <= _NAMED else ["*"]
-                asked = ", ".join(f"{name!r}: {baseline!r}" for name in names)
-                told = text.format(asked=f"estimators={{{asked}}}")
+                names = [row.site for row in rows]
+                asked = _option(names if len(names) <= _NAMED else ["*"], str(baseline))
+                told = text.format(asked=asked, enumerated=_option(names, "enumerate"))
                 yield f"{self._named(rows)}: {share:.0%} of the variance, {told}"
         rest = next((row for row in ranked if row.site not in self.graph), None)
         if rest is not None and ranked[0] is rest and len(ranked) > 1 and rest.variance > _MOST * self.total:
@@ -170,6 +170,12 @@ class GradientVariance:
         axes.barh([row.site for row in ranked], shares)
         axes.set_xlabel("share of the gradient's variance, %")
         return axes
+
+
+def _option(names: list[str], asked: str) -> str:
+    """The option ``estimators`` that asks for one thing at some sites, of which the first few are written out."""
+    entries = [f"{name!r}: {asked!r}" for name in names[:_NAMED]]
+    return f"estimators={{{', '.join([*entries, *(['...'] if len(names) > _NAMED else [])])}}}"
 
 
 def _missing(name: str) -> Any:
