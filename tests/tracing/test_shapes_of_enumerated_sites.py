@@ -57,10 +57,8 @@ def test_the_dim_is_told(compute: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises((RuntimeError, IndexError)) as caught:
         elbo.loss(*program(compute, PARALLEL), DATA)
     where, about = caught.value.__notes__
-    assert where.startswith(f"at {__file__}:")
-    assert about.startswith(
-        "all values of an enumerated site are in a dim of their own, left of the plates: 'z' has the"
-    )
+    assert f"{__file__}:" in where
+    assert about.startswith("all values of an enumerated site are in a dim of their own, left of the plates: 'z' has")
     assert "the shape [3, 1, 3]. What is computed of it must broadcast" in about
 
 
