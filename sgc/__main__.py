@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+import sgc
+
 _EXPLAIN = """\
 Trace a model and a guide, and say what is made of them: how each gradient is estimated and why, the parameters, the
 constants, what the compiled program relies on. Nothing is compiled and no step is taken.
@@ -28,6 +30,7 @@ file that cannot be written."""
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m sgc", description="The stochastic graph compiler for Pyro.")
+    parser.add_argument("--version", action="version", version=f"sgc {sgc.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     explain = commands.add_parser(
         "explain",

@@ -51,6 +51,7 @@ def main() -> int:
         for line in failure.splitlines():
             print(f"    {line}")
         failures += bool(failure)
+    print("all backends work" if not failures else f"{failures} of {len(names())} backends cannot be used here")
     return min(failures, 1)
 
 

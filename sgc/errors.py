@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import linecache
+import os
+import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,25 @@ class SourceLine:
         """The line itself, stripped; empty where the file cannot be read (a REPL, say)."""
         return self.kept or linecache.getline(self.file, self.line).strip()
 
+    @property
+    def place(self) -> str:
+        """The file and the line in words: of an installed package without where it is, of a notebook the cell."""
+        return f"{_cell(self.file) or self.file.rpartition(_INSTALLED)[2]}:{self.line}"
+
     def __str__(self) -> str:
-        shown = f"{self.file}:{self.line}"
-        return f"{shown}: {self.text}" if self.text else shown
+        return f"{self.place}: {self.text}" if self.text else self.place
+
+
+_INSTALLED = f"{os.sep}site-packages{os.sep}"
+
+
+def _cell(file: str) -> str | None:
+    """``cell In[3]`` of the file that stands for it in a notebook; None of any other."""
+    ipython = sys.modules.get("IPython")
+    shell: Any = ipython.get_ipython() if ipython is not None else None
+    name_of = getattr(getattr(shell, "compile", None), "format_code_name", None)
+    label = name_of(file) if name_of is not None else None
+    return f"cell {label[1]}" if label is not None and label[0] == "Cell" else None
 
 
 class SgcError(Exception):

@@ -89,7 +89,9 @@ def _callable(target: str) -> Callable[..., Any]:
 def _named(target: str) -> Any:
     """What ``package.module:name`` names."""
     if not _TARGET.fullmatch(target):
-        raise CommandError(f"{target!r} is not of the form package.module:name")
+        head, _, last = target.rpartition(".")
+        hint = f"; did you mean {head}:{last}?" if head and last.isidentifier() and ":" not in target else ""
+        raise CommandError(f"{target!r} is not of the form package.module:name{hint}")
     module_name, _, path = target.partition(":")
     thing: Any = _module(module_name)
     names = path.split(".")
@@ -111,7 +113,10 @@ def _module(name: str) -> Any:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
             directory = Path.cwd()
-            raise CommandError(f"there is no module {missing}, neither in {directory} nor on Python's path") from None
+            hint = f"; write {name.removesuffix('.py')}:name for the file {name}" if name.endswith(".py") else ""
+            raise CommandError(
+                f"there is no module {missing}, neither in {directory} nor on Python's path{hint}"
+            ) from None
         raise CommandError(f"the module {name} cannot be imported: {_located(error)}") from None
     except SystemExit as error:
         raise CommandError(

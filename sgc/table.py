@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+
+class Text(str):
+    """Several lines that are shown as they are where an interpreter or a notebook shows a value."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 _CELL = "padding:2px 10px;vertical-align:top;text-align:"
 
 
@@ -25,6 +35,8 @@ class Table:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    __repr__ = __str__
 
     def lines(self) -> Iterator[str]:
         """The title, if there is one, and the rows, indented."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import sgc
 from sgc import __main__ as commands
 from sgc import doctor
 
@@ -110,6 +111,27 @@ def test_a_shell_is_told_what_is_wrong_without_a_traceback(modules: Path) -> Non
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("python -m sgc explain: DataDependenceError: at site 'z'")
     assert "coin.py:19: if z > 0:" in done.stderr and "remedy: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"sgc {sgc.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("coin.py:model", "; write coin:name for the file coin.py\n"),
+        ("coin.model", "'coin.model' is not of the form package.module:name; did you mean coin:model?\n"),
+        ("coin:model:guide", "is not of the form package.module:name\n"),
+    ],
+)
+def test_other_ways_to_name_a_model_get_a_hint(
+    target: str, hint: str, modules: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, told = explained(capsys, target, "coin:guide", *ARGS)
+    assert status == 2 and told.endswith(hint)
 
 
 def explained(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import networkx as nx
 
@@ -14,6 +14,9 @@ from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.derived_nodes import NegationNode, OfAllParticlesNode
 from sgc.graph.nodes import BaselineNode, CostNode, Estimator, Payload, ScorePartNode, SiteNode
 from sgc.graph.program import Particles, Program, SiteKind
+
+if TYPE_CHECKING:
+    from sgc.graph.drawing.notebook_bundle import Picture
 
 _P = TypeVar("_P", bound=Payload)
 
@@ -227,6 +230,17 @@ class StochasticGraph(nx.DiGraph):
         ending = format_of(path)
         Path(path).write_bytes(rendered(self.to_dot(unfold=unfold, highlight=highlight), ending))
         return Path(path)
+
+    def picture(self, *, unfold: bool = False, highlight: str | None = None) -> Picture:
+        """The picture that :meth:`draw` writes, as the value of a cell of a notebook.
+
+        :raises KeyError: if ``highlight`` is no latent site.
+        """
+        from sgc.graph.drawing.notebook_bundle import Picture
+
+        if highlight is not None:
+            self._latent(highlight)
+        return Picture(self, unfold, highlight)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from sgc.graph.drawing.notebook_bundle import bundle_of

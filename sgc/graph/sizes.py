@@ -64,13 +64,27 @@ def size_of(size: Any) -> Any:
 
 def formula_of(value: Any) -> str:
     """A number of torch's that depends on sizes, as a formula of these; ``1`` for what is always one."""
+    return str(_plain(_renamed(value.node.expr, value.node.shape_env)))
+
+
+def condition_shown(condition: Any, environment: Any) -> str:
+    """A condition on an environment's symbols, as it is written in Python."""
+    from sympy.core.relational import Relational
+
+    renamed = _renamed(condition, environment)
+    if not isinstance(renamed, Relational):
+        return str(renamed)
+    return f"{_plain(renamed.lhs)} {renamed.rel_op} {_plain(renamed.rhs)}"
+
+
+def _plain(expression: Any) -> Any:
+    """A formula with quotients of its own in the place of torch's functions, and whole numbers for floats that are."""
     from sympy import nsimplify
     from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 
-    expression = _renamed(value.node.expr, value.node.shape_env)
     for function, plain in ((ToFloat, lambda a: a), (FloatTrueDiv, _quotient), (IntTrueDiv, _quotient)):
         expression = expression.replace(function, plain)
-    return str(nsimplify(expression, rational=True))
+    return nsimplify(expression, rational=True)
 
 
 def _quotient(one: Any, other: Any) -> Any:

@@ -13,7 +13,7 @@ from sgc.errors import ArgumentError
 from sgc.guards.base import Call, Guard
 from sgc.guards.identity import twins
 from sgc.guards.metadata import Alike, Meta, meta, meta_difference, meta_shown, other_sizes
-from sgc.guards.miss import AS_TENSORS, SAME_EACH_TIME, Miss
+from sgc.guards.miss import ARRAY_AS_TENSOR, AS_TENSORS, SAME_EACH_TIME, Miss
 from sgc.guards.snapshots import Free, difference, is_as_noted, labelled, loosened, moved, note, shown
 from sgc.native import conditions
 from sgc.native.conditions import Condition
@@ -114,12 +114,15 @@ class ArgumentGuard(Guard):
                 if changed is not None and i in self._records and self._is_like(i, leaf):
                     changed = self._records[i].miss(leaf, lambda one, other: difference("", one, other) is None)
                 if changed is not None:
-                    return Miss(
-                        changed, self._names[i], AS_TENSORS if is_number(leaf) or i in self._records else SAME_EACH_TIME
-                    )
+                    return Miss(changed, self._names[i], self._remedy(i, leaf))
         if twins([leaf for leaf in call.leaves if isinstance(leaf, Tensor)]) != self._twins:
             return Miss("other arguments than before are one and the same tensor")
         return None
+
+    def _remedy(self, position: int, leaf: Any) -> str:
+        if hasattr(type(leaf), "__array__"):  # numpy's arrays, pandas' tables
+            return ARRAY_AS_TENSOR
+        return AS_TENSORS if is_number(leaf) or position in self._records else SAME_EACH_TIME
 
     def _with_reason(self, position: int, leaf: Tensor, miss: Miss) -> Miss:
         """A miss of a tensor, with the reason why its size is not left open."""

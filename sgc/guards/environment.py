@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import types
+from collections import deque
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -131,11 +132,17 @@ class Environment(Walk):
         return len(self._fixed) + len(self._changing)
 
     def __iter__(self) -> Iterator[str]:
+        """What is asked of each name in words, once where model and guide both use it."""
+        yield from dict.fromkeys(self._in_words())
+
+    def _in_words(self) -> Iterator[str]:
         for holder, key, expected, _ in self._fixed:
             if isinstance(expected, PLAIN):
                 yield f"{self._label(holder, key)} == {expected!r}"
         for holder, key, _ in self._changing:
-            yield f"{self._label(holder, key)} == {look_up(holder, key)!r}"
+            value = look_up(holder, key)
+            shown = f"== {value!r}" if _is_shown_by_repr(value) else f"holds what it held at capture ({len(value)})"
+            yield f"{self._label(holder, key)} {shown}"
         for holder, key, expected, _ in self._fixed:
             if expected is not MISSING and not isinstance(expected, (*PLAIN, types.CodeType)):
                 yield f"{self._label(holder, key)} is the object seen at capture"
@@ -159,6 +166,15 @@ class Environment(Walk):
         elif not isinstance(noted, Free):  # a tensor guard asks for its kind
             self._fixed.append((holder, key, value, noted))
         self.visit(value, f"{label}{key or ''}", depth + 1)
+
+
+def _is_shown_by_repr(value: Any) -> bool:
+    """Whether a container holds plain values alone, or nothing, so that its ``repr`` says what they are."""
+    if isinstance(value, dict):
+        return all(map(_is_shown_by_repr, (*value, *value.values())))
+    if isinstance(value, (list, tuple, deque, set, frozenset)):
+        return all(map(_is_shown_by_repr, value))
+    return isinstance(value, (*PLAIN, *CONTAINERS))
 
 
 def _is_same(holder: Any, key: Any, value: Any) -> Condition:

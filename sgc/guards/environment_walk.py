@@ -84,8 +84,9 @@ class Walk(ABC):
 
     def _visit_partial(self, value: functools.partial[Any], label: str, depth: int) -> None:
         self.visit(value.func, label, depth)
-        self.note(value, "args", value.args, f"{label}.", depth)
-        self.note(value, "keywords", value.keywords, f"{label}.", depth)
+        prefix = f"{label or 'partial'}."
+        self.note(value, "args", value.args, prefix, depth)
+        self.note(value, "keywords", value.keywords, prefix, depth)
 
     def _visit_container(self, value: Any, label: str, depth: int) -> None:
         for part in value.values() if isinstance(value, dict) else value:
@@ -99,7 +100,7 @@ class Walk(ABC):
             self.note(vars(value), name, vars(value)[name], f"{type(value).__name__}.", depth - 1)
 
     def _visit_namespace(self, value: Any, label: str, depth: int) -> None:
-        self.note(value, "__dict__", vars(value), f"{label}.", depth)
+        self.note(value, "__dict__", vars(value), f"{label or type(value).__name__}.", depth)
 
     def _visit_modules(self, value: nn.Module, label: str, depth: int) -> None:
         for path, module in value.named_modules():

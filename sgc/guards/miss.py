@@ -22,6 +22,7 @@ class Miss(str):
 
 
 SAME_EACH_TIME = "let it be the same at each call, or keep a loss module for each"
+ARRAY_AS_TENSOR = "pass its numbers as a tensor (torch.as_tensor): those of a tensor may differ from call to call"
 AS_TENSORS = "pass values that change from call to call as tensors"
 FEW_SHAPES = "pad data to a few shapes"
 READ_OUTSIDE = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pyro.nn.module
@@ -86,8 +87,12 @@ class ModeGuard(Guard):
         yield f"default dtype {self._dtype}"
         if self._follows_validation:
             yield f"Pyro's validation {_switched(self._validation)}"
-        for module, training in zip(self._modules, self._training, strict=True):
-            yield f"{type(module).__name__} in {_mode(training)} mode"
+        for mode in (True, False):
+            modules = zip(self._modules, self._training, strict=True)
+            classes = Counter(type(module).__name__ for module, training in modules if training is mode)
+            if classes:
+                counted = (f"{count} {name}" if count > 1 else name for name, count in classes.items())
+                yield f"in {_mode(mode)} mode: {', '.join(counted)}"
 
 
 def _missed(text: str) -> Miss:

@@ -87,8 +87,8 @@ class RegistrationGuard(Guard):
         return None
 
     def describe(self) -> Iterator[str]:
-        for name in self._tied:
-            yield f"{normalize_param_name(name)}: one tensor in Pyro's store and elsewhere"
+        if self._tied:
+            yield f"one tensor each in Pyro's store and elsewhere: {', '.join(map(normalize_param_name, self._tied))}"
 
 
 def _is_tensor(value: object) -> bool:

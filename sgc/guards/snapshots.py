@@ -165,7 +165,7 @@ def _difference(name: str, value: Any, noted: Any, compared: dict[tuple[int, int
     if isinstance(noted, Free):
         return None if noted.fits(value) else f"{name} was a {noted.kind.__name__}, is {shown(value)}"
     if not isinstance(noted, Note):
-        return None if _same_leaf(value, noted) else f"{name} was {shown(noted)}, is {shown(value)}"
+        return None if _same_leaf(value, noted) else _replaced(name, shown(noted), shown(value))
     if type(value) is not noted.kind:
         return f"{name} was a {noted.kind.__name__}, is {shown(value)}"
     if (id(value), id(noted)) in compared:
@@ -179,6 +179,12 @@ def _difference(name: str, value: Any, noted: Any, compared: dict[tuple[int, int
         if rest is not None:
             return f"{name}{_label(value, position, rest)}"
     return None
+
+
+def _replaced(name: str, was: str, now: str) -> str:
+    if was != now:
+        return f"{name} was {was}, is {now}"
+    return f"{name} is {now}" if now.startswith("another ") else f"{name} is another {now}"
 
 
 # -- parts that may change

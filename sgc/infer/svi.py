@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from sgc.errors import ArgumentError, SgcError
 from sgc.guards.base import Call
 from sgc.infer.compiled import CompiledELBO
-from sgc.infer.elbo import TraceGraph_ELBO
+from sgc.infer.own_loss import compiled_class, own_loss, refuse_options
 from sgc.infer.uncompiled import PyroSteps, compiled_elbo, shown
 from sgc.native import conditions
 from sgc.native.conditions import Condition
@@ -27,10 +27,13 @@ from sgc.training.callbacks.monitor import Monitor, as_monitor
 from sgc.training.loop import Loop
 from sgc.training.losses import RunResult
 from sgc.training.minibatches import Minibatches
-from sgc.training.optimizers.adapters import Factory, optimizing
+from sgc.training.optimizers.adapters import Factory, TorchOptimizing, optimizing
 from sgc.training.optimizers.refused import refuse_all_but_pyros
 from sgc.training.stepper import Stepper
 from sgc.training.steps_protocol import Steps
+
+_PYROS_OPTIONS = ("num_samples", "num_steps", "num_chains")
+"""Arguments of Pyro's class that are not a loss's."""
 
 
 class SVI(pyro.infer.SVI):
@@ -51,8 +54,9 @@ class SVI(pyro.infer.SVI):
         :class:`sgc.infer.TraceGraph_ELBO` that compiles with Inductor at once. Any other ELBO, and a subclass with a
         ``loss_and_grads`` of its own, is stepped as by Pyro, with a :class:`sgc.errors.StandInWarning`.
     :param loss_and_grads: as in Pyro, for a ``loss`` that is a function.
-    :param wait: whether steps wait for Inductor (:func:`sgc.compile`), where no ``loss`` is given; a loss has an option
-        of its own.
+    :param options: where no ``loss`` is given, those of the one that is made: ``num_particles``, ``estimators``,
+        ``dynamic``, ``backend``, ``wait`` and the other arguments of :class:`sgc.infer.TraceGraph_ELBO`.
+    :raises sgc.errors.ArgumentError: if there is no such option, or a loss has been given, too.
     :raises sgc.errors.OptimizerError: if ``optim`` is none of these, or not Pyro's while the loss is not compiled.
     """
 
@@ -63,19 +67,19 @@ class SVI(pyro.infer.SVI):
         optim: PyroOptim | Optimizer | Factory,
         loss: ELBO | Callable[..., Any] | None = None,
         loss_and_grads: Callable[..., Any] | None = None,
-        *,
-        wait: bool | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
-        if loss is not None and wait is not None:
-            raise ArgumentError("wait is for the loss that SVI makes itself", remedy="pass it to the loss")
-        loss = TraceGraph_ELBO(backend="inductor", rng="fast", wait=wait) if loss is None else loss
+        pyros = {name: options.pop(name) for name in _PYROS_OPTIONS if name in options}
+        if loss is None:
+            loss = own_loss(options)
+        else:
+            refuse_options(options, loss)
         self._elbo = compiled_elbo(loss)
         self._loop: Loop | None = None
-        self._shown_loss = shown(loss)
+        self._not_compiled = shown(loss), compiled_class(loss)
         # Pyro's class takes its own optimizers only; it is refused here what it would refuse.
         theirs = optim if isinstance(optim, PyroOptim) else PyroOptim(torch.optim.SGD, {})
-        super().__init__(model, guide, theirs, loss, loss_and_grads, **kwargs)
+        super().__init__(model, guide, theirs, loss, loss_and_grads, **pyros)
         self.optim = optim
 
     @property
@@ -87,12 +91,43 @@ class SVI(pyro.infer.SVI):
     def optim(self, optim: Any) -> None:
         stepper = None
         if self._elbo is None:
-            refuse_all_but_pyros(optim, self._shown_loss)
+            refuse_all_but_pyros(optim, *self._not_compiled)
         else:
             of_optimizer = optimizing(optim, self._own_module, self._elbo.retain_graph)
             stepper = Stepper(self._own_module, of_optimizer, self._conditions)
         self._optim = optim
         self._stepper: Stepper | None = stepper
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The torch optimizer that takes the steps: the one that ``optim`` is, or the one that it has made.
+
+        Its options may be changed between two steps (``svi.optimizer.param_groups[0]["lr"] = 0.001``), and a scheduler
+        of torch's may be made for it.
+
+        :raises sgc.errors.SgcError: if the parameters that it is to be made of are not there yet, or ``optim`` is one
+            of Pyro's, which makes an optimizer for each parameter, or the loss is not one of sgc's.
+        """
+        optimizing = self.stepper.optimizing
+        if not isinstance(optimizing, TorchOptimizing):
+            raise SgcError(
+                "an optimizer of pyro.optim makes one of torch's for each parameter",
+                remedy="look at svi.optim.optim_objs, or pass a torch.optim optimizer, or a callable that makes one",
+            )
+        if optimizing.takes_new and not self.loss_module.specializations:
+            raise SgcError(
+                "the optimizer is made of the parameters, which are not there yet",
+                remedy="call svi.initialize(*args) first, with the arguments of a step",
+            )
+        return optimizing.optimizer
+
+    def __repr__(self) -> str:
+        named = (getattr(part, "__qualname__", type(part).__name__) for part in (self.model, self.guide, self._optim))
+        model, guide, optim = named
+        if isinstance(self._optim, PyroOptim):
+            optim = f"pyro.optim.{getattr(self._optim.pt_optim_constructor, '__name__', optim)}"
+        loss = self._not_compiled[0] if self._elbo is None else type(self._elbo).__name__
+        return f"SVI({model}, {guide}, optim={optim}, loss={loss})"
 
     def _own_module(self) -> CompiledELBO:
         return self.loss_module
@@ -112,11 +147,18 @@ class SVI(pyro.infer.SVI):
         Its parameters are those of its loss module: a deep copy has its own, a pickle brings their values.
         """
         state = {**self.__dict__, "_stepper": None, "_loop": None}
-        return state if self._elbo is None else {**state, "loss_module": self.loss_module}
+        if self._elbo is None:
+            return state
+        loss_module = self.loss_module
+        if loss_module._program == (self.model, self.guide):
+            del state["model"], state["guide"]  # a loss module can be pickled where what it is of can not
+        return {**state, "loss_module": loss_module}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         loss_module = state.pop("loss_module", None)
         self.__dict__.update(state)
+        if "model" not in state:
+            self.model, self.guide = loss_module._program
         if self._elbo is not None:
             self._elbo._adopt(loss_module)
         self.optim = self._optim
@@ -187,13 +229,21 @@ class SVI(pyro.infer.SVI):
         monitoring = as_monitor(monitor)
         watching = [*([] if monitoring is None else [monitoring]), *map(as_callback, _listed(callbacks))]
         if isinstance(steps, int):
-            if steps < 0 or epochs != 1:
-                raise ArgumentError("a number of steps must not be negative, and epochs go with minibatches only")
+            if epochs != 1:
+                raise ArgumentError(
+                    "epochs go with minibatches, not with a number of steps",
+                    remedy="svi.run(steps, *args), or svi.run(loader, epochs=10)",
+                )
+            if steps < 0:
+                raise ArgumentError(f"a number of steps must not be negative: {steps}")
             loop = self._loop = Loop(self._steps(), steps, progress_bar, watching)
             loop.repeat(self, Call(args, kwargs), steps)
             return loop.result()
         if isinstance(steps, (str, Tensor)) or not isinstance(steps, Iterable):
-            raise ArgumentError(f"run takes a number of steps or minibatches, not a {type(steps).__name__}")
+            raise ArgumentError(
+                f"run takes a number of steps or minibatches, not a {type(steps).__name__}",
+                remedy="the number is the first argument: svi.run(1000, data); or pass a list or loader of minibatches",
+            )
         if epochs > 1 and isinstance(steps, Iterator):
             raise ArgumentError(
                 "an iterator can be gone through only once",

@@ -13,6 +13,7 @@ from torch import Tensor
 from sgc.errors import ArgumentError, NanLossError, StandInWarning
 from sgc.guards.base import Call
 from sgc.infer.compiled_loss import CompiledLoss
+from sgc.infer.own_loss import compiled_class
 from sgc.runtime.validity import Trial
 from sgc.tracing.source import warn
 from sgc.training.bound_step import Step
@@ -35,7 +36,7 @@ def compiled_elbo(loss: ELBO | Callable[..., Any]) -> CompiledLoss | None:
     if not isinstance(loss, CompiledLoss):
         warn(
             f"the loss of this SVI is {shown(loss)}, which sgc does not compile: each step runs as in pyro.infer.SVI. "
-            "To have it compiled, pass a sgc.infer.TraceGraph_ELBO",
+            f"To have it compiled, pass a {compiled_class(loss)}",
             StandInWarning,
         )
         return None

@@ -70,6 +70,8 @@ def why_chosen(graph: StochasticGraph, site: str) -> str:
         return "it is asked for"
     assert graph.program is not None
     sampler = _sampler(graph.program.site(site))
+    if sampler.enumerated:
+        return "infer['enumerate'] asks for it"
     chosen = graph.estimator(site)
     rules = estimators_beside(chosen)
     place = next(at for at, rule in enumerate(rules) if rule.estimator == chosen)

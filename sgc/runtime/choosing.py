@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from sgc.config import ENUMERATE, EstimatorName, Options
+from sgc.config import AUTO, ENUMERATE, EstimatorName, Options
 from sgc.emit.backends.registry import backend_of
 from sgc.errors import BaselineWarning, MeanFieldWarning, RespecializationWarning, SgcError
 from sgc.guards.base import Call
@@ -24,7 +24,7 @@ from sgc.passes.objectives.closed_forms import wrong_closed_forms
 from sgc.passes.site_plan import make_plan, undecided
 from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
-from sgc.runtime.misses import Misses
+from sgc.runtime.misses import Misses, with_what_is_open
 from sgc.runtime.restore_on_error import state_restored_on_error
 from sgc.runtime.specialization import FIRST_CALL, OTHER_BRANCHES, SizesNeededError, Specialization
 from sgc.runtime.turns import TURN, capturing, nothing_captured
@@ -120,9 +120,12 @@ class Choosing(Showing):
                 if chosen is not None:
                     return chosen
                 reason = self._specializations[-1].miss(call)
-            if reason is not None:
-                self._note_miss(reason)
-            return self._specialize(program, call, run, str(reason or FIRST_CALL))
+            if reason is None:
+                return self._specialize(program, call, run, FIRST_CALL)
+            self._note_miss(reason)
+            made = self._specialize(program, call, run, str(reason))
+            self._misses[-1] = with_what_is_open(reason, made[0])
+            return made
 
     @contextmanager
     def _capturing(self) -> Iterator[None]:
@@ -223,6 +226,12 @@ class Choosing(Showing):
         """
         if self._choice is None:
             self._latest()
+            if any(wanted == AUTO for _, wanted in self.options.estimators):
+                raise SgcError(
+                    'the option estimators asks for "auto" by a pattern, and every site with a score function asks for '
+                    "something else by its infer, which goes before it",
+                    remedy='name the site in the option, estimators={"z": "auto"}, or take its baseline out of infer',
+                )
             raise SgcError(
                 'no site asks for "auto", so that nothing was chosen',
                 remedy='ask for it by the option estimators={"*": "auto"}, or by infer={"estimator": "auto"} at a site',

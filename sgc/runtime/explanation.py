@@ -30,6 +30,8 @@ class Explanation:
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.tables))
 
+    __repr__ = __str__
+
     def to_html(self) -> str:
         """The tables in HTML that needs no style sheet."""
         return "\n".join(table.to_html() for table in self.tables)
@@ -56,7 +58,7 @@ def explained(specializations: Sequence[Specialization]) -> Explanation:
         Table("what the latest specialization relies on", (), tuple((line,) for line in latest.describe())),
         Table(
             "specializations",
-            ("", "made because of", "calls"),
+            ("", "made because of", "calls, without compiled steps"),
             tuple(_specializations(specializations)),
             frozenset({_NUMBER, _CALLS}),
         ),

@@ -31,6 +31,7 @@ from sgc.runtime.speculation.speculate import speculate
 from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
 from sgc.runtime.validity import RandomState, Trial, error_of_call_before, judge
+from sgc.table import Text
 from sgc.tracing.prototype import validated
 from sgc.tracing.reference.loss_of_objective import pyro_elbo
 from sgc.tracing.source import warn
@@ -214,9 +215,16 @@ class LossModule(Choosing):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return self.graph._repr_mimebundle_() if self._specializations else {"text/plain": repr(self)}
 
+    def extra_repr(self) -> str:
+        """What it is of, and how much of it was captured."""
+        named = (getattr(part, "__qualname__", type(part).__name__) for part in self._program)
+        count = len(self._specializations)
+        captured = "nothing captured yet" if not count else f"{count} specialization{'s' * (count > 1)}"
+        return f"{', '.join(named)}, backend={self.options.backend!r}: {captured}"
+
     def guards(self) -> str:
         """What the latest specialization relies on, in words."""
-        return "\n".join(self._latest().describe())
+        return Text("\n".join(self._latest().describe()))
 
     def explain(self) -> Explanation:
         """What was made of the program, in tables that print as text and are shown as HTML in a notebook.
@@ -259,7 +267,7 @@ class LossModule(Choosing):
         tables = [f"{title}\n{report}" for title, report in reports(self._latest())]
         if not tables:
             raise SgcError("nothing has been compiled yet", remedy="call loss_module(*args) first")
-        return "\n\n".join(tables)
+        return Text("\n\n".join(tables))
 
     def _note_trained(self, specialization: Specialization, compiled: Compiled, tensors: list[Tensor]) -> None:
         """Other parameters get gradients than in the call before, or these are the first."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgc.guards.miss import Miss
+from sgc.runtime.specialization import Specialization
+from sgc.tracing.state.places import PlaceOwner
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,16 @@ class Misses(Sequence[MissCount]):
         return "\n".join(map(str, self._counts)) or "compiled once"
 
     __repr__ = __str__
+
+
+def with_what_is_open(miss: Miss, made: Specialization) -> Miss:
+    """The reason for a specialization, without a remedy where that one serves whatever differed.
+
+    :param made: the specialization that was made because of it.
+    """
+    for declared in made.inputs:
+        if declared.name == miss.about and isinstance(made.owners[declared.name], PlaceOwner):
+            return Miss(miss, miss.about, "none is needed, it is an input of the version that was made then")
+        if miss.about == f"the shape of {declared.name}" and made.capture.program.is_resized(declared.name):
+            return Miss(miss, miss.about, "none is needed, the version that was made then is for any size")
+    return miss

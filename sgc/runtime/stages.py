@@ -50,6 +50,9 @@ class Stages(Mapping[str, Any]):
     def __str__(self) -> str:
         return "\n".join(f"-- {name}\n{_shown(artefact)}" for name, artefact in self.items())
 
+    def __repr__(self) -> str:
+        return f"the stages {', '.join(self)}: print() shows the program after each"
+
 
 def reports(specialization: Specialization) -> Iterator[tuple[str, Report]]:
     """How each module that was compiled so far was rewritten: for the gradient, for the loss alone, for a step."""

@@ -14,20 +14,26 @@ from typing import Any
 
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from sgc.errors import SgcError, SourceLine
 from sgc.tracing.source import belongs_to_user, current_line, is_of_pyro, line_of, parsed
 
 
 class Statements(Messenger):
-    """Notes the source line of each sample statement."""
+    """Notes the source line of each sample statement, and the shape of each site that has all its values at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lines: dict[str, SourceLine | None] = {}
+        self._enumerated: dict[str, list[int]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         self._lines[msg["name"]] = current_line()
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if (msg["infer"] or {}).get("_enumerate_dim") is not None and isinstance(msg["value"], Tensor):
+            self._enumerated[msg["name"]] = list(msg["value"].shape)
 
     def locate(self, error: BaseException) -> None:
         """Add a note to an error, unless it was raised by the user's own code or says where it is about itself."""
@@ -42,6 +48,12 @@ class Statements(Messenger):
             line = self._lines.get(site)
         if line is not None:
             error.add_note(f"at site '{site}', {line}" if site is not None else f"at {line}")
+        if self._enumerated and isinstance(error, (RuntimeError, IndexError)):
+            shapes = ", ".join(f"'{name}' has the shape {shape}" for name, shape in self._enumerated.items())
+            error.add_note(
+                f"all values of an enumerated site are in a dim of their own, left of the plates: {shapes}. What is "
+                "computed of it must broadcast over that dim (x.expand, index from the right: x[..., 0])"
+            )
 
 
 def original(error: BaseException) -> BaseException:
@@ -95,6 +107,8 @@ def _site(frame: FrameType) -> str | None:
         message = given.get(name)
         if isinstance(message, dict) and message.get("type") in ("sample", "param"):
             return str(message["name"])
-    if isinstance(given.get("self"), IndepMessenger):
-        return str(given["self"].name)
+    plate = given.get("self")
+    if isinstance(plate, IndepMessenger):
+        named = getattr(plate, "name", given.get("name"))  # it refuses some sizes before it has its name
+        return None if named is None else str(named)
     return None

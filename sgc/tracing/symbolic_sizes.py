@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from sgc.errors import SourceLine
-from sgc.graph.sizes import is_symbolic, name_symbols, shown
+from sgc.graph.sizes import condition_shown, is_symbolic, name_symbols, shown
 from sgc.native import meta_kernels
 from sgc.tracing.source import current_line
 from sgc.tracing.state.places import Place, PlaceOwner
@@ -161,7 +161,7 @@ class SymbolicSizes:
     def _asked(self, number: int) -> str:
         line = self.environment.lines.get(number)
         where = f" (asked at {line})" if line is not None else ""
-        return f"{shown(self.environment.guards[number].expr, self.environment)}{where}"
+        return f"{condition_shown(self.environment.guards[number].expr, self.environment)}{where}"
 
 
 def _symbol(size: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from sgc.errors import SgcError
 from sgc.table import Table
 from sgc.training.callbacks.monitored import Monitored
 from sgc.training.loss_curve import loss_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass
@@ -109,6 +112,22 @@ class RunResult:
         last = f", the mean loss of the last {min(count, 100)}: {self.losses[-100:].mean():.4f}" if count else ""
         stopped = "" if self.stopped is None else f"; stopped: {self.stopped}"
         return f"{count} steps in {self.seconds:.1f} s{last}{stopped}"
+
+    __repr__ = __str__
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """The losses over the steps, and the mean of each epoch; needs matplotlib."""
+        if axes is None:
+            import matplotlib.pyplot as plt
+
+            _, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+        axes.plot(range(1, len(self.losses) + 1), self.losses, linewidth=0.8)
+        if self.epoch_ends:
+            axes.plot(self.epoch_ends, self.epoch_losses, marker="o", label="mean of the epoch")
+            axes.legend()
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats")
+        return axes
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [("steps", str(len(self.losses))), ("seconds", f"{self.seconds:.1f}")]

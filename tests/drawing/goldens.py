@@ -19,5 +19,5 @@ def texts(graph: sgc.StochasticGraph) -> dict[str, str]:
 
 def _without_places(text: str) -> str:
     """Without the folders that Pyro and this file are in, and without line numbers of Pyro."""
-    text = re.sub(r'[^\s"]*site-packages/([^\s"]*?\.py):\d+', r"\1:…", text)
+    text = re.sub(r'\b(pyro/[^\s"]*?\.py):\d+', r"\1:…", text)
     return text.replace(f"{ROOT}/", "")

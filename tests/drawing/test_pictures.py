@@ -200,6 +200,16 @@ def test_what_is_missing_is_said_and_nothing_is_written(
 # -- notebooks
 
 
+def test_a_picture_is_the_value_of_a_cell() -> None:
+    graph = captured("coin")
+    plain, faded = graph.picture()._repr_mimebundle_(), graph.picture(highlight="z")._repr_mimebundle_()
+    assert plain == graph._repr_mimebundle_() and repr(graph.picture()) == str(graph)
+    (kind,) = plain.keys() - {"text/plain"}
+    assert faded["text/plain"] == str(graph) and faded[kind] != plain[kind]
+    with pytest.raises(KeyError, match="'x' is not a latent site; the latent sites are: z"):
+        graph.picture(highlight="x")
+
+
 def test_a_notebook_is_given_a_picture_or_mermaid_and_the_text() -> None:
     model, guide = local_switches()
     loss_module = sgc.compile(model, guide, backend="eager")

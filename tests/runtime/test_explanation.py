@@ -93,6 +93,25 @@ def test_the_downstream_costs_of_folded_sites_are_a_range() -> None:
     assert rows(explanation, "latent sites")["z_t, t = 0 … 7"][5] == "3 to 24 of 24"
 
 
+def test_sites_that_are_enumerated_are_no_reparameterised_ones() -> None:
+    """In the model alone a site has no score function, whatever its distribution."""
+
+    def model(x: Tensor) -> None:
+        on = pyro.sample("on", dist.Bernoulli(0.3))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z + on, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        logit = pyro.param("logit", torch.tensor(0.1))
+        pyro.sample("on", dist.Bernoulli(logits=logit), infer={"enumerate": "parallel"})
+
+    elbo = sgc.infer.TraceEnum_ELBO(backend="eager", max_plate_nesting=1)
+    elbo.loss_and_grads(model, guide, SEEN)
+    sites = rows(elbo.compiled(model, guide).explain(), "latent sites")
+    assert {sites[name][3:5] for name in ("on", "z")} == {("enumerated", "infer['enumerate'] asks for it")}
+
+
 def test_samplers_in_python_are_told() -> None:
     def model(x: Tensor) -> None:
         turn = pyro.sample("turn", dist.VonMises(0.0, 1.0))

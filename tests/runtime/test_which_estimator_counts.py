@@ -132,3 +132,11 @@ def test_without_auto_there_is_no_choice() -> None:
         sgc.compile(model, guided()).choice()
     with pytest.raises(SgcError, match='no site asks for "auto"'):
         asked({"z_top": "score function"}).choice()
+
+
+def test_where_no_site_follows_a_pattern_with_auto_it_is_said_why() -> None:
+    average = {"baseline": {"use_decaying_avg_baseline": True}}
+    guide = guided(z_top=average, z_low={**average}, w={"estimator": "pathwise"})
+    with pytest.raises(SgcError, match='asks for "auto" by a pattern, .*\n  remedy: name the site in the option'):
+        asked({"*": "auto"}, guide).choice()
+    assert {*asked({"z_low": "auto", "*": "auto"}, guide).choice().estimators} == {"z_low"}

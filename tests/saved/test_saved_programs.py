@@ -176,6 +176,15 @@ def test_training_goes_on_from_a_file_as_if_it_had_never_stopped(options: Any, t
         assert_same(dict(loaded.state_dict()), dict(module.state_dict()), name)
 
 
+@pytest.mark.parametrize("folder", ["missing", "missing/below", "file"])
+def test_a_directory_that_is_not_there_is_named(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    module = sgc.compile(lambda: None, lambda: None, backend="eager").initialize()
+    with pytest.raises(FileNotFoundError, match="no such directory to save into") as caught:
+        sgc.save(module, tmp_path / folder / "loss.sgc")
+    assert caught.value.filename == str(tmp_path / folder)
+
+
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_an_svi_is_saved_with_its_optimizer(backend: str, tmp_path: Path) -> None:
     """Whole steps as well as an optimizer in Python; who compiles a step is nothing to the file."""

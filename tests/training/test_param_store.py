@@ -214,7 +214,7 @@ def test_a_miss_says_what_is_another_tensor() -> None:
     pyro.clear_param_store()
     *parts, _ = registered(0.5)
     module = sgc.compile(*parts, backend="eager").initialize(DATA[0])
-    assert "m.inner.bias: one tensor in Pyro's store and elsewhere" in module.guards()
+    assert "one tensor each in Pyro's store and elsewhere: m.inner.weight, m.inner.bias" in module.guards()
     pyro.get_param_store()["m$$$inner.bias"] = torch.tensor([7.0])
     module(DATA[0])
     assert "m.inner.bias of Pyro's store is another tensor than the program has" in str(module.misses())

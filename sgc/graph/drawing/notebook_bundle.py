@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from sgc.errors import DrawingError
 from sgc.graph.drawing.dot_text import as_dot
@@ -14,14 +15,31 @@ if TYPE_CHECKING:
     from sgc.graph.graph import StochasticGraph
 
 
-def bundle_of(graph: StochasticGraph) -> dict[str, str]:
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a graph, drawn where a notebook shows it as the value of a cell; elsewhere it is the text."""
+
+    graph: StochasticGraph = field(repr=False)
+    unfold: bool = False
+    highlight: str | None = None
+
+    def __str__(self) -> str:
+        return self.graph.to_text(unfold=self.unfold)
+
+    __repr__ = __str__
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return bundle_of(self.graph, unfold=self.unfold, highlight=self.highlight)
+
+
+def bundle_of(graph: StochasticGraph, *, unfold: bool = False, highlight: str | None = None) -> dict[str, str]:
     """The same graph by media type, for Jupyter's ``_repr_mimebundle_``.
 
     JupyterLab shows the first that it knows. Mermaid is given where Graphviz is missing: JupyterLab has drawn
     ``text/vnd.mermaid`` since its version 4.1.
     """
-    bundle = {"text/plain": str(graph)}
-    scene = scene_of(graph)
+    bundle = {"text/plain": graph.to_text(unfold=unfold)}
+    scene = scene_of(graph, unfold=unfold, highlight=highlight)
     try:
         bundle["image/svg+xml"] = rendered(as_dot(scene), "svg").decode()
     except DrawingError:

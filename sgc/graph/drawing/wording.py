@@ -30,6 +30,10 @@ class Wording:
         """Whether anything is folded."""
         return any(not node.is_single for node in self.nodes)
 
+    def draws(self, key: str) -> bool:
+        """Whether a key is that of a node which is drawn."""
+        return key in self._folding.of
+
     def members(self, key: str) -> tuple[str, ...]:
         """All nodes that a node is folded with."""
         return self._folding.of[key].members

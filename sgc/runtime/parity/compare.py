@@ -140,6 +140,7 @@ def verify(
         gradients=tuple(differences[len(differences) - count :]),
         tolerance=tolerance,
         reasons=tuple(reasons),
+        graph=specialization.graph,
     )
 
 

@@ -13,8 +13,9 @@ from sgc.runtime.drawn_gradient import InvalidDrawError, parameter_leaves, valid
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
 from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, OtherBaselines, settling_draws
+from sgc.runtime.variance.remedies import SiteVariance
 from sgc.runtime.variance.terms import ALL_COSTS, AS_IT_IS, NO_BASELINE, OTHER_TERMS, Terms, emit_terms, gradient
-from sgc.runtime.variance.variance_report import GradientVariance, ParameterVariance, SiteVariance
+from sgc.runtime.variance.variance_report import GradientVariance, ParameterVariance
 from sgc.tracing.leaves.opaque_calls import retained
 from sgc.tracing.state.random_state import random_state, restore_random_state
 

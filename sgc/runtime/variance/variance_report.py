@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import SiteNode
-from sgc.passes.objectives.every_cost import EveryCostNode
+from sgc.runtime.variance.remedies import SiteVariance, remedy
 from sgc.table import Table
 
 if TYPE_CHECKING:
@@ -18,33 +18,14 @@ if TYPE_CHECKING:
 _SMALL_SHARE = 0.2
 """Below this part of the variance nothing is advised about sites."""
 
-_SMALL_GAIN = 1.05
-"""A baseline without which the variance is less than this many times larger does next to nothing."""
+_MOST = 0.5
+"""Above this part of the variance of terms without a score function it is said what lowers that."""
 
 _NAMED = 3
 """An advice names at most so many sites."""
 
 _ROWS = 20
 """The printed table has at most so many sites and parameters, those with the largest variance."""
-
-
-@dataclass(frozen=True)
-class SiteVariance:
-    """What one site's term of the surrogate has to do with the variance.
-
-    ``variance`` is the covariance of the term's gradient with the whole gradient, so that those of all terms add up to
-    the whole variance; it is negative where the term lowers it. The others are what the whole variance would be if this
-    site alone had no baseline; if its score function were multiplied by all costs, without a baseline; if it had a
-    decaying average that has settled (with Pyro's ``baseline_beta`` of 0.9), or a leave-one-out baseline, in the place
-    of what it has. None where that is what it has, or cannot be had.
-    """
-
-    site: str
-    variance: float
-    without_baseline: float | None
-    without_rao_blackwellisation: float | None
-    with_decaying_average: float | None = None
-    with_leave_one_out: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,45 +74,21 @@ class GradientVariance:
         return tuple(self._advice())
 
     def _advice(self) -> Iterator[str]:
-        groups: dict[str, list[SiteVariance]] = {}
-        for row in self._ranked():
+        ranked = self._ranked()
+        groups: dict[tuple[str, str | None], list[SiteVariance]] = {}
+        for row in ranked:
             if row.site in self.graph:
-                groups.setdefault(self._remedy(row), []).append(row)
-        for remedy, rows in groups.items():
+                groups.setdefault(remedy(self.graph, row, self.total), []).append(row)
+        for (text, baseline), rows in groups.items():
             share = sum(row.variance for row in rows) / self.total if self.total else 0.0
             if share >= _SMALL_SHARE:
-                yield f"{self._named(rows)}: {share:.0%} of the variance, {remedy}"
-
-    def _remedy(self, row: SiteVariance) -> str:
-        if isinstance(self.graph.downstream_cost(row.site), EveryCostNode):
-            return "multiplied by every cost, without a baseline: a TraceGraph_ELBO has downstream costs and baselines"
-        better = self._better(row)
-        leave_one_out = "" if self.graph.particles.count > 1 else ", or with num_particles=2 or more use_leave_one_out"
-        if row.without_baseline is None and better is not None:
-            return f"without a baseline: give one, {better}, or an nn_baseline{leave_one_out}"
-        if row.without_baseline is None:
-            return (
-                "without a baseline, and an average of its costs would be of little use: more particles divide the "
-                f"variance by their number, an nn_baseline may know more{leave_one_out}"
-            )
-        if row.without_baseline < _SMALL_GAIN * self.total:
-            other = f"take {better}" if better is not None else "more particles divide the variance by their number"
-            return f"with baselines that do next to nothing: train them longer, give them other inputs, or {other}"
-        if better is not None:
-            return f"with baselines that help; {better} would help more"
-        return "with baselines that help: more particles divide what is left by their number"
-
-    def _better(self, row: SiteVariance) -> str | None:
-        """The baseline that would lower the variance most, as it is asked for, if it is worth it."""
-        others = {
-            "use_decaying_avg_baseline": row.with_decaying_average,
-            "use_leave_one_out": row.with_leave_one_out,
-        }
-        known = {option: value for option, value in others.items() if value is not None}
-        best = min(known, key=known.__getitem__, default=None)
-        if best is None or _SMALL_GAIN * known[best] > self.total:
-            return None
-        return f"infer={{'baseline': {{'{best}': True}}}}"
+                names = [row.site for row in rows]
+                asked = _option(names if len(names) <= _NAMED else ["*"], str(baseline))
+                told = text.format(asked=asked, enumerated=_option(names, "enumerate"))
+                yield f"{self._named(rows)}: {share:.0%} of the variance, {told}"
+        rest = next((row for row in ranked if row.site not in self.graph), None)
+        if rest is not None and ranked[0] is rest and len(ranked) > 1 and rest.variance > _MOST * self.total:
+            yield f"{rest.site}: more particles or a larger minibatch divide it; baselines leave it as it is"
 
     def _named(self, rows: list[SiteVariance]) -> str:
         names = [self._with_line(row.site) for row in rows[:_NAMED]]
@@ -141,7 +98,7 @@ class GradientVariance:
     def _with_line(self, site: str) -> str:
         node = self.graph.payload(site)
         source = node.source if isinstance(node, SiteNode) else None
-        return site if source is None else f"{site} ({source.file}:{source.line})"
+        return site if source is None else f"{site} ({source.place})"
 
     def _ranked(self) -> list[SiteVariance]:
         return sorted(self.sites, key=lambda row: -row.variance)
@@ -157,6 +114,8 @@ class GradientVariance:
         if advice:
             lines += ["", *advice]
         return "\n".join(lines)
+
+    __repr__ = __str__
 
     def _instead(self) -> Iterator[tuple[str, float]]:
         if self.without_baselines is not None:
@@ -211,6 +170,12 @@ class GradientVariance:
         axes.barh([row.site for row in ranked], shares)
         axes.set_xlabel("share of the gradient's variance, %")
         return axes
+
+
+def _option(names: list[str], asked: str) -> str:
+    """The option ``estimators`` that asks for one thing at some sites, of which the first few are written out."""
+    entries = [f"{name!r}: {asked!r}" for name in names[:_NAMED]]
+    return f"estimators={{{', '.join([*entries, *(['...'] if len(names) > _NAMED else [])])}}}"
 
 
 def _missing(name: str) -> Any:

@@ -35,7 +35,10 @@ class Showing(nn.Module):
         super().__init__()
         for name, part in (("model", model), ("guide", guide)):
             if not callable(part):
-                raise ArgumentError(f"the {name} is not callable: {part!r}")
+                raise ArgumentError(
+                    f"the {name} is not callable: {part!r}",
+                    remedy=f"pass the {name} itself, not what a call of it returns",
+                )
         self._begin((model, guide), PYROS)
 
     def _begin(self, program: tuple[Callable[..., Any], Callable[..., Any]], store: Store) -> None:

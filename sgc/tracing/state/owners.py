@@ -107,12 +107,21 @@ class Ownership:
         for name, tensor in store.held.named_parameters():
             self._by_tensor[id(tensor)] = Owned(StoreOwner(name, store), normalize_param_name(name))
         for root_name, root in modules:
+            registered = self._registered_as(root)
             for path, module in root.named_modules():
-                prefix = ".".join(part for part in (root_name, path) if part)
+                prefix = ".".join(part for part in (root_name if registered is None else registered, path) if part)
                 for attribute, parameter in module._parameters.items():
                     self._add(parameter, module, attribute, prefix, is_buffer=False)
                 for attribute, buffer in module._buffers.items():
                     self._add(buffer, module, attribute, prefix, is_buffer=True)
+
+    def _registered_as(self, root: nn.Module) -> str | None:
+        """What the names that its parameters have in the store begin with; None if none of them is in the store."""
+        for path, parameter in root.named_parameters():
+            owned = self._by_tensor.get(id(parameter))
+            if owned is not None and f".{owned.name}".endswith(f".{path}"):
+                return owned.name[: -len(path)].removesuffix(".")
+        return None
 
     def _add(self, tensor: Tensor | None, module: nn.Module, attribute: str, prefix: str, *, is_buffer: bool) -> None:
         if tensor is not None and id(tensor) not in self._by_tensor:

@@ -87,7 +87,10 @@ def as_monitor(given: Any) -> Monitor | None:
     if given is None or isinstance(given, Monitor):
         return given
     if isinstance(given, bool) or not isinstance(given, int):
-        raise ArgumentError(f"monitor is a number of steps or an sgc.Monitor, not a {type(given).__name__}")
+        raise ArgumentError(
+            f"monitor is a number of steps or an sgc.Monitor, not a {type(given).__name__}",
+            remedy="say after how many steps each record is made: monitor=100",
+        )
     return Monitor(given)
 
 

@@ -107,6 +107,8 @@ class Monitored:
     def __str__(self) -> str:
         return str(self.table)
 
+    __repr__ = __str__
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return self.table._repr_mimebundle_()
 

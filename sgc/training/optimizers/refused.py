@@ -39,10 +39,11 @@ def refuse_wrong_kind(optimizer: Any) -> None:
         raise OptimizerError(f"{_EXPECTED}, not {_shown(optimizer)}", remedy=_EXAMPLES)
 
 
-def refuse_all_but_pyros(optimizer: Any, loss: str) -> None:
+def refuse_all_but_pyros(optimizer: Any, loss: str, compiled: str) -> None:
     """Refuse what Pyro's own ``SVI`` does not take, which steps a loss that is not compiled.
 
     :param loss: the loss, in words.
+    :param compiled: the class of losses that are compiled to take instead.
     :raises OptimizerError: which names what was given.
     """
     refuse_wrong_kind(optimizer)
@@ -50,7 +51,7 @@ def refuse_all_but_pyros(optimizer: Any, loss: str) -> None:
         raise OptimizerError(
             f"Optimizer should be an instance of pyro.optim.PyroOptim class, not {_shown(optimizer)}: {loss} is not "
             "compiled, and Pyro's SVI, which steps it, takes no other",
-            remedy='pass pyro.optim.Adam({"lr": 0.01}), say; or take sgc.infer.TraceGraph_ELBO, with any optimizer',
+            remedy=f'pass pyro.optim.Adam({{"lr": 0.01}}), say; or take {compiled}, with any optimizer',
         )
 
 
