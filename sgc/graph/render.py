@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 
 import networkx as nx
 
@@ -44,14 +43,15 @@ def _lines(graph: StochasticGraph, wording: Wording) -> Iterator[str]:
             yield from _site(graph, site, wording)
     yield "costs"
     provenance = _provenance(graph)
+    weights_of = _weights(graph, provenance)
     for cost in shown:
         if isinstance(cost, CostNode):
             upstream = wording.depends_on(cost.key, provenance) or "no sample"
-            weights = wording.depends_on(cost.key, partial(_weights, graph))
+            weights = wording.depends_on(cost.key, weights_of)
             weighted = f", weighted by {weights}" if weights else ""
             yield f"  {wording.name(cost.key)}: {list(cost.shape)}, depends on {upstream}{weighted}{cost.remark(graph)}"
     for marginal in graph.of_type(MarginalCostNode):
-        yield from _marginal(graph, marginal, wording)
+        yield from _marginal(graph, marginal, wording, weights_of(marginal.key))
     losses = list(graph.of_type(NegationNode))
     if losses:
         yield "objective"
@@ -59,20 +59,27 @@ def _lines(graph: StochasticGraph, wording: Wording) -> Iterator[str]:
         yield from _objective(graph, loss)
 
 
-def _weights(graph: StochasticGraph, cost: str) -> tuple[str, ...]:
-    """The sites of the guide that a cost is weighted by."""
-    enumerated = {node.site for node in graph.of_type(ProbabilityNode)}
-    if enumerated:
-        return tuple(site for site in graph.sites(SiteKind.LATENT) if site in enumerated & graph.provenance(cost))
-    key = keys.expected_cost(cost)
-    node = graph.payload(key) if key in graph else None
-    return tuple(site for site in node.weights if site in graph) if isinstance(node, ExpectedCostNode) else ()
+def _weights(graph: StochasticGraph, provenance: Callable[[str], Collection[str]]) -> Callable[[str], tuple[str, ...]]:
+    """Gives the sites of the guide that a cost is weighted by."""
+    enumerated = [node.site for node in graph.of_type(ProbabilityNode)]
+
+    def of(cost: str) -> tuple[str, ...]:
+        if enumerated:
+            upstream = provenance(cost)
+            return tuple(site for site in enumerated if site in upstream)
+        key = keys.expected_cost(cost)
+        node = graph.payload(key) if key in graph else None
+        return tuple(site for site in node.weights if site in graph) if isinstance(node, ExpectedCostNode) else ()
+
+    return of
 
 
-def _marginal(graph: StochasticGraph, node: MarginalCostNode, wording: Wording) -> Iterator[str]:
+def _marginal(
+    graph: StochasticGraph, node: MarginalCostNode, wording: Wording, weighted_by: Collection[str]
+) -> Iterator[str]:
     """What is summed out of which densities, and how."""
     plates = f", for each of {', '.join(node.plates)}" if node.plates else ""
-    weights = ", ".join(_weights(graph, node.key))
+    weights = ", ".join(weighted_by)
     yield f"  {node.key}: {list(node.shape)}{plates}{f', weighted by {weights}' if weights else ''}"
     sites = dict.fromkeys(wording.name(site) for site in node.eliminated if site in graph)
     factors = dict.fromkeys(wording.name(factor) for factor in node.factors if factor in graph)

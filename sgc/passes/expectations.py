@@ -35,6 +35,8 @@ class Expectations:
         self._probabilities = {node.site: node for node in graph.of_type(ProbabilityNode)}
         self._frames = {site: self._plates_of(site) for site in self._probabilities}
         self._known = {(node.site, node.plates, node.terms): node.key for node in graph.of_type(ExpectationNode)}
+        self._marginals = {(node.site, node.factors): node.key for node in graph.of_type(MarginalProbabilityNode)}
+        self._values_in: dict[str, ValuesIn] = {}
 
     def of(self, costs: Sequence[str], given: frozenset[str] = frozenset(), plates: Frames = frozenset()) -> list[str]:
         """The addends of the expectation of a sum of costs.
@@ -52,6 +54,11 @@ class Expectations:
 
     def values_in(self, key: str) -> ValuesIn:
         """The enumerated sites whose values a cost, a sum of costs or a probability has dims for."""
+        if key not in self._values_in:
+            self._values_in[key] = self._values_of(key)
+        return self._values_in[key]
+
+    def _values_of(self, key: str) -> ValuesIn:
         payload = self._graph.payload(key)
         if isinstance(payload, (ExpectationNode, ProbabilityNode, MarginalProbabilityNode)):
             return payload.values_in
@@ -98,17 +105,16 @@ class Expectations:
         return tuple(factors)
 
     def _summed_out(self, site: str, factors: tuple[str, ...]) -> str:
-        known = list(self._graph.of_type(MarginalProbabilityNode))
-        same = [node.key for node in known if node.site == site and node.factors == factors]
-        if same:
-            return same[0]
+        if (site, factors) in self._marginals:
+            return self._marginals[site, factors]
         values_in = self.together(map(self.values_in, factors))
         shape, dim = self._shape(site, factors), dict(values_in)[site]
-        key = keys.marginal_probability(site, len(known))
+        key = keys.marginal_probability(site, len(self._marginals))
         node = MarginalProbabilityNode(
             key, _without(shape, dim), site, dim, factors, tuple(item for item in values_in if item[0] != site)
         )
         self._graph.add(node, factors)
+        self._marginals[site, factors] = key
         return key
 
     def _summed_over(self, site: str, addends: list[str], plates: Frames) -> list[str]:
@@ -196,15 +202,13 @@ class Expectations:
 
 
 def values_of_cost(graph: StochasticGraph, cost: CostNode) -> ValuesIn:
-    """The enumerated sites whose values a cost has dims for."""
+    """The enumerated sites whose values a cost has dims for; a closed form has those of both densities."""
     assert graph.program is not None
     site = graph.program.site(cost.site)
     densities = [density for density in (site.model, site.guide) if density is not None]
-    own = [
-        density for density in densities if density.log_prob == cost.fx
-    ] or densities  # both: a closed form is of both
-    found = {item for density in own for item in graph.program.values_in(density, cost.fx)}
-    return tuple(sorted(found, key=lambda item: graph.program.guide_order.index(item[0])))  # type: ignore[union-attr]
+    own = [density for density in densities if density.log_prob == cost.fx]
+    values_in = {item for density in own or densities for item in graph.program.values_in(density, cost.fx)}
+    return tuple(sorted(values_in, key=lambda item: graph.program.guide_order.index(item[0])))  # type: ignore[union-attr]
 
 
 def enumerated_above(graph: StochasticGraph, site: str) -> frozenset[str]:

@@ -66,6 +66,8 @@ def choose_with_enumeration(
 
     measure(())
     scored = [row.site for row in choices[()].sites]
+    if not scored:
+        return choices[()]
     tables = {r.name: r.table for r in requests if r.table is not None and r.name in scored}
     names = tuple(name for name, table in tables.items() if table <= _LARGEST)
     if names:
