@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
 
 from sgc.config import ENUMERATE
 from sgc.errors import EnumerationError
@@ -15,6 +16,13 @@ from sgc.tracing.reference.enumerable_sites import check_enumerable, note_plates
 from sgc.tracing.source import current_line
 
 Program = Callable[..., Any]
+
+VALUES_DIM = "_values_dim"
+"""In the ``infer`` of a site that has all its values: the dim, negative, that they are in."""
+
+_PYROS_DIM = "_enumerate_dim"
+"""Pyro's name for it: by that it would refuse a density of the model that reads what the guide draws below the site,
+``p(z | w)`` beside ``q(w | z)``, whose batch has an element for each value, too."""
 
 
 def asks_for_all_values(msg: Any) -> bool:
@@ -41,6 +49,12 @@ class _AskedEnumeration(EnumMessenger):
     def __init__(self, first_dim: int | None, in_plates: dict[str, tuple[str, ...]]) -> None:
         super().__init__(first_available_dim=first_dim)
         self._in_plates = in_plates
+        self._next_dim = -1
+        """The rightmost dim to the left of all values so far."""
+
+    def __enter__(self) -> Self:
+        self._next_dim = -1
+        return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
         own = msg["infer"] or {}
@@ -49,19 +63,38 @@ class _AskedEnumeration(EnumMessenger):
             check_enumerable(msg)
             note_plates(msg, self._in_plates)
             msg["infer"] = {**own, "enumerate": "parallel"}
+            if "_markov_scope" not in own:
+                # Pyro would give it a dim of a pyro.markov before it, and then take that chain's values for its own.
+                _ENUM_ALLOCATOR.next_available_dim = min(_ENUM_ALLOCATOR.next_available_dim, self._next_dim)
         elif "enumerate" in own:
             msg["infer"] = {name: option for name, option in own.items() if name != "enumerate"}
         super()._pyro_sample(msg)
-        if asks and "_enumerate_dim" not in msg["infer"]:
+        if asks and _PYROS_DIM not in msg["infer"]:
             raise EnumerationError(
                 "its value is given by an effect handler, so that it cannot have all its values",
                 site=msg["name"],
                 source=current_line(),
                 remedy="leave the handler out, or the estimator",
             )
+        if asks:
+            msg["infer"][VALUES_DIM] = msg["infer"].pop(_PYROS_DIM)
+            self._next_dim = min(self._next_dim, msg["infer"][VALUES_DIM] - 1)
+            _check_apart(msg)
         msg["infer"].pop("enumerate", None)  # else Pyro warns that it takes another class
         if "enumerate" in own and not asks:
             msg["infer"]["enumerate"] = own["enumerate"]
+
+
+def _check_apart(msg: Any) -> None:
+    """Refuse a site whose distribution has the values of another one in the dim of its own."""
+    dim, shape = msg["infer"][VALUES_DIM], msg["fn"].batch_shape
+    if len(shape) >= -dim and shape[dim] != 1:
+        raise EnumerationError(
+            "it depends on another enumerated site, and pyro.markov lets both have their values in one dim",
+            site=msg["name"],
+            source=current_line(),
+            remedy="read a site within the scope of its pyro.markov, give that a larger history, or leave it out",
+        )
 
 
 class AsksForAllValuesError(Exception):

@@ -28,6 +28,7 @@ from sgc.graph.program import (
 from sgc.graph.sizes import Size, formula_of, is_symbolic, shape_of, size_of
 from sgc.tracing import tracer
 from sgc.tracing.arguments import argument_names
+from sgc.tracing.asked_enumeration import VALUES_DIM
 from sgc.tracing.inputs import declare_inputs
 from sgc.tracing.prototype import PrototypeRun
 from sgc.tracing.python.tensor_layouts import check_gradients
@@ -287,7 +288,7 @@ def _values_in(site: Any, known: Mapping[int, dict[int, str]]) -> tuple[tuple[in
 
 def _enumerated(site: Any) -> Enumerated | None:
     infer = site["infer"]
-    dim, total = infer.get("_enumerate_dim"), infer.get("_enum_total")
+    dim, total = infer.get(VALUES_DIM, infer.get("_enumerate_dim")), infer.get("_enum_total")
     if dim is not None:
         total = site["value"].shape[dim - site["fn"].event_dim]
     return None if total is None else Enumerated(int(total), dim, infer.get("num_samples") is not None)

@@ -19,7 +19,7 @@ from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
 from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
-from sgc.tracing.asked_enumeration import enumerated_as_asked
+from sgc.tracing.asked_enumeration import VALUES_DIM, enumerated_as_asked
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.enumeration import (
     ExpectedTerm,
@@ -98,7 +98,7 @@ class Recording:
     def _values_in(self, first_dim: int) -> None:
         """Note whose values the dims to the left of the plates are."""
         sites = samples(self.guide_trace)
-        own = {site["name"]: site["infer"]["_enumerate_dim"] for site in sites if "_enumerate_dim" in site["infer"]}
+        own = {site["name"]: site["infer"][VALUES_DIM] for site in sites if VALUES_DIM in site["infer"]}
         nodes: Any = self.guide_trace.nodes
         names = {nodes[name]["infer"]["_dim_to_id"][dim]: name for name, dim in own.items()}
         for trace in (self.model_trace, self.guide_trace):

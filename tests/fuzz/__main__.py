@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.fuzz.compare import BACKENDS, Verdict, compare
+from tests.fuzz.estimators import compare_estimators, tidied, with_estimators
 from tests.fuzz.grammar import generate
 from tests.fuzz.objectives import OBJECTIVES
 from tests.fuzz.shrink import shrunk
@@ -39,13 +40,18 @@ def main() -> None:
     )
     parser.add_argument("--grown", action="store_true", help="let the plates be larger in further calls")
     parser.add_argument("--refusals", action="store_true", help="shrink and write down what sgc refuses, too")
+    parser.add_argument("--estimators", action="store_true", help="draw an estimator for each site; by `verify`")
     options = parser.parse_args()
+    if options.estimators and options.objective != "elbo":
+        parser.error("estimators are drawn under --objective elbo")
     counts: Counter[str] = Counter()
     begun = time.monotonic()
     gc.freeze()  # what is imported stays: only what programs leave is looked through after each
     for number in range(options.start, options.start + options.programs):
         program = generate(options.seed * SEEDS_APART + number, grown=options.grown)
-        verdict = compare(program, options.backend, options.objective)
+        if options.estimators:
+            program = with_estimators(program)
+        verdict = compared(program, options)
         counts[verdict.outcome] += 1
         if verdict.outcome == "sgc refuses":
             counts[f"sgc refuses: {verdict.kind}"] += 1
@@ -65,6 +71,12 @@ def summary(counts: Counter[str], begun: float) -> str:
     return f"{text}; {time.monotonic() - begun:.0f} s, at most {memory} MB"
 
 
+def compared(program: Program, options: argparse.Namespace) -> Verdict:
+    if options.estimators:
+        return compare_estimators(program, options.backend)
+    return compare(program, options.backend, options.objective)
+
+
 def first_line(verdict: Verdict) -> str:
     return (verdict.detail.splitlines() or [""])[0][:200]
 
@@ -74,13 +86,15 @@ def report(program: Program, verdict: Verdict, options: argparse.Namespace) -> P
     backend, folder, seconds = options.backend, options.output, options.shrink_seconds
 
     def fails(candidate: Program) -> bool:
-        found = compare(candidate, backend, options.objective)
+        found = compared(candidate, options)
         return (found.outcome, found.kind) == (verdict.outcome, verdict.kind)
 
     small = shrunk(program, fails, seconds) if seconds and verdict.kind != "slow" else program
-    final = compare(small, backend, options.objective)
+    if options.estimators:
+        small = tidied(small)
+    final = compared(small, options)
     folder.mkdir(parents=True, exist_ok=True)
-    prefix = "" if options.objective == "elbo" else f"{options.objective}_"
+    prefix = "estimators_" if options.estimators else "" if options.objective == "elbo" else f"{options.objective}_"
     path = folder / f"{prefix}{backend}_{program.seed}_{verdict.kind.replace(' ', '_')}.py"
     said = "\n".join(f"# {line}" for line in final.detail.splitlines()[:12])
     path.write_text(f"# {final.outcome}: {final.kind}\n{said}\n{small.source()}{FOOTER}")

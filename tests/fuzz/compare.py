@@ -61,6 +61,9 @@ class Record:
             value = value.detach().clone()
         self.values[name] = value
 
+    def is_finite(self) -> bool:
+        return all(_finite(value) for value in self.values.values())
+
 
 @dataclass
 class Loaded:
@@ -265,7 +268,7 @@ def _compare(program: Program, backend: str, objective: ObjectiveChoice, name: s
         theirs = run(program.source(functional=True), name, theirs_side, **how)
     except Exception as error:
         return Verdict("Pyro refuses", type(error).__name__, str(error))
-    if not all(_finite(value) for value in theirs.values.values()):
+    if not theirs.is_finite():
         return Verdict("not finite")
     source = program.source()
     if source != program.source(functional=True):

@@ -84,8 +84,11 @@ def _wholes(program: Program) -> Iterator[Program]:
     yield replace(program, data=tuple(replace(d, place="global") for d in program.data))
     for i in range(len(program.wrappers)):
         yield replace(program, wrappers=program.wrappers[:i] + program.wrappers[i + 1 :])
-    for key, _ in program.options:
-        yield replace(program, options=tuple(option for option in program.options if option[0] != key))
+    for key, value in program.options:
+        rest = tuple(option for option in program.options if option[0] != key)
+        yield replace(program, options=rest)
+        for name in value if isinstance(value, dict) else ():
+            yield replace(program, options=(*rest, (key, {k: v for k, v in value.items() if k != name})))
 
 
 def _without_statements(program: Program) -> Iterator[Program]:

@@ -15,8 +15,10 @@ from pyro.ops.provenance import detach_provenance, get_provenance, track_provena
 
 from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.nodes import BaselineNode
+from sgc.passes.estimators.score_function import ScoreTermNode
 from tests.fuzz.__main__ import main
 from tests.fuzz.compare import Verdict, compare
+from tests.fuzz.estimators import compare_estimators, tidied, with_estimators
 from tests.fuzz.families import FAMILIES, FLOWS, Family
 from tests.fuzz.grammar import Generator, generate
 from tests.fuzz.objectives import OBJECTIVES
@@ -45,6 +47,14 @@ def test_plates_that_grow(seed: int) -> None:
 def test_other_objectives(objective: str, seed: int) -> None:
     verdict = compare(generate(seed), "eager", objective)
     assert verdict.outcome in FINE, f"{verdict}\n{generate(seed).source()}"
+
+
+@pytest.mark.parametrize("seed", range(500, 512))
+def test_estimators(seed: int) -> None:
+    """Each site has one of those that it can have; what is joint over a plate is refused."""
+    program = with_estimators(generate(seed))
+    verdict = compare_estimators(program, "eager")
+    assert verdict.outcome in FINE or verdict.kind == "EnumerationError", f"{verdict}\n{program.source()}"
 
 
 @pytest.mark.parametrize("seed", range(100, 112))
@@ -144,6 +154,23 @@ def test_the_smallest_program_is_found() -> None:
     (line,) = (line for line in small.source().splitlines() if "dist." in line and "import" not in line)
     assert line.strip().endswith("dist.Gumbel(torch.tensor(0.5), torch.tensor(1.0)))")
     assert len(small.source().splitlines()) <= 9
+
+
+def test_a_weight_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score function below an enumerated site, without the probabilities of the values above it."""
+    right = ScoreTermNode.compute
+    monkeypatch.setattr(ScoreTermNode, "compute", lambda self, run: right(replace(self, weight=None), run))
+    drawn = (with_estimators(program) for program in map(generate, range(3000)))
+    programs = (p for p in drawn if "enumerate" in str(p.options) and "score function" in str(p.options))
+    verdicts = (compare_estimators(p, "eager") for p in programs)
+    assert any(
+        verdict == replace(verdict, outcome="fails", kind="differs") for verdict in itertools.islice(verdicts, 30)
+    )
+
+
+def test_estimators_of_sites_that_are_gone_are_left_out() -> None:
+    program = replace(generate(0), options=(("estimators", {"gone": "enumerate"}), ("num_particles", 2)))
+    assert tidied(program).options == (("num_particles", 2),)
 
 
 def test_what_pyro_refuses_is_no_failure() -> None:

@@ -155,7 +155,12 @@ class Program:
         """How long it is, for the shrinking: every statement, expression and option counts, then every letter."""
         expressions = sum(1 for s in self.statements() for part in s.parts for _ in part.walk())
         statements = sum(1 for _ in self.statements())
-        extras = len(self.options) + bool(self.optimizer) + self.double + len(self.wrappers)
+        extras = (
+            sum(len(value) if isinstance(value, dict) else 1 for _, value in self.options)
+            + bool(self.optimizer)
+            + self.double
+            + len(self.wrappers)
+        )
         extras += sum(d.place not in ("positional", "global") for d in self.data)
         count = 3 * statements + expressions + 2 * extras + sum(size for _, size, _ in self.sizes)
         return count, len(self.source())

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.transforms import AffineTransform
 from pyro.infer import TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
@@ -133,6 +134,44 @@ def refusal(model: Callable[[], None], guide: Callable[[], None], error: type[Ex
         p.grad is None for p in pyro.get_param_store().values()
     )
     return str(caught.value)
+
+
+def test_a_site_whose_values_would_be_in_the_dim_of_what_it_reads() -> None:
+    """It reads a step of a chain behind its pyro.markov, which has let the dim go."""
+
+    def model() -> None:
+        for t in pyro.markov(range(2)):
+            pyro.sample(f"c{t}", dist.Bernoulli(0.5))
+        for t in pyro.markov(range(1)):
+            pyro.sample(f"z{t}", dist.Bernoulli(0.5))
+
+    def guide() -> None:
+        c = torch.tensor(0.0)
+        for t in pyro.markov(range(2)):
+            c = pyro.sample(f"c{t}", dist.Bernoulli(logits=c + line("a")))
+        for t in pyro.markov(range(1)):
+            pyro.sample(f"z{t}", dist.Bernoulli(logits=c + line("b")))
+
+    text = refusal(model, guide, EnumerationError, estimators={"c1": "enumerate", "z0": "enumerate"})
+    assert "at site 'z0': it depends on another enumerated site, and pyro.markov lets both" in text
+    assert "remedy: read a site within the scope of its pyro.markov" in text
+
+
+def test_verify_where_pyro_loses_the_provenance_of_a_pathwise_site() -> None:
+    """Its dims still say which values its densities are of."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.4))
+        w = pyro.sample("w", dist.Normal(z, 1.0))
+        pyro.sample("x", dist.Normal(w, 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        z = pyro.sample("z", dist.Bernoulli(logits=line("a")))
+        base = dist.Normal(0.5 * z, line("scale").exp())
+        pyro.sample("w", dist.TransformedDistribution(base, [AffineTransform(line("b"), 2.0)]))
+
+    module = sgc.compile(model, guide, backend="eager", estimators={"z": "enumerate"})
+    assert module.verify(), module.verify()
 
 
 def test_a_density_outside_of_the_plate_needs_all_joint_values() -> None:

@@ -141,6 +141,48 @@ def markov() -> Program:
     return model, guide, (), supports, dict.fromkeys(names, 2)
 
 
+def inverted() -> Program:
+    """What is above in the model is below in the guide: p(w | v) p(v | z) beside q(v | w) q(z | v)."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+        v = pyro.sample("v", dist.Bernoulli(torch.tensor([0.3, 0.6, 0.2])[z]))
+        w = pyro.sample("w", dist.Bernoulli(0.2 + 0.5 * v))
+        pyro.sample("x", dist.Normal(w - z, 1.0), obs=torch.tensor(0.7))
+
+    def guide() -> None:
+        w = pyro.sample("w", dist.Bernoulli(logits=line("a")))
+        v = pyro.sample("v", dist.Bernoulli(logits=line("b", 2)[w.long()]))
+        pyro.sample("z", dist.Categorical(logits=Vindex(line("c", 2, 3))[v.long()]))
+
+    return model, guide, (), {"w": binary(), "v": binary(), "z": categories(3)}, {"w": 2, "v": 2, "z": 3}
+
+
+def after_a_chain() -> Program:
+    """Two chains of pyro.markov, with a site behind each that reads nothing of them."""
+
+    def both(own: str, site: Callable[[str, Any], Any]) -> None:
+        for name in "cd":
+            state = torch.tensor(0)
+            for t in pyro.markov(range(2)):
+                state = site(f"{name}{t}", line(f"{own}{name}", 2)[state]).long()
+            site(f"after_{name}", line(f"{own}after_{name}"))
+
+    def model() -> None:
+        def site(name: str, logits: Tensor) -> Any:
+            value = pyro.sample(name, dist.Bernoulli(logits=logits.detach()))
+            pyro.sample(f"x_{name}", dist.Normal(value, 0.8), obs=torch.tensor(0.6))
+            return value
+
+        both("prior_", site)
+
+    def guide() -> None:
+        both("guide_", lambda name, logits: pyro.sample(name, dist.Bernoulli(logits=0.5 - logits)))
+
+    names = ["c0", "c1", "after_c", "d0", "d1", "after_d"]
+    return model, guide, (), {name: binary() for name in names}, dict.fromkeys(names, 2)
+
+
 def impossible() -> Program:
     """Values of no probability in the guide, whose densities in the model are infinite."""
 
@@ -157,7 +199,7 @@ def impossible() -> Program:
     return model, guide, (), {"z": categories(2), "w": binary()}, {"z": 3, "w": 2}
 
 
-PROGRAMS = (chain, apart, plates, nested, markov)
+PROGRAMS = (chain, apart, plates, nested, markov, inverted, after_a_chain)
 
 
 def subsets(program: Callable[[], Program]) -> list[tuple[str, ...]]:
@@ -165,6 +207,8 @@ def subsets(program: Callable[[], Program]) -> list[tuple[str, ...]]:
     if program is markov:
         zs, ss = tuple(f"z{t}" for t in range(3)), tuple(f"s{t}" for t in range(3))
         return [zs, (*zs, "s1"), ss, ("z1", "s2"), (*zs, *ss)]
+    if program is after_a_chain:
+        return [("c0", "c1", "after_c"), ("after_c", "d0", "d1", "after_d"), tuple(names)]
     return [tuple(name for i, name in enumerate(names) if chosen >> i & 1) for chosen in range(1, 2 ** len(names))]
 
 

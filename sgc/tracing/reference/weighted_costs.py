@@ -19,6 +19,8 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
+from sgc.tracing.asked_enumeration import VALUES_DIM
+
 Labels = tuple[Any, ...]
 """What each dim of a tensor is of: a plate's dim, as a number, or the name of an enumerated site."""
 
@@ -51,7 +53,7 @@ class Score:
 
 def is_enumerated(site: Any) -> bool:
     """Whether a site of a guide has all its values."""
-    return site["type"] == "sample" and "_enumerate_dim" in site["infer"]
+    return site["type"] == "sample" and VALUES_DIM in site["infer"]
 
 
 class WeightedRun:
@@ -64,11 +66,11 @@ class WeightedRun:
         self._first_dim = first_dim
         self._guide = {site["name"]: site for site in _samples(guide_trace)}
         enumerated = {name: site for name, site in self._guide.items() if is_enumerated(site)}
-        self._dims: dict[Any, int] = {name: site["infer"]["_enumerate_dim"] for name, site in enumerated.items()}
+        self._dims: dict[Any, int] = {name: site["infer"][VALUES_DIM] for name, site in enumerated.items()}
         self._names = {site["infer"]["_dim_to_id"][self._dims[name]]: name for name, site in enumerated.items()}
         self._upstream: dict[str, frozenset[str]] = {}
         for name, site in self._guide.items():
-            self._upstream[name] = self._closed(get_provenance(site["log_prob"]), name)
+            self._upstream[name] = self._depends_on(site)
         self._weights = {
             name: self._labelled(site, detach_provenance(site["unscaled_log_prob"]).exp())
             for name, site in enumerated.items()
@@ -108,8 +110,7 @@ class WeightedRun:
     def _of_model(self, model_trace: Trace) -> Iterator[_Cost]:
         for site in _samples(model_trace):
             own = self._labelled(site, detach_provenance(site["log_prob"]))
-            name = site["name"] if site["name"] in self._dims else None
-            yield _Cost(own, own, self._closed(get_provenance(site["log_prob"]), name))
+            yield _Cost(own, own, self._depends_on(site))
 
     def _of_guide(self) -> Iterator[_Cost]:
         for name, site in self._guide.items():
@@ -119,11 +120,16 @@ class WeightedRun:
             known = detached if is_identically_zero(entropy) else self._labelled(site, -entropy)
             yield _Cost(own, known, self._upstream[name])
 
-    def _closed(self, names: Any, own: str | None = None) -> frozenset[str]:
+    def _depends_on(self, site: Any) -> frozenset[str]:
+        """The latent sites that a density depends on: dims tell of enumerated ones also where Pyro loses provenance."""
+        density = site["log_prob"]
+        of_values = [label for label in self._labelled(site, detach_provenance(density)).labels if label in self._dims]
+        own = [site["name"]] if site["name"] in self._dims else []
+        return self._closed([*get_provenance(density), *of_values, *own])
+
+    def _closed(self, names: Any) -> frozenset[str]:
         """These, and what the distributions of the enumerated sites among them depend on."""
         closed: set[str] = set(names)
-        if own is not None and own in self._dims:
-            closed.add(own)
         return frozenset(closed.union(*(self._upstream[name] for name in closed if name in self._upstream)))
 
     def _labelled(self, site: Any, value: Tensor) -> Labelled:
