@@ -7,7 +7,7 @@ from dataclasses import replace
 from sgc.errors import EstimatorError, SiteMismatchError
 from sgc.graph.estimator_rules import EstimatorRule, Sampler, rule_of
 from sgc.graph.graph import StochasticGraph, all_provenances
-from sgc.graph.nodes import SiteNode
+from sgc.graph.nodes import Estimator, SiteNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Site, SiteKind
 from sgc.passes.estimators import estimators_beside, estimators_of
@@ -33,13 +33,15 @@ def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
                 remedy="sample it in the guide too, or condition the model on a value",
             )
         of_site = plan.at(name)
-        asked = of_site.estimator is not None
+        asked = of_site.estimator is not None or _has_probability(site)
         graph.replace(replace(node, estimator=_rule(site, plan).estimator, asked=asked, measured=of_site.measured))
 
 
 def _rule(site: Site, plan: Plan) -> EstimatorRule:
     sampler = _sampler(site)
     asked = plan.at(site.name).estimator
+    if asked is None and _has_probability(site):  # its name depends on samples, and was another when it was asked
+        asked = Estimator.ENUMERATED
     if asked is None:
         return next(rule for rule in estimators_of(plan.objective) if rule.refuses(sampler) is None)
     rule = rule_of(asked)
@@ -54,6 +56,11 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
             remedy=remedy,
         )
     return rule
+
+
+def _has_probability(site: Site) -> bool:
+    """Whether the site was captured with all its values, weighted by their probabilities."""
+    return site.guide is not None and site.guide.probability is not None
 
 
 def _sampler(site: Site) -> Sampler:

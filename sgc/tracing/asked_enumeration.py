@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.distributions.torch_distribution import MaskedDistribution, TorchDistributionMixin
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR
@@ -61,6 +61,7 @@ class _AskedEnumeration(EnumMessenger):
         asks = self.first_available_dim is not None and asks_for_all_values(msg)
         if asks:
             check_enumerable(msg)
+            _check_unmasked(msg)
             note_plates(msg, self._in_plates)
             msg["infer"] = {**own, "enumerate": "parallel"}
             if "_markov_scope" not in own:
@@ -83,6 +84,20 @@ class _AskedEnumeration(EnumMessenger):
         msg["infer"].pop("enumerate", None)  # else Pyro warns that it takes another class
         if "enumerate" in own and not asks:
             msg["infer"]["enumerate"] = own["enumerate"]
+
+
+def _check_unmasked(msg: Any) -> None:
+    """Refuse a masked distribution: its density, zero where it is masked, does not say how probable a value is."""
+    fn = msg["fn"]
+    while fn is not None:
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            raise EnumerationError(
+                "its distribution is masked, so that its density does not say how probable its values are",
+                site=msg["name"],
+                source=current_line(),
+                remedy="mask the statement, by poutine.mask(mask=...), in the place of the distribution",
+            )
+        fn = getattr(fn, "base_dist", None)
 
 
 def _check_apart(msg: Any) -> None:

@@ -169,7 +169,7 @@ class Recording:
                 self._output(name, "guide.entropy_term", own.parts.entropy_term)
             if not is_identically_zero(own.parts.score_function):
                 self._score_function(name, own)
-            if self._plan.at(name).needs.all_values:
+            if VALUES_DIM in site["infer"]:  # by the trace: names that depend on samples are others at each run
                 self._output(name, "guide.probability", own.unscaled.exp())
 
     def _closed_form(self, site: Any) -> None:

@@ -10,7 +10,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions.transforms import AffineTransform
 from pyro.infer import TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
@@ -155,23 +154,6 @@ def test_a_site_whose_values_would_be_in_the_dim_of_what_it_reads() -> None:
     text = refusal(model, guide, EnumerationError, estimators={"c1": "enumerate", "z0": "enumerate"})
     assert "at site 'z0': it depends on another enumerated site, and pyro.markov lets both" in text
     assert "remedy: read a site within the scope of its pyro.markov" in text
-
-
-def test_verify_where_pyro_loses_the_provenance_of_a_pathwise_site() -> None:
-    """Its dims still say which values its densities are of."""
-
-    def model() -> None:
-        z = pyro.sample("z", dist.Bernoulli(0.4))
-        w = pyro.sample("w", dist.Normal(z, 1.0))
-        pyro.sample("x", dist.Normal(w, 1.0), obs=torch.tensor(0.3))
-
-    def guide() -> None:
-        z = pyro.sample("z", dist.Bernoulli(logits=line("a")))
-        base = dist.Normal(0.5 * z, line("scale").exp())
-        pyro.sample("w", dist.TransformedDistribution(base, [AffineTransform(line("b"), 2.0)]))
-
-    module = sgc.compile(model, guide, backend="eager", estimators={"z": "enumerate"})
-    assert module.verify(), module.verify()
 
 
 def test_a_density_outside_of_the_plate_needs_all_joint_values() -> None:

@@ -71,10 +71,11 @@ class WeightedRun:
         self._upstream: dict[str, frozenset[str]] = {}
         for name, site in self._guide.items():
             self._upstream[name] = self._depends_on(site)
-        self._weights = {
+        weights = {
             name: self._labelled(site, detach_provenance(site["unscaled_log_prob"]).exp())
             for name, site in enumerated.items()
         }
+        self._weights = {name: weight for name, weight in weights.items() if name in weight.labels}  # else it is one
         self._costs = [*self._of_model(model_trace), *self._of_guide()]
 
     def value_and_surrogate(self) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ class WeightedRun:
             own = self._labelled(site, score_function)
             labels = dict.fromkeys((*own.labels, *(label for cost in costs for label in cost.labels)))
             of_values = {label for label in labels if label in self._dims}
-            weights = [self._weights[e] for e in self._closed(of_values) if e in self._dims]
+            weights = [self._weights[e] for e in self._closed(of_values) if e in self._weights]
             weight = _product([Labelled(w.value.detach(), w.labels) for w in weights], [*of_values, *plates])
             yield Score(name, self._in_place(weight) * score_function, downstream.detach())
 
@@ -145,7 +146,7 @@ class WeightedRun:
         """A cost, summed over the values of the enumerated sites among ``upstream`` with their probabilities, and over
         plates that are not kept.
         """
-        weights = [self._weights[name] for name in upstream if name in self._dims]
+        weights = [self._weights[name] for name in upstream if name in self._weights]
         stay = [
             label
             for label in dict.fromkeys((*cost.labels, *(x for w in weights for x in w.labels)))
