@@ -1,4 +1,4 @@
-"""Where the probabilities of an enumerated site's values come from: masks, names that move, one value, lost provenance."""
+"""Where the probabilities of an enumerated site come from: masks, names that move, one value, lost provenance."""
 
 from __future__ import annotations
 
