@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from sgc.errors import SgcError, SourceLine
+from sgc.tracing.asked_enumeration import VALUES_DIM
 from sgc.tracing.source import belongs_to_user, current_line, is_of_pyro, line_of, parsed
 
 
@@ -32,7 +33,8 @@ class Statements(Messenger):
         self._lines[msg["name"]] = current_line()
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if (msg["infer"] or {}).get("_enumerate_dim") is not None and isinstance(msg["value"], Tensor):
+        infer = msg["infer"] or {}
+        if infer.get(VALUES_DIM, infer.get("_enumerate_dim")) is not None and isinstance(msg["value"], Tensor):
             self._enumerated[msg["name"]] = list(msg["value"].shape)
 
     def locate(self, error: BaseException) -> None:
