@@ -19,7 +19,7 @@ from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
 from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
-from sgc.tracing.asked_enumeration import enumerated_as_asked
+from sgc.tracing.asked_enumeration import enumerated_as_asked, probability
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.enumeration import (
     ExpectedTerm,
@@ -58,6 +58,7 @@ class Recording:
         self.baselines: dict[str, Baseline] = {}
         self.masks: dict[str, list[int]] = {}
         self.enumerates = False
+        self._weighs = False
         self.values_in: dict[int, dict[int, str]] = {}
         """For each site of a trace, by its identity: which enumerated site has its values in which dim."""
         self.marginals: list[MarginalTerm] = []
@@ -81,7 +82,7 @@ class Recording:
         """
         model = self.model_baselines(model)
         if first_dim is not None:
-            self.enumerates = True
+            self.enumerates = self._weighs = True
             model, guide = enumerated_as_asked(model, guide, first_dim)
         with self.recorder:
             self.model_trace, self.guide_trace = traces(model, guide, args, kwargs)
@@ -169,8 +170,8 @@ class Recording:
                 self._output(name, "guide.entropy_term", own.parts.entropy_term)
             if not is_identically_zero(own.parts.score_function):
                 self._score_function(name, own)
-            if self._plan.at(name).needs.all_values:
-                self._output(name, "guide.probability", own.unscaled.exp())
+            if self._weighs and "_enumerate_dim" in site["infer"]:
+                self._output(name, "guide.probability", probability(site, own.unscaled))
 
     def _closed_form(self, site: Any) -> None:
         name = site["name"]
