@@ -32,7 +32,8 @@ class SiteRequest:
 
     ``estimator`` is ``infer["estimator"]``, of any type; None: there is none. ``baseline`` are the names of the options
     of its baseline that are switched on. ``table`` is how many elements its log density would have with all values
-    side by side; None: its support is not finite, or cannot be listed.
+    side by side; None: its support is not finite, or cannot be listed. ``samples`` is how many samples side by side it
+    asks for; 0: for none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SiteRequest:
     estimator: object = None
     baseline: frozenset[str] = frozenset()
     table: int | None = None
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Plan:
     objective: Objective = "elbo"
     alpha: float = 0.0
     analytic_kl: bool = False
+    several_samples: bool = False
+    """Whether a site is to have several samples side by side."""
 
     @property
     def asks_for_closed_forms(self) -> bool:
@@ -72,8 +76,8 @@ class Plan:
 
     @property
     def enumerates(self) -> bool:
-        """Whether a site is to have all its values at once, because it asks for that estimator."""
-        return any(site.needs.all_values for site in self.sites.values())
+        """Whether a site is to have all its values at once, or several samples, because it asks for that."""
+        return self.several_samples or any(site.needs.all_values for site in self.sites.values())
 
     def at(self, site: str) -> SitePlan:
         """The plan of a site."""

@@ -6,6 +6,8 @@ depends on would all have the same value, and values that the program sums up, o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sgc.errors import EnumerationError
 from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
@@ -28,7 +30,7 @@ def check_enumeration(graph: StochasticGraph, plan: Plan) -> None:
     for cost in graph.of_type(CostNode):
         values_in = dict(values_of_cost(graph, cost))
         _check_batch(program.shape(cost.fx), cost, values_in)
-        for name in _read(graph, cost, set(enumerated)):
+        for name in _read(graph, cost, enumerated):
             _check_plates(cost, enumerated[name])
             size = enumerated[name].enumerated
             assert size is not None
@@ -41,8 +43,8 @@ def check_enumeration(graph: StochasticGraph, plan: Plan) -> None:
                 )
 
 
-def _read(graph: StochasticGraph, cost: CostNode, enumerated: set[str]) -> set[str]:
-    """The enumerated sites whose values the program computes a cost of."""
+def _read(graph: StochasticGraph, cost: CostNode, enumerated: Mapping[str, Site]) -> set[str]:
+    """The enumerated sites, or those with several samples, whose values the program computes a cost of."""
     read, seen, stack = set(), {cost.key}, list(graph.predecessors(cost.key))
     while stack:
         key = stack.pop()
@@ -50,8 +52,9 @@ def _read(graph: StochasticGraph, cost: CostNode, enumerated: set[str]) -> set[s
             continue
         seen.add(key)
         if key in enumerated:
-            read.add(key)  # what is above decides its probabilities, not its values
-        else:
+            read.add(key)
+        of_key = enumerated[key].enumerated if key in enumerated else None
+        if of_key is None or of_key.samples:  # what is above an enumerated site decides its probabilities alone
             stack += graph.predecessors(key)
     return read
 

@@ -33,14 +33,14 @@ def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
                 remedy="sample it in the guide too, or condition the model on a value",
             )
         of_site = plan.at(name)
-        asked = of_site.estimator is not None or _has_probability(site)
+        asked = of_site.estimator is not None or _is_weighted(site)
         graph.replace(replace(node, estimator=_rule(site, plan).estimator, asked=asked, measured=of_site.measured))
 
 
 def _rule(site: Site, plan: Plan) -> EstimatorRule:
     sampler = _sampler(site)
     asked = plan.at(site.name).estimator
-    if asked is None and _has_probability(site):  # its name depends on samples, and was another when it was asked
+    if asked is None and _is_weighted(site):  # its name depends on samples, and was another when it was asked
         asked = Estimator.ENUMERATED
     if asked is None:
         return next(rule for rule in estimators_of(plan.objective) if rule.refuses(sampler) is None)
@@ -58,9 +58,10 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
     return rule
 
 
-def _has_probability(site: Site) -> bool:
+def _is_weighted(site: Site) -> bool:
     """Whether the site was captured with all its values, weighted by their probabilities."""
-    return site.guide is not None and site.guide.probability is not None
+    has_probability = site.guide is not None and site.guide.probability is not None
+    return has_probability and site.enumerated is not None and not site.enumerated.samples
 
 
 def _sampler(site: Site) -> Sampler:

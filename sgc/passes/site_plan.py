@@ -45,7 +45,8 @@ def make_plan(requests: Iterable[SiteRequest], options: Options, *, first: bool 
         left_out = []
     for request in left_out:
         _check_leave_one_out(request, options)
-    together = bool(left_out or to_measure) and options.num_particles <= _UNROLLED_AT_MOST
+    of_particles = [request for request in left_out if not request.samples]
+    together = bool(of_particles or to_measure) and options.num_particles <= _UNROLLED_AT_MOST
     if options.objective in OF_ALL_PARTICLES:
         _check_bound(options)
         together = True
@@ -58,7 +59,8 @@ def make_plan(requests: Iterable[SiteRequest], options: Options, *, first: bool 
             raise _not_by_the_estimator(request, options)
     sites = {r.name: _site_plan(r, rules, r.name in measured) for r in requests if r.estimator is not None}
     particles = _particles(options, together=together)
-    return Plan(sites, particles, options.objective, options.alpha, options.analytic_kl)
+    several_samples = any(request.samples for request in left_out)
+    return Plan(sites, particles, options.objective, options.alpha, options.analytic_kl, several_samples)
 
 
 def undecided(requests: Iterable[SiteRequest]) -> tuple[str, ...]:
@@ -156,10 +158,12 @@ def _check_leave_one_out(request: SiteRequest, options: Options) -> None:
             f"{_LEAVE_ONE_OUT} cannot be combined with {', '.join(others)}",
             "give one of them: the other particles' costs are a baseline already",
         )
+    if request.samples:
+        return
     if options.num_particles < 2:
         raise error(
             f"{_LEAVE_ONE_OUT} takes the costs of the other particles, and there is only one particle",
-            "pass num_particles=2 or more, or leave the option out",
+            "pass num_particles=2 or more, or give the site infer={'num_samples': 2} or more, or leave the option out",
         )
     if options.num_particles > _UNROLLED_AT_MOST and not options.vectorize_particles:
         raise error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from pyro.distributions import Independent
@@ -22,9 +23,14 @@ class AskedEstimators(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or msg["value"] is not None or not msg["infer"]:
             return
-        rule = rule_named(msg["infer"].get("estimator"))
-        if rule is not None and rule.needs.detached_sample:
+        if detaches(msg["infer"]):
             msg["fn"] = without_rsample(msg["fn"])
+
+
+def detaches(infer: Mapping[str, Any]) -> bool:
+    """Whether the estimator that a statement asks for needs a detached sample."""
+    rule = rule_named(infer.get("estimator"))
+    return rule is not None and rule.needs.detached_sample
 
 
 def base_distribution(fn: Any) -> Any:

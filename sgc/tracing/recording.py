@@ -19,7 +19,7 @@ from sgc.graph.plan import WITH_BASELINES, Plan
 from sgc.graph.program import Baseline
 from sgc.graph.sizes import shape_of
 from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
-from sgc.tracing.asked_enumeration import VALUES_DIM, enumerated_as_asked
+from sgc.tracing.asked_enumeration import VALUES_DIM, enumerated_as_asked, probability
 from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.enumeration import (
     ExpectedTerm,
@@ -170,7 +170,7 @@ class Recording:
             if not is_identically_zero(own.parts.score_function):
                 self._score_function(name, own)
             if VALUES_DIM in site["infer"]:  # by the trace: names that depend on samples are others at each run
-                self._output(name, "guide.probability", own.unscaled.exp())
+                self._output(name, "guide.probability", probability(site, own.unscaled))
 
     def _closed_form(self, site: Any) -> None:
         name = site["name"]

@@ -15,6 +15,7 @@ from sgc.config import AUTO
 from sgc.errors import SourceLine
 from sgc.graph.estimator_rules import Sampler
 from sgc.graph.plan import SiteRequest
+from sgc.tracing.asked_enumeration import samples_asked
 from sgc.tracing.asked_estimators import as_given, base_distribution
 from sgc.tracing.source import current_line
 
@@ -49,6 +50,7 @@ class SiteRequests(Messenger):
                 sampler=sampler_of(as_given(site["fn"])),
                 estimator=infer.get("estimator"),
                 baseline=given,
+                samples=samples_asked(infer),
                 table=_table(site["fn"]) if infer.get("estimator") == AUTO else None,
             )
 

@@ -3,7 +3,7 @@
 Particles are independent, so that the others' costs do not depend on this one's sample, and the gradient stays unbiased
 (Mnih and Rezende 2016, "Variational Inference for Monte Carlo Objectives"; Kool, van Hoof and Welling 2019, "Buy 4
 REINFORCE Samples, Get a Baseline for Free!"). With K particles, at site s and per plate element:
-``b[s, k] = (sum_j R[s, j] - R[s, k]) / (K - 1)``.
+``b[s, k] = (sum_j R[s, j] - R[s, k]) / (K - 1)``. Likewise with K samples at one site, which are drawn side by side.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from sgc.graph.program import Particles, Program
 
 @dataclass(frozen=True)
 class LeaveOneOutNode(BaselineNode):
-    """The mean of the other particles' downstream costs at a site.
+    """The mean of the other particles' downstream costs at a site, or of its other samples' where it has several.
 
-    ``dim`` is the dim of the vectorised particles in the downstream cost; None where they are runs of the program.
+    ``dim`` is the dim of the vectorised particles, or of the ``samples``, in the downstream cost; None where the
+    particles are runs of the program.
     """
 
     crosses_particles: ClassVar[bool] = True
 
     dim: int | None = None
     particles: Particles = field(default_factory=Particles)
+    samples: int = 0
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
@@ -51,7 +53,7 @@ class LeaveOneOutNode(BaselineNode):
         key = keys.downstream(self.site)
         own = run.value(key)
         total = run.call(torch.sum, own, self.dim, True) if self.dim is not None else self._total(run, key)
-        return run.call(torch.div, run.call(torch.sub, total, own), self.particles.count - 1)
+        return run.call(torch.div, run.call(torch.sub, total, own), (self.samples or self.particles.count) - 1)
 
     def _total(self, run: Arithmetic, key: str) -> Value:
         def add_up() -> Value:
@@ -64,6 +66,10 @@ class LeaveOneOutNode(BaselineNode):
 
     def breaches(self, graph: StochasticGraph) -> Iterator[str]:
         """There are other particles, all at hand; and no cost of its own particle's is lost in a sum over the dim."""
+        if self.samples:
+            if self.dim is None or len(self.shape) < -self.dim or self.shape[self.dim] != self.samples:
+                yield f"{self.key!r} has shape {self.shape}, without the samples in dim {self.dim}"
+            return
         if self.particles.count < 2 or self.particles.calls != 1:
             yield f"{self.key!r} has no other particles at hand"
         if keys.LOSS in graph and graph.particles != self.particles:
@@ -74,7 +80,8 @@ class LeaveOneOutNode(BaselineNode):
             yield f"{self.key!r} has shape {self.shape}, without the particles in dim {self.dim}"
 
     def words(self) -> str:
-        return f"leave-one-out, the mean of the other {self.particles.count - 1} particles' costs"
+        count, what = (self.samples, "samples") if self.samples else (self.particles.count, "particles")
+        return f"leave-one-out, the mean of the other {count - 1} {what}' costs"
 
 
 def add_leave_one_out(
@@ -92,8 +99,10 @@ def add_leave_one_out(
     """
     assert graph.program is not None
     site = graph.program.site(name)
-    dim = None
-    if particles.plate is not None:
+    dim, samples = None, 0
+    if site.enumerated is not None and site.enumerated.samples:
+        dim, samples = site.enumerated.dim, site.enumerated.size
+    elif particles.plate is not None:
         assert site.guide is not None
         dim = next(plate.dim for plate in site.guide.plates if plate.name == particles.plate)
     elif name in carried_over:
@@ -104,7 +113,7 @@ def add_leave_one_out(
             source=site.source,
             remedy="pass vectorize_particles=True, or do not write into a buffer what depends on a sample",
         )
-    node = LeaveOneOutNode(keys.baseline(name), downstream.shape, name, dim=dim, particles=particles)
+    node = LeaveOneOutNode(keys.baseline(name), downstream.shape, name, dim=dim, particles=particles, samples=samples)
     graph.add(node)
     graph.add_edge_across_particles(downstream.key, node.key)
 

@@ -134,12 +134,13 @@ class ScoreFunction(EstimatorRule):
     def words(self, graph: StochasticGraph, site: str, wording: Wording) -> Iterator[str]:
         measured = ", chosen by measurement" if graph.is_measured(site) else ""
         yield f"gradient: {self.estimator.value}{measured}{_hidden(graph, site)}"
+        several = graph.program.site(site).enumerated if graph.program is not None else None
+        if several is not None:
+            yield f"{several.size} samples side by side, each weighted by 1/{several.size}"
         downstream, baseline = graph.downstream_cost(site), graph.baseline(site)
         if downstream is not None:
             costs = wording.sum_of_costs(site, partial(_costs, graph)) or "none of the costs here"
-            above = [name for name, _ in downstream.values_in]
-            values = f", for each value of {', '.join(map(wording.name, above))}" if above else ""
-            yield f"times: {costs}, as {list(downstream.shape)}{values}"
+            yield f"times: {costs}, as {list(downstream.shape)}{_for_each(graph, site, downstream, wording)}"
             needless = len(downstream.costs - graph.downstream_costs(site))
             if needless:
                 do = "does" if needless == 1 else "do"
@@ -149,6 +150,19 @@ class ScoreFunction(EstimatorRule):
             if baseline.learned:
                 parts.append(f"learned from {_learned_from(graph, site, wording)}")
             yield f"minus the baseline: {' + '.join(parts)}"
+
+
+def _for_each(graph: StochasticGraph, site: str, downstream: DownstreamCostNode, wording: Wording) -> str:
+    """Of which values and samples a downstream cost has an element for each."""
+    assert graph.program is not None
+    several = {known.name for known in graph.program.sites if known.enumerated is not None and known.enumerated.samples}
+    above = [name for name, _ in downstream.values_in if name != site]
+    values = ", ".join(wording.name(name) for name in above if name not in several)
+    samples = ", ".join(wording.name(name) for name in above if name in several)
+    own = any(name == site for name, _ in downstream.values_in)
+    each = [f"each value of {values}"] * bool(values) + [f"each sample of {samples}"] * bool(samples)
+    each += ["each of its samples"] * own
+    return f", for {' and '.join(each)}" if each else ""
 
 
 def _weight(graph: StochasticGraph, site: str, downstream: DownstreamCostNode) -> str | None:

@@ -128,8 +128,8 @@ def verify(
             reasons += [Reason(text, unexplained, section) for fault in known for text, section in seen.of(fault)]
     if enumerated:
         text = (
-            f"{', '.join(map(repr, enumerated))}: all values are weighted, which Pyro's TraceGraph_ELBO cannot; sgc is "
-            "compared with the sums over these values of eager Pyro's densities"
+            f"{', '.join(map(repr, enumerated))}: all values, or several samples, are weighted, which Pyro's "
+            "TraceGraph_ELBO cannot; sgc is compared with the sums over these values of eager Pyro's densities"
         )
         reasons.insert(0, Reason(text, ("the loss", "the gradients"), next(Seen().of(Fault.UNKNOWN))[1]))
     count = len(names)

@@ -25,7 +25,7 @@ class PyroLoss(ELBO):
         self.as_asked = as_asked
         self.option = option
         self.enumerates = False
-        """Whether it is known that a site asks for all its values; else the first run finds out, and starts anew."""
+        """Whether it is known that a site asks for several values; else the first run finds out, and starts anew."""
 
     def as_it_asks(self, model: Any, guide: Any) -> tuple[Any, Any]:
         """Model and guide; the guide asks for what the option says, unless it is to be Pyro's own."""

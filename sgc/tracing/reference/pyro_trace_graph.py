@@ -12,7 +12,7 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from sgc.tracing.asked_enumeration import AsksForAllValuesError, NoticedEnumeration, enumerated_as_asked
+from sgc.tracing.asked_enumeration import AsksForSeveralValuesError, NoticedEnumeration, enumerated_as_asked
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
 from sgc.tracing.reference.enumerable_sites import explain
 from sgc.tracing.reference.pyro_loss import PyroLoss
@@ -46,7 +46,7 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
         try:
             yield from self._traces(model, guide, args, kwargs)
             return
-        except AsksForAllValuesError:  # in the first run, before anything was given
+        except AsksForSeveralValuesError:  # in the first run, before anything was given
             self.enumerates = True
         assert start is not None
         restore_random_state(start)
@@ -65,9 +65,10 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
     def value_and_surrogate(self, traces: tuple[Trace, Trace]) -> tuple[Any, Any]:
         names = _take_leave_one_out(traces[1])
         if self.enumerates:
-            run = WeightedRun(*traces, self._first_dim)
+            run = WeightedRun(*traces, self._first_dim, frozenset(names))
             if names:
-                self._scores.append({s.site: (s.score, s.cost) for s in run.scores() if s.site in names})
+                scores = (s for s in run.scores() if s.site in names and s.samples_dim is None)
+                self._scores.append({s.site: (s.score, s.cost) for s in scores})
             return run.value_and_surrogate()
         if names and self.as_asked:
             self._scores.append(dict(_scores(names, *traces)))

@@ -44,11 +44,21 @@ class _Cost:
 
 @dataclass(frozen=True)
 class Score:
-    """A score function times the detached probabilities of the values that it is of, and the downstream cost."""
+    """A score function times the detached probabilities of the values that it is of, and the downstream cost.
+
+    ``samples_dim`` is the dim of the site's own samples, where it has several.
+    """
 
     site: str
     score: Tensor
     cost: Tensor
+    samples_dim: int | None
+
+    def of_others(self) -> Tensor:
+        """The mean of the costs of the site's other samples."""
+        assert self.samples_dim is not None
+        count = self.cost.shape[self.samples_dim]
+        return (self.cost.sum(self.samples_dim, keepdim=True) - self.cost) / (count - 1)
 
 
 def is_enumerated(site: Any) -> bool:
@@ -60,10 +70,13 @@ class WeightedRun:
     """One run of model and guide.
 
     :param first_dim: the rightmost dim, negative, that a site may have its values in.
+    :param left_out: the sites that ask for a leave-one-out baseline.
     """
 
-    def __init__(self, model_trace: Trace, guide_trace: Trace, first_dim: int) -> None:
-        self._first_dim = first_dim
+    def __init__(
+        self, model_trace: Trace, guide_trace: Trace, first_dim: int, left_out: frozenset[str] = frozenset()
+    ) -> None:
+        self._first_dim, self._left_out = first_dim, left_out
         self._guide = {site["name"]: site for site in _samples(guide_trace)}
         enumerated = {name: site for name, site in self._guide.items() if is_enumerated(site)}
         self._dims: dict[Any, int] = {name: site["infer"][VALUES_DIM] for name, site in enumerated.items()}
@@ -71,10 +84,8 @@ class WeightedRun:
         self._upstream: dict[str, frozenset[str]] = {}
         for name, site in self._guide.items():
             self._upstream[name] = self._depends_on(site)
-        weights = {
-            name: self._labelled(site, detach_provenance(site["unscaled_log_prob"]).exp())
-            for name, site in enumerated.items()
-        }
+        self._sampled = {name for name, site in enumerated.items() if site["infer"].get("num_samples") is not None}
+        weights = {name: self._weight(name, site) for name, site in enumerated.items()}
         self._weights = {name: weight for name, weight in weights.items() if name in weight.labels}  # else it is one
         self._costs = [*self._of_model(model_trace), *self._of_guide()]
 
@@ -84,7 +95,10 @@ class WeightedRun:
         surrogate: Any = sum(self._expected(cost.differentiated, cost.upstream, ()).value for cost in self._costs)
         errors: Any = 0.0
         for site in self.scores():
-            used, error, baseline = _construct_baseline(site.site, self._guide[site.site], site.cost)
+            if site.site in self._left_out and site.samples_dim is not None:
+                used, error, baseline = True, 0.0, site.of_others()
+            else:
+                used, error, baseline = _construct_baseline(site.site, self._guide[site.site], site.cost)
             centred = site.cost - baseline if used else site.cost
             errors = errors + error
             surrogate = surrogate + (site.score * centred.detach()).sum()
@@ -95,9 +109,10 @@ class WeightedRun:
         for name, site in self._guide.items():
             score_function = detach_provenance(site["score_parts"].score_function)
             below = [cost for cost in self._costs if name in cost.upstream]
-            if not below or site["is_observed"] or name in self._dims or is_identically_zero(score_function):
+            is_summed = name in self._dims and name not in self._sampled
+            if not below or site["is_observed"] or is_summed or is_identically_zero(score_function):
                 continue
-            upstream = self._upstream[name] - {name}
+            upstream = self._upstream[name] | ({name} & self._sampled)
             plates = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
             costs = [self._expected(cost.value, cost.upstream - upstream, plates) for cost in below]
             downstream: Any = sum(self._in_place(cost) for cost in costs)
@@ -106,7 +121,16 @@ class WeightedRun:
             of_values = {label for label in labels if label in self._dims}
             weights = [self._weights[e] for e in self._closed(of_values) if e in self._weights]
             weight = _product([Labelled(w.value.detach(), w.labels) for w in weights], [*of_values, *plates])
-            yield Score(name, self._in_place(weight) * score_function, downstream.detach())
+            dim = self._dims[name] if name in self._sampled else None
+            yield Score(name, self._in_place(weight) * score_function, downstream.detach(), dim)
+
+    def _weight(self, name: str, site: Any) -> Labelled:
+        """The probabilities of an enumerated site's values; of one with several samples, one over their number."""
+        if name not in self._sampled:
+            return self._labelled(site, detach_provenance(site["unscaled_log_prob"]).exp())
+        log_prob = detach_provenance(site["unscaled_log_prob"])
+        count = log_prob.shape[self._dims[name]]
+        return Labelled(torch.full((count,), 1 / count, dtype=log_prob.dtype, device=log_prob.device), (name,))
 
     def _of_model(self, model_trace: Trace) -> Iterator[_Cost]:
         for site in _samples(model_trace):
