@@ -14,13 +14,13 @@ import torch
 
 from sgc.errors import GraphError
 from sgc.graph import keys
-from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode, Reduction, SummedCostsNode
+from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode, Reduction
 from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import CostNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Plate
 from sgc.passes.choose_estimators import scored_sites
-from sgc.passes.expectations import Expectations, enumerated_above
+from sgc.passes.expectations import Expectations
 
 
 def plan_downstream_costs(graph: StochasticGraph, plan: Plan) -> None:
@@ -34,10 +34,10 @@ def plan_downstream_costs(graph: StochasticGraph, plan: Plan) -> None:
     order: dict[str, list[frozenset[Plate]]] = {}
     for site in sites:
         below = [cost.key for cost in costs if site in provenance[cost.key]]
-        addends = expectations.of(below, enumerated_above(graph, site), _plates(graph, site))
+        addends = expectations.of(below, expectations.above(site), _plates(graph, site))
         for addend in addends:
-            by_frames.setdefault(_frames(graph, addend), {}).setdefault(site, []).append(addend)
-        order[site] = list(dict.fromkeys(_frames(graph, addend) for addend in addends))
+            by_frames.setdefault(expectations.plates(addend), {}).setdefault(site, []).append(addend)
+        order[site] = list(dict.fromkeys(map(expectations.plates, addends)))
     sums = {
         frames: _Sums(graph, frames, {site: tuple(addends) for site, addends in wanted.items()})
         for frames, wanted in by_frames.items()
@@ -45,14 +45,8 @@ def plan_downstream_costs(graph: StochasticGraph, plan: Plan) -> None:
     for site in sites:
         terms = [(frames, sums[frames].key(tuple(by_frames[frames][site]))) for frames in order[site]]
         costs_below = graph.downstream_costs(site)
-        node = summed_to_plates(graph, DownstreamCostNode, keys.downstream(site), site, costs_below, terms)
+        node = summed_to_plates(expectations, DownstreamCostNode, keys.downstream(site), site, costs_below, terms)
         graph.add(node, node.computed_from())
-
-
-def _frames(graph: StochasticGraph, key: str) -> frozenset[Plate]:
-    payload = graph.payload(key)
-    assert isinstance(payload, (CostNode, SummedCostsNode))
-    return frozenset(payload.plates)
 
 
 def _plates(graph: StochasticGraph, site: str) -> frozenset[Plate]:
@@ -80,13 +74,15 @@ def all_costs(graph: StochasticGraph, site: str) -> DownstreamCostNode:
     """What a score function would be multiplied by without Rao-Blackwellisation: every cost, summed to the site's
     plates. The node is not in the graph yet.
     """
-    addends = Expectations(graph).of(graph.costs(), enumerated_above(graph, site), _plates(graph, site))
-    terms = [(_frames(graph, addend), addend) for addend in addends]
-    return summed_to_plates(graph, DownstreamCostNode, keys.all_costs(site), site, frozenset(graph.costs()), terms)
+    expectations = Expectations(graph)
+    addends = expectations.of(graph.costs(), expectations.above(site), _plates(graph, site))
+    terms = [(expectations.plates(addend), addend) for addend in addends]
+    costs = frozenset(graph.costs())
+    return summed_to_plates(expectations, DownstreamCostNode, keys.all_costs(site), site, costs, terms)
 
 
 def summed_to_plates(
-    graph: StochasticGraph,
+    expectations: Expectations,
     node_type: type[DownstreamCostNode],
     key: str,
     site: str,
@@ -94,8 +90,8 @@ def summed_to_plates(
     terms: list[tuple[frozenset[Plate], str]],
 ) -> DownstreamCostNode:
     """The sum of some addends, each summed over the plates that the site is not in."""
+    graph = expectations.graph
     target = _plates(graph, site)
-    expectations = Expectations(graph)
     reductions, shapes = [], []
     for frames, addend in terms:
         shape = list(graph.value_shape(addend))

@@ -31,7 +31,7 @@ class Expectations:
     """Adds the expectations that others ask for to a graph; what is there already is taken again."""
 
     def __init__(self, graph: StochasticGraph) -> None:
-        self._graph = graph
+        self.graph = graph
         self._probabilities = {node.site: node for node in graph.of_type(ProbabilityNode)}
         self._frames = {site: self._plates_of(site) for site in self._probabilities}
         self._known = {(node.site, node.plates, node.terms): node.key for node in graph.of_type(ExpectationNode)}
@@ -52,6 +52,18 @@ class Expectations:
                 addends = self._summed_over(site, addends, plates)
         return addends
 
+    def above(self, site: str) -> frozenset[str]:
+        """The enumerated sites upstream of a latent site, itself if it has several samples."""
+        if not self._probabilities:
+            return frozenset()
+        return self.graph.provenance(site) & self._probabilities.keys()
+
+    def plates(self, key: str) -> Frames:
+        """The plates that a cost, or a sum of costs, has elements for."""
+        payload = self.graph.payload(key)
+        assert isinstance(payload, (CostNode, SummedCostsNode))
+        return frozenset(payload.plates)
+
     def values_in(self, key: str) -> ValuesIn:
         """The enumerated sites whose values a cost, a sum of costs or a probability has dims for."""
         if key not in self._values_in:
@@ -59,11 +71,11 @@ class Expectations:
         return self._values_in[key]
 
     def _values_of(self, key: str) -> ValuesIn:
-        payload = self._graph.payload(key)
+        payload = self.graph.payload(key)
         if isinstance(payload, (ExpectationNode, ProbabilityNode, MarginalProbabilityNode)):
             return payload.values_in
         if isinstance(payload, CostNode):
-            return values_of_cost(self._graph, payload) if self._probabilities else ()
+            return values_of_cost(self.graph, payload) if self._probabilities else ()
         assert isinstance(payload, SummedCostsNode)
         return self.together([self.values_in(addend) for addend in payload.summed()])
 
@@ -113,7 +125,7 @@ class Expectations:
         node = MarginalProbabilityNode(
             key, _without(shape, dim), site, dim, factors, tuple(item for item in values_in if item[0] != site)
         )
-        self._graph.add(node, factors)
+        self.graph.add(node, factors)
         self._marginals[site, factors] = key
         return key
 
@@ -125,7 +137,7 @@ class Expectations:
             sites = dict(self.values_in(key))
             if site in sites:
                 needed = [self._frames[name] for name in (*sites, *dict(probability.values_in))]
-                groups.setdefault(self._plates(key) & plates.union(*needed), []).append(key)
+                groups.setdefault(self.plates(key) & plates.union(*needed), []).append(key)
         summed = {key for group in groups.values() for key in group}
         kept = [key for key in addends if key not in summed]
         return [*kept, *(self._expectation(probability, frames, group) for frames, group in groups.items())]
@@ -149,31 +161,31 @@ class Expectations:
             detached=frozenset(key for key in addends if self._is_detached(key)),
             values_in=tuple(item for item in values_in if item[0] != site),
         )
-        self._graph.add(node, node.computed_from())
+        self.graph.add(node, node.computed_from())
         self._known[site, frames, terms] = node.key
         return node.key
 
     def _is_detached(self, key: str) -> bool:
         """Whether a cost is ``-log q`` of a site that has no entropy term."""
-        cost = self._graph.payload(key)
-        assert self._graph.program is not None
+        cost = self.graph.payload(key)
+        assert self.graph.program is not None
         if not isinstance(cost, CostNode) or key != keys.cost_key(cost.site, -1):
             return False
-        return keys.score_part("entropy_term", cost.site) not in self._graph
+        return keys.score_part("entropy_term", cost.site) not in self.graph
 
     def _dims(self, key: str, frames: Frames) -> tuple[int, ...]:
-        shape = self._graph.value_shape(key)
-        dims = sorted((plate.dim or 0 for plate in self._plates(key) - frames), reverse=True)
+        shape = self.graph.value_shape(key)
+        dims = sorted((plate.dim or 0 for plate in self.plates(key) - frames), reverse=True)
         return tuple(dim for dim in dims if shape[dim] != 1)
 
     def _reduced(self, term: Reduction) -> tuple[int, ...]:
-        shape = list(self._graph.value_shape(term.addend))
+        shape = list(self.graph.value_shape(term.addend))
         for dim in term.dims:
             shape[dim] = 1
         return tuple(shape)
 
     def _shape(self, site: str, factors: Sequence[str]) -> tuple[int, ...]:
-        shapes = [self._graph.payload(key).shape for key in factors]
+        shapes = [self.graph.payload(key).shape for key in factors]
         return self._check_size(site, tuple(torch.broadcast_shapes(*shapes)))
 
     def _check_size(self, site: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -185,20 +197,15 @@ class Expectations:
             )
         return shape
 
-    def _plates(self, key: str) -> Frames:
-        payload = self._graph.payload(key)
-        assert isinstance(payload, (CostNode, SummedCostsNode))
-        return frozenset(payload.plates)
-
     def _plates_of(self, site: str) -> Frames:
-        assert self._graph.program is not None
-        density = self._graph.program.site(site).guide
+        assert self.graph.program is not None
+        density = self.graph.program.site(site).guide
         assert density is not None
         return frozenset(plate for plate in density.plates if plate.vectorized)
 
     def _error(self, site: str, problem: str, remedy: str) -> EnumerationError:
-        assert self._graph.program is not None
-        return EnumerationError(problem, site=site, source=self._graph.program.site(site).source, remedy=remedy)
+        assert self.graph.program is not None
+        return EnumerationError(problem, site=site, source=self.graph.program.site(site).source, remedy=remedy)
 
 
 def values_of_cost(graph: StochasticGraph, cost: CostNode) -> ValuesIn:
@@ -209,11 +216,6 @@ def values_of_cost(graph: StochasticGraph, cost: CostNode) -> ValuesIn:
     own = [density for density in densities if density.log_prob == cost.fx]
     values_in = {item for density in own or densities for item in graph.program.values_in(density, cost.fx)}
     return tuple(sorted(values_in, key=lambda item: graph.program.guide_order.index(item[0])))  # type: ignore[union-attr]
-
-
-def enumerated_above(graph: StochasticGraph, site: str) -> frozenset[str]:
-    """The enumerated sites upstream of a latent site."""
-    return graph.provenance(site) & {node.site for node in graph.of_type(ProbabilityNode)}
 
 
 def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:

@@ -168,6 +168,8 @@ def _for_each(graph: StochasticGraph, site: str, downstream: DownstreamCostNode,
 def _weight(graph: StochasticGraph, site: str, downstream: DownstreamCostNode) -> str | None:
     """The probability of the enumerated values that score function and cost have elements for, added to the graph."""
     assert graph.program is not None
+    if not graph.program.enumerates:
+        return None
     guide, score = graph.program.site(site).guide, graph.payload(keys.score_function(site))
     assert guide is not None and isinstance(score, ScorePartNode)
     expectations = Expectations(graph)

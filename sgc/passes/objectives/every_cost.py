@@ -18,6 +18,7 @@ from sgc.graph.plan import Plan
 from sgc.graph.program import Plate
 from sgc.passes.choose_estimators import scored_sites
 from sgc.passes.downstream import add_partial_sum, summed_to_plates
+from sgc.passes.expectations import Expectations
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ def plan_every_cost(graph: StochasticGraph, plan: Plan) -> None:
             frames = frozenset(cost.plates)
             by_frames.setdefault(frames, []).append(_sum(graph, frames, keys_of_site))
     terms = [(frames, _sum(graph, frames, addends)) for frames, addends in by_frames.items()]
+    expectations = Expectations(graph)
     for site in sites:
-        node = summed_to_plates(graph, EveryCostNode, keys.downstream(site), site, frozenset(summed), terms)
+        node = summed_to_plates(expectations, EveryCostNode, keys.downstream(site), site, frozenset(summed), terms)
         graph.add(node, node.computed_from())
 
 

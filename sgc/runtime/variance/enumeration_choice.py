@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from sgc.config import ENUMERATE
-from sgc.errors import EnumerationError
 from sgc.graph.plan import Plan, SiteRequest
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.choice_report import Candidate, EstimatorChoice, SiteChoice
@@ -55,7 +54,7 @@ def choose_with_enumeration(
     def measure(sites: Sites) -> None:
         try:
             draft = drafted(sites)
-        except (EnumerationError, ValueError) as error:  # Pyro's check of shapes raises a ValueError
+        except ValueError as error:  # an EnumerationError, or Pyro's check of shapes
             if not sites:
                 raise
             notes[f"{', '.join(sites)} cannot be enumerated: {str(error).partition(chr(10))[0]}"] = None
