@@ -132,13 +132,10 @@ def sum_in_words(graph: StochasticGraph, operands: Sequence[str]) -> str:
     ]
     sums = [payload for payload in map(graph.payload, operands) if isinstance(payload, SummedCostsNode)]
     weighted = sum(len(costs_summed(graph, node.key)) for node in sums)
-    note = f", {weighted} of them weighted by the probabilities of enumerated values" if weighted else ""
-    if (
-        weighted
-        and graph.program is not None
-        and any(s.enumerated and s.enumerated.samples for s in graph.program.sites)
-    ):
-        note = f", {weighted} of them averaged over values or samples side by side"
+    how = "weighted by the probabilities of enumerated values"
+    if graph.program is not None and any(site.has_samples for site in graph.program.sites):
+        how = "averaged over values or samples side by side"
+    note = f", {weighted} of them {how}" if weighted else ""
     return (" ".join(words).removeprefix("+ ") or "0") + note
 
 

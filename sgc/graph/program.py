@@ -193,6 +193,16 @@ class Site:
     observed_in_model: bool = False
     closed_form: ClosedForm | None = None
 
+    @property
+    def has_all_values(self) -> bool:
+        """Whether it is enumerated."""
+        return self.enumerated is not None and not self.enumerated.samples
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether it has several samples."""
+        return self.enumerated is not None and self.enumerated.samples
+
 
 @dataclass(frozen=True)
 class ValueGuard:

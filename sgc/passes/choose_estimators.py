@@ -60,14 +60,12 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
 
 def _is_weighted(site: Site) -> bool:
     """Whether the site was captured with all its values, weighted by their probabilities."""
-    has_probability = site.guide is not None and site.guide.probability is not None
-    return has_probability and site.enumerated is not None and not site.enumerated.samples
+    return site.has_all_values and site.guide is not None and site.guide.probability is not None
 
 
 def _sampler(site: Site) -> Sampler:
     has_score_function = site.guide is not None and site.guide.score_function is not None
-    enumerated = site.enumerated is not None and not site.enumerated.samples
-    return Sampler(site.distribution, site.has_rsample, has_score_function, enumerated)
+    return Sampler(site.distribution, site.has_rsample, has_score_function, site.has_all_values)
 
 
 def why_chosen(graph: StochasticGraph, site: str) -> str:

@@ -155,7 +155,7 @@ class ScoreFunction(EstimatorRule):
 def _for_each(graph: StochasticGraph, site: str, downstream: DownstreamCostNode, wording: Wording) -> str:
     """Of which values and samples a downstream cost has an element for each."""
     assert graph.program is not None
-    several = {known.name for known in graph.program.sites if known.enumerated is not None and known.enumerated.samples}
+    several = {known.name for known in graph.program.sites if known.has_samples}
     above = [name for name, _ in downstream.values_in if name != site]
     values = ", ".join(wording.name(name) for name in above if name not in several)
     samples = ", ".join(wording.name(name) for name in above if name in several)
