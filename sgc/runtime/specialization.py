@@ -147,7 +147,7 @@ class Specialization:
             position for position, owner in enumerate(owners) if isinstance(owner, (ArgumentOwner, PlaceOwner))
         )
 
-    @property
+    @cached_property
     def reads_inputs_only(self) -> bool:
         """Whether the values that the program reads in Python are of arguments and constants that no step changes."""
         program = self.capture.program
