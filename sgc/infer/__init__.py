@@ -4,6 +4,9 @@ The ELBO classes and ``SVI`` take what Pyro's take; ``TrackNonReparam`` is Pyro'
 handler, whose sets ``StochasticGraph.provenance(node, reparameterized=False)`` gives without running anything.
 """
 
+from typing import NoReturn
+
+from pyro import infer as _pyros
 from pyro.infer.tracegraph_elbo import TrackNonReparam
 
 from sgc.infer.elbo import (
@@ -34,3 +37,10 @@ __all__ = [
     "Trace_ELBO",
     "TrackNonReparam",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    # An AttributeError would become "cannot import name", without a word of what to do.
+    if name in _pyros.__all__:
+        raise ImportError(f"sgc.infer has no {name}, because sgc does not compile it: from pyro.infer import {name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributions import Distribution
 
 from sgc.config import Options
@@ -286,7 +287,7 @@ def preserved_state(
     :param averages: the baseline averages that the run starts from; none by default.
     :param watch: put back the buffers of every other module that runs, too.
     """
-    saved: dict[tuple[int, str], tuple[nn.Module, str, Tensor, Tensor]] = {}
+    saved: dict[tuple[int, str], tuple[nn.Module, str, Tensor, Tensor, int | None]] = {}
     empty: dict[tuple[int, str], nn.Module] = {}
 
     def save(module: nn.Module, _inputs: object = None) -> None:
@@ -297,7 +298,8 @@ def preserved_state(
             elif buffer is not None and key not in saved and key not in empty:
                 if nn.parameter.is_lazy(buffer):
                     raise _lazy(module)
-                saved[key] = (module, name, buffer, buffer.detach().clone())
+                version = None if buffer.is_inference() else buffer._version
+                saved[key] = (module, name, buffer, buffer.detach().clone(), version)
 
     for module in modules:
         for inner in module.modules():
@@ -313,9 +315,15 @@ def preserved_state(
         if handle is not None:
             handle.remove()
         with torch.no_grad():
-            for module, name, buffer, value in saved.values():
-                buffer.copy_(value)
+            for module, name, buffer, value, version in saved.values():
+                if version is None or buffer._version != version or _differ(buffer, value):
+                    buffer.copy_(value)  # only then: what autograd has kept of it, from another run, becomes invalid
                 module._buffers[name] = buffer
+
+
+def _differ(buffer: Tensor, value: Tensor) -> bool:
+    """Whether a buffer was written through ``buffer.data``, of which its version does not tell."""
+    return not isinstance(value, FakeTensor) and not torch.equal(buffer, value)
 
 
 def _empty(buffers: dict[tuple[int, str], nn.Module]) -> None:

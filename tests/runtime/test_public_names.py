@@ -72,3 +72,12 @@ def test_the_classes_of_infer_show_what_the_docs_say() -> None:
     assert shown == own
     text = "".join(page.read_text() for page in DOCS.glob("*.md"))
     assert [name for name in sorted(shown) if name not in text] == []
+
+
+@pytest.mark.parametrize("name", ["Predictive", "NUTS", "config_enumerate"])
+def test_what_sgc_infer_does_not_have_is_said_to_be_in_pyro_infer(name: str) -> None:
+    with pytest.raises(ImportError, match=f"does not compile it: from pyro.infer import {name}"):
+        exec(f"from sgc.infer import {name}")
+    with pytest.raises(ImportError, match="cannot import name 'Predictively'"):
+        exec("from sgc.infer import Predictively")
+    assert not hasattr(sgc.infer, "Predictively")

@@ -21,6 +21,7 @@ from sgc.guards.base import Call
 from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.parity.eager_costs import eager_cost
+from sgc.runtime.parity.stale_caches import StaleCachesCleared
 from sgc.runtime.parity.verification import Difference, Reason, Verification
 from sgc.runtime.restore_on_error import saved
 from sgc.runtime.specialization import Specialization
@@ -172,7 +173,7 @@ def _pyro(
             noted.append(traces)
             yield traces
 
-    with torch.enable_grad():
+    with torch.enable_grad(), StaleCachesCleared():
         value, surrogate = elbo.combined(runs())
         gradients: Sequence[Tensor | None] = [None] * len(leaves)
         if isinstance(surrogate, Tensor) and surrogate.requires_grad:
