@@ -232,12 +232,6 @@ def test_runs_that_depend_on_each_other_are_refused() -> None:
     assert caught.value.site == "z"
 
 
-def test_the_variance_of_a_bound_is_not_taken_apart() -> None:
-    module = sgc.compile(model, guide, backend="eager", objective="iwae", num_particles=2)
-    with pytest.raises(ArgumentError, match="takes the gradient apart as a mean over particles"):
-        module.gradient_variance(DATA)
-
-
 def test_the_printed_graph_says_what_the_bound_is_of() -> None:
     options: dict[str, Any] = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
     module = sgc.compile(*local_switches(), backend="eager", objective=sgc.Renyi(0.5), **options).initialize(DATA)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 
+from sgc.graph import keys
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import SiteNode
 from sgc.passes.objectives.every_cost import EveryCostNode
@@ -43,6 +44,14 @@ def remedy(graph: StochasticGraph, row: SiteVariance, total: float) -> tuple[str
     if isinstance(graph.downstream_cost(row.site), EveryCostNode):
         return (
             "multiplied by every cost, without a baseline: a TraceGraph_ELBO has downstream costs and baselines",
+            None,
+        )
+    if keys.NORMALISED_WEIGHT in graph:
+        return 'multiplied by the particle\'s weight, without a baseline: objective="iwae" has one', None
+    if keys.GAIN in graph:
+        return (
+            "less the bound of the other particles, the one baseline that this bound has: "
+            'objective="elbo" has one for each site, of the costs that depend on it alone',
             None,
         )
     better = _better(row, total)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgc.errors import ArgumentError
-from sgc.graph.plan import WITH_BASELINES
+from sgc.graph.plan import OF_ALL_PARTICLES, WITH_BASELINES
 from sgc.runtime.drawn_gradient import InvalidDrawError, parameter_leaves, valid_results
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
@@ -34,7 +34,7 @@ def measure(
     """
     if samples < 2:
         raise ArgumentError(f"a variance needs at least 2 samples, not {samples}")
-    has_choices = specialization.options.objective in WITH_BASELINES
+    has_choices = specialization.options.objective in WITH_BASELINES | OF_ALL_PARTICLES  # others subtract nothing
     terms = emit_terms(specialization.graph, alternatives=alternatives and has_choices)
     state = random_state()
     try:

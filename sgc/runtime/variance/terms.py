@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sgc.emit.emitter import Emitted, emit_values
-from sgc.errors import ArgumentError
 from sgc.graph import keys
 from sgc.graph.derived_nodes import MeanNode, NegationNode, TotalNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import Payload
 from sgc.passes.downstream import all_costs
 from sgc.passes.estimators.score_function import BaselineTermNode, ScoreTermNode
+from sgc.passes.objectives.bound_nodes import BoundScoreTermNode
 from sgc.runtime.variance.other_baselines import OtherBaselines, admissible
 
 OTHER_TERMS = "terms without a score function"
@@ -41,7 +41,11 @@ class Terms:
     """The scored sites whose score function has elements for enumerated values, and a weight for each."""
     runs: int
     particles: int
-    """Over how many particles one call of the module sums."""
+    """Over how many particles one call of the module takes the mean of the terms; of a bound 1, which has all in it."""
+    summed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By scored site, the dims over which its score function is summed before it is multiplied."""
+    shared: int = 1
+    """In how many runs the other terms are the same, those of all runs together."""
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
@@ -52,13 +56,14 @@ class Terms:
         """A surrogate for each site and choice, whose gradient is that of the term: minus the mean over particles."""
         rest, scores, weights, costs = self._sorted(results)
         for value in rest:
-            yield OTHER_TERMS, AS_IT_IS, -value / self.particles
+            yield OTHER_TERMS, AS_IT_IS, -value.sum() / (self.particles * self.shared)
         for site, choices in self.choices.items():
             for choice in choices:
                 own = costs.get((site, choice))
                 if own is None:
                     own = others.left(site, choice, costs[site, self._bare(site)])
-                for score, cost, weight in zip(scores[site], own, weights[site], strict=True):
+                for whole, cost, weight in zip(scores[site], own, weights[site], strict=True):
+                    score = whole.sum(self.summed[site]) if self.summed.get(site) else whole
                     if weight is not None:
                         cost = weight * torch.where(weight > 0, cost, 0.0)
                         score = torch.where(weight > 0, score, 0.0)
@@ -109,15 +114,10 @@ def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = (), *, alternat
     gradient.
 
     :param forced: latent sites whose samples are given (:func:`sgc.emit.emitter.emit_surrogate`).
-    :param alternatives: also what the terms would be under other choices, those of the objective ``"elbo"``: others
-        subtract no baselines.
+    :param alternatives: also what the terms would be under other choices.
     """
-    loss = graph.payload(keys.LOSS)
-    if not isinstance(loss, NegationNode) or not isinstance(graph.payload(loss.operand), MeanNode):
-        raise ArgumentError(
-            "gradient_variance takes the gradient apart as a mean over particles, and this objective is none",
-            remedy='measure it with objective="elbo", or compare gradients under several seeds',
-        )
+    if keys.BOUND in graph:
+        return _terms_of_bound(graph, forced, alternatives=alternatives)
     graph = graph.copy()
     scores = {term.site: term for term in graph.of_type(ScoreTermNode)}
     others = [key for key in _addends(graph) if not isinstance(graph.payload(key), (ScoreTermNode, BaselineTermNode))]
@@ -140,6 +140,23 @@ def emit_terms(graph: StochasticGraph, forced: tuple[str, ...] = (), *, alternat
     instead = {site: admissible(graph, site) for site in choices} if alternatives else {}
     weighted = frozenset(site for site, term in scores.items() if term.weight is not None)
     return Terms(emitted, choices, instead, weighted, particles.runs, particles.in_a_call)
+
+
+def _terms_of_bound(graph: StochasticGraph, forced: tuple[str, ...], *, alternatives: bool) -> Terms:
+    """The terms of a bound of all particles: the gradient of the bound itself, and each site's score term.
+
+    The gain of the importance weighted bound is the bound minus the others', which is its baseline.
+    """
+    nodes, choices, summed = [keys.BOUNDS], {}, {}
+    for term in graph.of_type(BoundScoreTermNode):
+        score, factor = term.operands
+        costs = {AS_IT_IS: factor}
+        if factor == keys.GAIN and alternatives:
+            costs[NO_BASELINE] = keys.BOUNDS
+        nodes += [score, *costs.values()]
+        choices[term.site], summed[term.site] = tuple(costs), term.dims
+    runs = graph.particles.runs
+    return Terms(emit_values(graph, tuple(nodes), forced=forced), choices, {}, frozenset(), runs, 1, summed, runs)
 
 
 def gradient(surrogate: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
