@@ -38,7 +38,8 @@ class AttendInferRepeat(Workload):
 
     discrete = True
 
-    def __init__(self, batch: int = 64) -> None:
+    def __init__(self, batch: int = 64, baseline: bool = True) -> None:
+        self.baseline = baseline  # of Pyro's program; the network is there in any case
         rng = np.random.default_rng(0)
         self.data = (scenes(batch, SIDE, STEPS),)
         self.values = mlp(rng, "decoder", WHAT, 32, WINDOW * WINDOW) | recurrent(rng, "rnn", SEEN, HIDDEN)
@@ -54,6 +55,7 @@ class AttendInferRepeat(Workload):
         predict = load(nn.Linear(HIDDEN, 1 + 2 * WHERE), self.values, "predict")
         baseline_rnn = load(nn.RNNCell(SEEN, HIDDEN), self.values, "baseline_rnn")
         baseline = load(nn.Linear(HIDDEN, 1), self.values, "baseline")
+        with_baseline = self.baseline
         fine, coarse = torch.linspace(-1, 1, SIDE), torch.linspace(-1, 1, WINDOW)
         fine_pixels, coarse_pixels = torch.arange(float(SIDE)), torch.arange(float(WINDOW))
         where_prior = torch.tensor(WHERE_LOC), torch.tensor(WHERE_SCALE)
@@ -77,21 +79,22 @@ class AttendInferRepeat(Workload):
             pyro.module("rnn", rnn)
             pyro.module("predict", predict)
             pyro.module("encoder", encoder)
-            pyro.module("baseline_rnn", baseline_rnn)
-            pyro.module("baseline", baseline)
+            if with_baseline:
+                pyro.module("baseline_rnn", baseline_rnn)
+                pyro.module("baseline", baseline)
             state, of_baseline = x.new_zeros(len(x), HIDDEN), x.new_zeros(len(x), HIDDEN)
             where, what, present = x.new_zeros(len(x), WHERE), x.new_zeros(len(x), WHAT), x.new_ones(len(x), 1)
             with pyro.plate("scenes", len(x)):
                 for t in range(STEPS):
                     seen = torch.cat([x.flatten(1), where, what, present], -1)
-                    state, of_baseline = rnn(seen, state), baseline_rnn(seen.detach(), of_baseline)
+                    state = rnn(seen, state)
                     logit, loc, raw_scale = predict(state).split([1, WHERE, WHERE], -1)
-                    value = (baseline(of_baseline) * present).squeeze(-1)
-                    present = pyro.sample(
-                        f"z_pres_{t}",
-                        dist.Bernoulli(torch.sigmoid(logit) * present).to_event(1),
-                        infer={"baseline": {"baseline_value": value}},
-                    )
+                    infer = {}
+                    if with_baseline:
+                        of_baseline = baseline_rnn(seen.detach(), of_baseline)
+                        infer = {"baseline": {"baseline_value": (baseline(of_baseline) * present).squeeze(-1)}}
+                    posterior = dist.Bernoulli(torch.sigmoid(logit) * present).to_event(1)
+                    present = pyro.sample(f"z_pres_{t}", posterior, infer=infer)
                     mask = present.bool()
                     posterior = dist.Normal(loc, F.softplus(raw_scale))
                     where = pyro.sample(f"z_where_{t}", posterior.mask(mask).to_event(1))
