@@ -67,9 +67,10 @@ def refer(training: Training, args: argparse.Namespace) -> str:
     ends = []
     for method in tqdm(chosen(training, args, ["sgc"]), desc=problem.title):
         row = training.row(method, [REFERENCE_SEED], plans)
-        if row.failure is not None:
-            raise Failed(row.failure)
-        ends.append([run.elbo for run in row.runs])
+        if not row.runs:
+            raise Failed(row.failure or "")
+        # Where parameters become NaN at one rate, higher ones are not tried.
+        ends.append([run.elbo for run in row.runs] + [-math.inf] * (len(plans) - len(row.runs)))
         lines.append(_line(method.name, ends[-1]))
     means = [statistics.fmean(of_rate) for of_rate in zip(*ends, strict=True)]
     rate, reference = RATES[means.index(max(means))], max(map(max, ends))
@@ -78,7 +79,7 @@ def refer(training: Training, args: argparse.Namespace) -> str:
 
 
 def _line(name: str, elbos: list[float]) -> str:
-    return f"| {name} | {' | '.join(f'{elbo:.4f}' for elbo in elbos)} |"
+    return f"| {name} | {' | '.join(f'{elbo:.4f}' if math.isfinite(elbo) else 'diverges' for elbo in elbos)} |"
 
 
 def main() -> None:

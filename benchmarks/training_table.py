@@ -107,7 +107,7 @@ def heading(args: argparse.Namespace, load: float) -> str:
             "NumPyro's `svi.update` within `lax.scan`, Pyro's `svi.step`. sgc and Pyro bind or trace the parameters of "
             "a new run in its first two steps, which count as the others of their block do",
             "- score functions are those of `TraceGraph_ELBO` (NumPyro has no baselines), sums over the values of "
-            "discrete sites those of `TraceEnum_ELBO`; K is the number of particles, vectorised",
+            "discrete sites those of `TraceEnum_ELBO`; K is the number of particles, vectorised but for AIR",
             f"- a run ends, too, when its steps have taken {args.limit:g} s",
             "",
             "",

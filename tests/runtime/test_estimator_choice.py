@@ -226,3 +226,25 @@ def test_sites_that_are_as_good_alike_are_alike() -> None:
     """Three sites that differ in their costs: within the tie the same baseline for all."""
     module = asked({"z_*": "auto"}, num_particles=3)
     assert len(set(module.choice().estimators.values())) == 1
+
+
+def test_of_a_large_program_fewer_gradients_are_drawn() -> None:
+    """How many depends on the program alone, so that the choice is the same on any machine; sizes stay open."""
+    pixels = 20_000
+
+    def large(data: Tensor) -> None:
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            weights = pyro.param("weights", torch.zeros(pixels))
+            pyro.sample("x", dist.Normal(z[:, None] * weights, 1.0).to_event(1), obs=data)
+
+    def guess(data: Tensor) -> None:
+        with pyro.plate("data", len(data)):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("logits", torch.tensor(0.3))))
+
+    data = torch.zeros(200, pixels)
+    module = sgc.compile(large, guess, backend="eager", estimators={"z": "auto"}).initialize(data)
+    assert module.choice().draws == 40
+    module(torch.zeros(150, pixels))
+    module(torch.zeros(100, pixels))
+    assert len(module.specializations) == 2  # the second one has open sizes

@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import pyro
-import torch
 from torch import Tensor
 
 from sgc.config import EstimatorName
-from sgc.emit.emitter import emit_surrogate
-from sgc.graph.build import build_graph
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineNode, Estimator
+from sgc.graph.nodes import Estimator
 from sgc.graph.plan import Plan
-from sgc.graph.program import Baseline
+from sgc.graph.sizes import shape_of
 from sgc.passes.choose_estimators import scored_sites
-from sgc.passes.pipeline import run_passes
 from sgc.runtime.drawn_gradient import InvalidDrawError, parameter_leaves
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.variance.choice_report import Candidate, EstimatorChoice, SiteChoice
 from sgc.runtime.variance.covariances import Covariances
 from sgc.runtime.variance.moments import Vector
-from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, PYROS_BETA, OtherBaselines, admissible
+from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, OtherBaselines, admissible
 from sgc.runtime.variance.sampling import drawn, settled_baselines
+from sgc.runtime.variance.step_times import step_times
 from sgc.runtime.variance.terms import AS_IT_IS, Terms, emit_terms
 from sgc.tracing.state.random_state import random_state, restore_random_state
 
@@ -39,6 +35,9 @@ _SEED = 20141128
 _DRAWS, _FEWEST_DRAWS = 200, 40
 _GRADIENTS = 8000
 """Of sites with many candidates fewer draws are made, so that no more gradients of terms are taken than these."""
+
+_ELEMENTS = 3 * 10**9
+"""Of large programs, too, so that no more elements of their tensors are computed than these: some ten seconds."""
 
 AS_FAST = 2.0
 """A step that takes less than this times the shortest counts as equally fast: a machine's load is not to choose, and
@@ -48,7 +47,6 @@ small operators cost more in an eager module than in a compiled one.
 AS_GOOD = 1.05
 """Of choices within this factor of the best one the simplest is taken, in the order of :data:`CANDIDATES`."""
 
-_TIMED = 7
 _JOINTLY = 2048
 """Up to how many combinations of choices are compared; of more, one site's choice after another is improved."""
 
@@ -92,9 +90,12 @@ def choose(
     state = random_state()
     try:
         pyro.set_rng_seed(_SEED)
-        draws = max(_FEWEST_DRAWS, min(_DRAWS, _GRADIENTS // max(1, sum(map(len, candidates.values())))))
+        terms = max(1, sum(map(len, candidates.values())))
+        draws = min(_DRAWS, _GRADIENTS // terms, _ELEMENTS // _elements(specialization))
+        draws = max(_FEWEST_DRAWS, draws)
         covariances = _covariances(specialization, tensors, candidates, draws, parameters)
-        times = dict(_times(specialization, tensors, plan, candidates))
+        every = _in_order({choice for choices in candidates.values() for choice in choices} or {AS_IT_IS})
+        times = step_times(specialization, tensors, plan, candidates, every)
     finally:
         restore_random_state(state)
     return chosen(graph, candidates, covariances, times, draws, others)
@@ -105,6 +106,14 @@ def _in_order(choices: Iterable[str]) -> list[str]:
 
 
 # -- what is measured
+
+
+def _elements(specialization: Specialization) -> int:
+    """How many elements the tensors have that the program computes for one draw of the gradient."""
+    program, particles = specialization.capture.program, specialization.graph.particles
+    values = [node.meta.get("val") for node in program.module.graph.nodes if node.op == "call_function"]
+    shapes = [shape_of(value.shape) for value in values if isinstance(value, Tensor)]
+    return 1 + particles.runs * sum(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)
 
 
 def terms_of(graph: StochasticGraph, candidates: Mapping[str, tuple[str, ...]], forced: tuple[str, ...] = ()) -> Terms:
@@ -180,65 +189,6 @@ def covariances_of(
 
 
 _OTHERS = ("", "all other terms")
-
-
-def _times(
-    specialization: Specialization, tensors: list[Tensor], plan: Plan, candidates: Mapping[str, tuple[str, ...]]
-) -> Iterator[tuple[str, float]]:
-    """By candidate, the CPU time in seconds of loss and gradients if all sites had it that can."""
-    every = _in_order({choice for choices in candidates.values() for choice in choices} or {AS_IT_IS})
-    steps = {choice: _step(specialization, tensors, plan, candidates, choice) for choice in every}
-    least = dict.fromkeys(every, math.inf)
-    for _ in range(_TIMED):
-        for choice, step in steps.items():
-            began = time.process_time()
-            step()
-            least[choice] = min(least[choice], time.process_time() - began)
-    yield from least.items()
-
-
-def _step(
-    specialization: Specialization,
-    tensors: list[Tensor],
-    plan: Plan,
-    candidates: Mapping[str, tuple[str, ...]],
-    choice: str,
-) -> Callable[[], object]:
-    """Computes loss and gradients once, with a choice at all sites that can have it."""
-    program = specialization.capture.program
-    has_it = {site for site, choices in candidates.items() if choice in choices}
-    sites = [replace(site, baseline=_BASELINES[choice] if site.name in has_it else None) for site in program.sites]
-    sites = [new if new.name in candidates else old for new, old in zip(sites, program.sites, strict=True)]
-    graph = run_passes(build_graph(replace(program, sites=tuple(sites))), plan)
-    emitted = emit_surrogate(graph)
-    everything, leaves = parameter_leaves(specialization, tensors)
-    known = dict(zip(specialization.emitted.averages, everything[len(tensors) :], strict=True))
-    averages = [known.get(key, _zeros(graph, key)) for key in emitted.averages]
-
-    def step() -> object:
-        with torch.enable_grad():
-            surrogate: Tensor = emitted.module(*everything[: len(tensors)], *averages)[1]
-        if not surrogate.requires_grad:
-            return None
-        gradients = torch.autograd.grad(surrogate, [*leaves.values()], allow_unused=True)
-        if surrogate.is_cuda:
-            torch.cuda.synchronize(surrogate.device)
-        return gradients
-
-    return step
-
-
-_BASELINES = {
-    AS_IT_IS: None,
-    LEAVE_ONE_OUT: Baseline(None, None, None, decaying_average=False, beta=PYROS_BETA, leave_one_out=True),
-    DECAYING_AVERAGE: Baseline(None, None, None, decaying_average=True, beta=PYROS_BETA),
-}
-
-
-def _zeros(graph: StochasticGraph, key: str) -> Tensor:
-    node = graph.payload(key)
-    assert isinstance(node, BaselineNode)
-    return torch.zeros(node.shape, dtype=node.dtype, device=node.device)
 
 
 # -- what is chosen of it
