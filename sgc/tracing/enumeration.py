@@ -23,7 +23,7 @@ from pyro.distributions.util import is_identically_zero
 from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
 from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import Dice
-from pyro.ops import packed
+from pyro.ops import einsum, packed
 from pyro.ops.contract import _partition_terms, contract_tensor_tree
 from pyro.ops.einsum import torch_log
 from pyro.ops.einsum.adjoint import require_backward
@@ -137,8 +137,16 @@ def expectation(model_trace: Trace, guide_trace: Trace) -> tuple[list[MarginalTe
     """
     _check_sizes(model_trace, guide_trace)
     tables: list[tuple[int, ...]] = []
-    with replaced_here(torch_log, "einsum", partial(log_einsum, tables=tables)):
+    with (
+        replaced_here(torch_log, "einsum", partial(log_einsum, tables=tables)),
+        replaced_here(einsum, "contract_expression", partial(_contract_expression, einsum.contract_expression)),
+    ):
         return _terms(model_trace, guide_trace, tables)
+
+
+def _contract_expression(pyros: Callable[..., Any], equation: str, *shapes: Iterable[Any], **options: Any) -> Any:
+    """Pyro's order of a contraction, found for the sizes of the capture where they differ from call to call."""
+    return pyros(equation, *(tuple(int(size_of(size)) for size in shape) for shape in shapes), **options)
 
 
 def _check_sizes(*traces: Trace) -> None:

@@ -253,6 +253,8 @@ def _run(
     transcript: Transcript | None = None,
     requests: SiteRequests | None = None,
 ) -> Exception | None:
+    if transcript is not None:
+        elbo.starting_anew = transcript.forget
     with located() as statements:
         runs = list(elbo._get_traces(program.model, program.guide, program.args, program.kwargs))
         for run, traces in enumerate(runs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,6 +26,8 @@ class PyroLoss(ELBO):
         self.option = option
         self.enumerates = False
         """Whether it is known that a site asks for several values; else the first run finds out, and starts anew."""
+        self.starting_anew: Callable[[], None] = _do_nothing
+        """Called where model and guide have run to find something out, before the runs that count."""
 
     def as_it_asks(self, model: Any, guide: Any) -> tuple[Any, Any]:
         """Model and guide; the guide asks for what the option says, unless it is to be Pyro's own."""
@@ -36,6 +38,11 @@ class PyroLoss(ELBO):
         with AskedEstimators() if self.as_asked else nullcontext():
             traces: tuple[Trace, Trace] = pyros._get_trace(*self.as_it_asks(model, guide), args, kwargs)
         return traces
+
+    def _guess_max_plate_nesting(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        pyros: Any = super()
+        pyros._guess_max_plate_nesting(model, guide, args, kwargs)
+        self.starting_anew()
 
     def finished(self, traces: tuple[Trace, Trace]) -> tuple[Trace, Trace]:
         """The traces of one run, once every density is there, as :meth:`value_and_surrogate` takes them."""
@@ -53,3 +60,7 @@ class PyroLoss(ELBO):
             own_value, own_surrogate = self.value_and_surrogate(traces)
             value, surrogate = value + own_value, surrogate + own_surrogate
         return value / self.num_particles, surrogate / self.num_particles
+
+
+def _do_nothing() -> None:
+    pass

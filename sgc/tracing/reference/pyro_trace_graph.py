@@ -50,6 +50,7 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
             self.enumerates = True
         assert start is not None
         restore_random_state(start)
+        self.starting_anew()
         if math.isinf(self.max_plate_nesting):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
             restore_random_state(start)

@@ -138,6 +138,11 @@ class Transcript(TorchFunctionMode):
                 self._made[id(part)] = weakref.ref(part)
         return result
 
+    def forget(self) -> None:
+        """Forget what was noted: it was not the run that counts."""
+        self.events.clear()
+        self._made.clear()
+
     def note_sites(
         self,
         traces: Iterable[Trace],
