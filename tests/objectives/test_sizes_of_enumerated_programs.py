@@ -106,6 +106,25 @@ def test_the_second_version_is_for_any_size(name: str) -> None:
     assert len(module.specializations) == 2
 
 
+@pytest.mark.parametrize("options", [ENUM, {"estimators": {"z": "enumerate"}}], ids=["TraceEnum_ELBO", "elbo"])
+def test_a_number_that_moves_is_an_input_of_the_second_version(options: dict[str, Any]) -> None:
+    def annealed(data: Tensor, width: float) -> None:
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(z * pyro.param("shift", torch.tensor(0.5)), width), obs=data)
+
+    def guide(data: Tensor, width: float) -> None:
+        with pyro.plate("data", len(data)):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.3))), infer=asked)
+
+    asked = {"enumerate": "parallel"} if options is ENUM else {}
+    module = sgc.compile(annealed, guide, backend="eager", **options)
+    for width in (2.0, 1.8, 1.6, 1.4, 1.2):
+        module(torch.ones(6), width).backward()
+    assert len(module.specializations) == 2, module.misses()
+    assert module.verify(torch.ones(6), 1.1)
+
+
 @pytest.mark.inductor
 @pytest.mark.parametrize("name", ["a chain of the model", "beside other estimators"])
 def test_compiled_steps_of_any_size_train_as_pyros_do(name: str) -> None:
