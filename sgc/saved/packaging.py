@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import keyword
 import math
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sgc.emit.inductor.ahead_of_time import compile_ahead_of_time
@@ -87,6 +88,13 @@ def _refuse(program: SavedProgram, inputs: list[Tensor]) -> None:
             "the program computes on another device than the CPU, for which there is no package yet",
             remedy="save it by sgc.save, which holds programs of any device",
         )
+    for name in program.shown:
+        if not _can_be_shown(name, program.shown):
+            raise SavedProgramError(
+                f"{name} is no name that torch.export can give a tensor",
+                remedy="choose one without a keyword of Python or an attribute of nn.Module (type, half) between its "
+                "dots, with which no other name goes on",
+            )
     if shared(inputs, program.written):
         raise SavedProgramError(
             "two tensors of the call share memory that the program writes into; a package writes into copies",
@@ -102,6 +110,12 @@ def _refuse(program: SavedProgram, inputs: list[Tensor]) -> None:
         f"the call is not valid: {'; '.join(broken) or UNTOLD}",
         remedy="package the loss with parameters and arguments of a valid call",
     )
+
+
+def _can_be_shown(name: str, names: list[str]) -> bool:
+    """Whether generated Python can read a tensor of this name off a module."""
+    taken = any(keyword.iskeyword(part) or hasattr(nn.Module(), part) for part in name.split("."))
+    return not taken and not any(other.startswith(f"{name}.") for other in names)
 
 
 def _functions(loaded: LoadedLoss, program: SavedProgram, inputs: list[Tensor]) -> dict[str, PackagedFunction]:

@@ -242,6 +242,14 @@ def not_positive() -> sgc.LossModule:
     return module
 
 
+def with_parameters(*names: str) -> Callable[[], sgc.LossModule]:
+    def model(data: Tensor) -> None:
+        loc = sum(pyro.param(name, torch.tensor(0.5)) for name in names)
+        pyro.sample("x", dist.Normal(loc, 1.0).expand([4]).to_event(1), obs=data)
+
+    return lambda: sgc.compile(model, lambda data: None, backend="eager").initialize(DATA)
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str, tuple[Any, ...], type[Exception], str]] = {
     "another suffix": (small, "loss.sgc", (DATA,), ArgumentError, r"end in \.pt2"),
     "no directory": (small, "missing/loss.pt2", (DATA,), FileNotFoundError, "no such directory"),
@@ -255,6 +263,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, tuple[Any, ...], type[Exception
         SavedProgramError,
         "a call of Python",
     ),
+    **{
+        f"a parameter that is called {names[0]}": (
+            with_parameters(*names),
+            "loss.pt2",
+            (DATA,),
+            SavedProgramError,
+            f"param_store.{names[0]} is no name that torch.export can give",
+        )
+        for names in (("lambda",), ("half",), ("net.type",), ("net", "net.weight"))
+    },
     "something else": (lambda: nn.Linear(1, 1), "loss.pt2", (DATA,), ArgumentError, "not a Linear"),
 }
 
@@ -378,6 +396,13 @@ def test_a_value_that_python_read_is_asserted(uncompiled: Any, tmp_path: Path) -
         run(DATA)
         with pytest.raises(RuntimeError, match=r"a value computed from args.0. is not what it was .*test_packages.py"):
             run(-DATA)
+
+
+def test_other_names_are_exported(uncompiled: Any, tmp_path: Path) -> None:
+    names = ["a-b c", "größe.x", "0", "self", "torch", "args_0"]
+    models = uncompiled(as_it_is)
+    sgc.package(with_parameters(*names)(), tmp_path / "loss.pt2", DATA)
+    assert models["gradient"](DATA)["gradients"].keys() == {f"param_store.{name}" for name in names}
 
 
 @pytest.mark.parametrize("particles", [3, 6])
