@@ -6,7 +6,7 @@
 //
 //     torch=$(python -c 'import torch; print(torch.__path__[0])')
 //     g++ -std=c++20 run_package.cpp -o run_package -I$torch/include -L$torch/lib -Wl,-rpath,$torch/lib \
-//         -ltorch_cpu -lc10
+//         -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10
 
 #include <ATen/ATen.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>

@@ -54,7 +54,7 @@ def package(loss: LossModule | LoadedLoss | SVI, path: str | os.PathLike[str], /
 
     Each model is compiled, and then run and compared. The file is there whole or not at all.
 
-    :param loss: what :func:`sgc.save` takes.
+    :param loss: one that was called, or initialized; or one that was loaded; or an ``SVI``.
     :param path: ends in ``.pt2``.
     :param args: those of a call that is valid, likewise ``kwargs``: the package is for such calls, on this kind of
         processor.
@@ -71,7 +71,7 @@ def package(loss: LossModule | LoadedLoss | SVI, path: str | os.PathLike[str], /
         raise FileNotFoundError(errno.ENOENT, "There is no such directory for a package", str(path.parent))
     with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory, torch.random.fork_rng(devices=[]):
         place = Path(directory)
-        save(loss, place / "loss.sgc")
+        save(_without_optimizer(loss), place / "loss.sgc")
         loaded = load(place / "loss.sgc")
         program, inputs = loaded._choose(args, kwargs)
         _refuse(program, inputs)
@@ -79,6 +79,14 @@ def package(loss: LossModule | LoadedLoss | SVI, path: str | os.PathLike[str], /
             functions = _functions(loaded, program, inputs)
             _write(place, path.name, functions, _example(program, inputs, args, kwargs))
         (place / path.name).replace(path)
+
+
+def _without_optimizer(loss: LossModule | LoadedLoss | SVI) -> LossModule | LoadedLoss | SVI:
+    if isinstance(loss, LoadedLoss):
+        return loss
+    from sgc.infer.svi import SVI  # which imports Pyro
+
+    return loss.loss_module if isinstance(loss, SVI) else loss
 
 
 def _refuse(program: SavedProgram, inputs: list[Tensor]) -> None:
