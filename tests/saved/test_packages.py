@@ -393,6 +393,23 @@ def test_a_number_that_is_an_input_is_a_tensor_of_the_package(uncompiled: Any, t
     assert given.item() == pytest.approx(module(DATA, scale=5.0).item())
 
 
+def test_the_arguments_choose_the_program_and_its_sizes(uncompiled: Any, tmp_path: Path) -> None:
+    """Of several versions, one of them for any size."""
+    models = uncompiled(as_it_is)
+    module = small()
+    for data, scale in ((DATA[:2], 1.0), (DATA[:3], 1.0), (DATA, 1)):
+        module(data, scale)
+    for data, scale in ((DATA[:3], 1.0), (DATA.repeat(2), 1.0), (DATA, 1)):
+        models.clear()
+        sgc.package(module, tmp_path / "loss.pt2", data, scale)
+        torch.manual_seed(1)
+        given = models["loss"](data, scale).item()
+        torch.manual_seed(1)
+        assert given == pytest.approx(module(data, scale).item(), rel=1e-5)
+    with pytest.raises(ArgumentError, match=r"args.1. is 2\.0"):
+        sgc.package(module, tmp_path / "loss.pt2", DATA, 2.0)
+
+
 def test_a_value_that_python_read_is_asserted(uncompiled: Any, tmp_path: Path) -> None:
     """Another branch would be another program."""
     models = uncompiled(as_it_is)
