@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from sgc.emit.fx.module_laws import devices
 from sgc.emit.inductor.ahead_of_time import compile_ahead_of_time
 from sgc.errors import ArgumentError, BackendError, InvalidValueError, SavedProgramError
 from sgc.graph.aliasing import copies, shared
@@ -91,11 +92,6 @@ def _without_optimizer(loss: LossModule | LoadedLoss | SVI) -> LossModule | Load
 
 def _refuse(program: SavedProgram, inputs: list[Tensor]) -> None:
     """Refuse a call that no package is for."""
-    if any(tensor.device.type != "cpu" for tensor in inputs):
-        raise SavedProgramError(
-            "the program computes on another device than the CPU, for which there is no package yet",
-            remedy="save it by sgc.save, which holds programs of any device",
-        )
     for name in program.shown:
         if not _can_be_shown(name, program.shown):
             raise SavedProgramError(
@@ -130,7 +126,13 @@ def _functions(loaded: LoadedLoss, program: SavedProgram, inputs: list[Tensor]) 
     computed: dict[str, Computation] = {"loss": loss_alone, "gradient": loss_and_gradients}
     if program.sampled:
         computed["sample"] = guide_sample
-    return {name: PackagedFunction(loaded, program, inputs, compute) for name, compute in computed.items()}
+    functions = {name: PackagedFunction(loaded, program, inputs, compute) for name, compute in computed.items()}
+    if not all(devices(function.operators) <= {torch.device("cpu")} for function in functions.values()):
+        raise SavedProgramError(
+            "the program computes on another device than the CPU, for which there is no package yet",
+            remedy="save it by sgc.save, which holds programs of any device",
+        )
+    return functions
 
 
 def _example(program: SavedProgram, inputs: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -25,6 +25,8 @@ from sgc.saved import packaging
 from tests.reference.zoo import ZOO
 from tests.saved.test_saved_programs import assert_same, made
 
+pytestmark = pytest.mark.cpu
+
 ROOT = Path(sgc.__file__).parents[1]
 DATA = torch.tensor([0.5, -0.25, 1.0, 0.75])
 WITHOUT = """
@@ -190,7 +192,7 @@ for name in ("loss", "gradient"):
 
 
 @pytest.mark.inductor
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="its command is for g++ on Linux")
 def test_a_program_in_cpp_runs_it(packaged: Packaged, tmp_path: Path) -> None:
     source = ROOT / "examples" / "run_package.cpp"
     (command,) = re.findall(r"^//     (g\+\+ .*\\\n)//     (.*)$", source.read_text(), re.MULTILINE)
