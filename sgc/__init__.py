@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sgc.runtime.loss_module import LossModule
     from sgc.saved.loaded_loss import LoadedLoss
     from sgc.saved.loading import load
+    from sgc.saved.packaging import package
     from sgc.saved.saving import save
     from sgc.training.callbacks.callback import Callback, TrainingRun
     from sgc.training.callbacks.early_stopping import EarlyStopping
@@ -39,6 +40,7 @@ __all__ = [
     "errors",
     "infer",
     "load",
+    "package",
     "save",
 ]
 __version__ = "0.1.0"
@@ -57,6 +59,7 @@ _MODULES = {
     "capture": "sgc.api",
     "compile": "sgc.api",
     "load": "sgc.saved.loading",
+    "package": "sgc.saved.packaging",
     "save": "sgc.saved.saving",
 }
 

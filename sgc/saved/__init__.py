@@ -1,7 +1,8 @@
 """Files of compiled losses: a program as data, its tensors as bytes; read without Pyro and without the model's code.
 
 Here belongs what a file holds, how it is written (``saving.py``) and read (``loading.py``), and the module that a file
-becomes (``loaded_loss.py``). What reads a file imports neither Pyro nor what imports it.
+becomes (``loaded_loss.py``). What reads a file imports neither Pyro nor what imports it. And how a loss is compiled
+ahead of time (``packaging.py``): for that it is saved and loaded, so that a package is of what a file holds.
 
 **The file** is a zip archive, nothing in it compressed, with the SHA-256 of all that comes before it as its comment:
 

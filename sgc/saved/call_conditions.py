@@ -125,6 +125,10 @@ class SavedRead:
     names: str
     source: str
 
+    def holds(self, value: Tensor) -> Tensor:
+        """Whether a value of this shape is the same, 0-d."""
+        return (value.eq(self.value) | value.isnan() & self.value.isnan()).all()
+
     def refuse_other(self, inputs: Sequence[Tensor]) -> None:
         """Refuse inputs of which it is another.
 
@@ -132,8 +136,7 @@ class SavedRead:
         """
         with torch.no_grad():
             (value,) = self.module(*copies([inputs[i] for i in self.inputs]))
-        expected = self.value
-        if value.shape != expected.shape or not (value.eq(expected) | value.isnan() & expected.isnan()).all():
+        if value.shape != self.value.shape or not self.holds(value):
             raise ArgumentError(
                 f"a value computed from {self.names} is {value.tolist()}; the program was saved for "
                 f"{self.value.tolist()}" + (f" (read at {self.source})" if self.source else ""),

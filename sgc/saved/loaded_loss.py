@@ -68,13 +68,7 @@ class LoadedLoss(nn.Module):
 
     def _show(self, name: str, tensor: Tensor, kind: str) -> None:
         """Put a tensor where its dotted name says; a tensor may have a name that begins another one's."""
-        *path, last = name.split(".")
-        holder: nn.Module = self
-        for part in path:
-            child = holder._modules.get(part)
-            if child is None:
-                child = holder._modules[part] = nn.Module()
-            holder = child
+        holder, last = holder_of(self, name)
         of_kind: dict[str, Any] = holder._parameters if kind == "parameter" else holder._buffers
         of_kind[last] = tensor
         if kind == "constant":
@@ -107,7 +101,7 @@ class LoadedLoss(nn.Module):
                 broken = program.broken_checks(inputs)
                 before.restore()
                 raise InvalidValueError(
-                    f"the call is not valid: {'; '.join(broken) or _UNTOLD}",
+                    f"the call is not valid: {'; '.join(broken) or UNTOLD}",
                     remedy="nothing has changed: look at the parameters and the arguments",
                 )
         if loss.is_cpu and math.isnan(loss.item()):
@@ -170,7 +164,19 @@ class LoadedLoss(nn.Module):
         return Contents(tensors, self._contents.names, self._contents.programs)
 
 
-_UNTOLD = "a matrix that has no factor or inverse, or something in a later particle"
+def holder_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that has a tensor of this dotted name, made if it is not there, and the last part of the name."""
+    *path, last = name.split(".")
+    holder = root
+    for part in path:
+        child = holder._modules.get(part)
+        if child is None:
+            child = holder._modules[part] = nn.Module()
+        holder = child
+    return holder, last
+
+
+UNTOLD = "a matrix that has no factor or inverse, or something in a later particle"
 
 
 class _RandomState:

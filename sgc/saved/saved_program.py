@@ -45,31 +45,31 @@ class SavedProgram:
     """
 
     def __init__(self, data: dict[str, Any], tensors: Sequence[Tensor]) -> None:
-        self._structure = data["arguments"]
+        self.structure = data["arguments"]
         self.leaves = tuple(map(leaf_of, data["leaves"]))
         self._strides = [leaf.get("strides") for leaf in data["leaves"]]
-        if check_structure(self._structure) != len(self.leaves):
+        if check_structure(self.structure) != len(self.leaves):
             raise ValueError("other leaves than the arguments have")
-        self._inputs = [input_of(each, self.leaves) for each in data["inputs"]]
+        self.inputs = [input_of(each, self.leaves) for each in data["inputs"]]
         self.averages = tuple(map(str, data["averages"]))
         self.checks = tuple(map(str, data["checks"]))
         self.repeats = int(data["repeats"])
         self._default_dtype: torch.dtype = of_torch(data["default_dtype"])
         if not 1 <= self.repeats <= _MOST_REPEATS:
             raise ValueError(f"a program that is run {self.repeats} times in a call")
-        count, validates = len(self._inputs), bool(self.checks)
+        count, validates = len(self.inputs), bool(self.checks)
         gradient_of = tuple(data["gradient_of"])
         total = count + len(self.averages)
         if not all(type(i) is int and 0 <= i < count for i in (*gradient_of, *data["written"])):
             raise ValueError("the gradient of an input that is not there")
-        self._written = tuple(data["written"])
+        self.written = tuple(data["written"])
         self._sizes = None if data["sizes"] is None else SavedSizes.of(data["sizes"], len(self.leaves))
-        self._reads = [read_of(each, tensors, self._inputs) for each in data["reads"]]
+        self.reads = [read_of(each, tensors, self.inputs) for each in data["reads"]]
         self.module = module_of_data(data["gradient"], tensors, total, 1 + len(gradient_of) + validates)
         self._loss = module_of_data(data["loss"], tensors, count, 1 + validates)
         self._validity = module_of_data(data["validity"], tensors, count, len(self.checks)) if validates else None
-        self._sampled = tuple(map(str, data["sampled"]))
-        self._samples = module_of_data(data["samples"], tensors, count, len(self._sampled)) if self._sampled else None
+        self.sampled = tuple(map(str, data["sampled"]))
+        self.samples = module_of_data(data["samples"], tensors, count, len(self.sampled)) if self.sampled else None
         self.gradient = Run(self._run(self.module), gradient_of)
         self.loss = Run(self._run(self._loss), ())
         self.graph: SavedGraph = graph_of_data(data["graph"])
@@ -80,12 +80,12 @@ class SavedProgram:
         return Repeated(module, self.repeats, self._written_of if self.checks else None)
 
     def _written_of(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [*(tensors[i] for i in self._written), *tensors[len(self._inputs) :]]
+        return [*(tensors[i] for i in self.written), *tensors[len(self.inputs) :]]
 
     @property
     def shown(self) -> list[str]:
         """The names of the parameters, buffers and constants that it uses."""
-        return [*(each for _, each in self._inputs if isinstance(each, str)), *self.averages]
+        return [*(each for _, each in self.inputs if isinstance(each, str)), *self.averages]
 
     def inputs_of(self, args: tuple[Any, ...], kwargs: dict[str, Any], shown: Callable[[str], Tensor]) -> list[Tensor]:
         """The inputs of a call.
@@ -98,7 +98,7 @@ class SavedProgram:
                 f"the default dtype is {torch.get_default_dtype()}; the program was saved under {self._default_dtype}",
                 remedy=f"call torch.set_default_dtype({self._default_dtype})",
             )
-        values = leaves_of(self._structure, args, kwargs)
+        values = leaves_of(self.structure, args, kwargs)
         made: list[Tensor | None] = []
         for leaf, value in zip(self.leaves, values, strict=True):
             if isinstance(leaf, SavedNumber):
@@ -112,7 +112,7 @@ class SavedProgram:
             else [self._sizes.strides_of(values).get(i, each) for i, each in enumerate(self._strides)]
         )
         inputs: list[Tensor] = []
-        for position, (declared, where) in enumerate(self._inputs):
+        for position, (declared, where) in enumerate(self.inputs):
             if isinstance(where, str):
                 tensor = shown(where)
                 declared.refuse_other(tensor)
@@ -121,7 +121,7 @@ class SavedProgram:
                 assert own is not None
                 tensor = self._laid_out(position, declared.name, own, strides[where])
             inputs.append(tensor)
-        for read in self._reads:
+        for read in self.reads:
             read.refuse_other(inputs)
         return inputs
 
@@ -129,7 +129,7 @@ class SavedProgram:
         """A tensor as it lay in memory where the program was saved: operators may rely on it."""
         if strides is None or tensor.stride() == tuple(strides):
             return tensor
-        if position in self._written:
+        if position in self.written:
             raise ArgumentError(
                 f"{name}, which is written into, has the strides {list(tensor.stride())}; the program was saved for "
                 f"{list(strides)}",
@@ -141,10 +141,10 @@ class SavedProgram:
 
     def sample(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """A draw of each latent site of the guide."""
-        if self._samples is None:
+        if self.samples is None:
             return {}
         with torch.no_grad(), without_autocast(inputs):
-            return {name: value.clone() for name, value in zip(self._sampled, self._samples(*inputs), strict=True)}
+            return {name: value.clone() for name, value in zip(self.sampled, self.samples(*inputs), strict=True)}
 
     def broken_checks(self, inputs: Sequence[Tensor]) -> list[str]:
         """Which checks of parameters and values fail for these inputs, from the present random state on."""

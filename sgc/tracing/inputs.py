@@ -80,7 +80,8 @@ def declare_inputs(
             name, kind, owner = _owned(tensor, ownership, *named)
             name = inputs.unused(name)
             with graph.inserting_before(first):
-                placeholder = graph.placeholder("".join(c if c.isalnum() else "_" for c in name))
+                placeholder = graph.placeholder(_identifier(name))
+            placeholder.target = placeholder.name  # which no other has, and which is no keyword of Python
             placeholder.meta["val"] = fakes.from_tensor(tensor, static_shapes=True) if fakes else tensor
             inputs.add(name, kind, placeholder, tensor, owner)
             placeholders[id(tensor)] = placeholder
@@ -89,6 +90,12 @@ def declare_inputs(
     for node in inputs.placeholders:
         graph.erase_node(node)
     return inputs
+
+
+def _identifier(name: str) -> str:
+    """What an input is called in the Python that fx writes, whose methods have a ``self``."""
+    text = "".join(c if c.isalnum() else "_" for c in name)
+    return f"{text}_" if text == "self" else text
 
 
 def _held(module: fx.GraphModule, node: fx.Node) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyro
@@ -84,12 +85,23 @@ def loss_and_gradients(x: Tensor) -> None:
     sgc.infer.TraceGraph_ELBO(backend="inductor").loss_and_grads(model, guide, x)
 
 
+def package(x: Tensor) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "loss.pt2"
+        path.write_text("the one before")
+        try:
+            sgc.package(sgc.compile(model, guide, backend="eager").initialize(x), path, x)
+        finally:
+            assert [each.read_text() for each in path.parent.iterdir()] == ["the one before"]
+
+
 WAYS: list[Callable[[Tensor], Any]] = [
     lambda x: sgc.compile(model, guide)(x),
     without_gradient,
     steps,
     lambda x: sgc.SVI(model, guide, pyro.optim.Adam({"lr": 0.01})).run(3, x),
     loss_and_gradients,
+    package,
     lambda x: shared_library('extern "C" int four() { return 4; }')(),
 ]
 

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -299,3 +300,10 @@ def test_an_assertion_of_the_program_is_a_check() -> None:
 
 def guide_of_z(limit: Tensor) -> None:
     pyro.sample("z", dist.Bernoulli(pyro.param("p", torch.tensor(0.55, device=limit.device))))
+
+
+def test_a_package_is_for_the_cpu(tmp_path: Path) -> None:
+    module = sgc.compile(asserting_model, guide_of_z, backend="eager").initialize(torch.tensor(1.0, device=device()))
+    with pytest.raises(sgc.errors.SavedProgramError, match="another device than the CPU"):
+        sgc.package(module, tmp_path / "loss.pt2", torch.tensor(1.0, device=device()))
+    assert not list(tmp_path.iterdir())

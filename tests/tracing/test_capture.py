@@ -348,3 +348,17 @@ def test_a_kept_distribution_may_be_the_first_thing_that_a_program_draws(kept: d
     ours = module().item()
     pyro.set_rng_seed(2)
     assert ours == pytest.approx(pyro.infer.TraceGraph_ELBO().loss(model, guide), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "names", [("lambda", "in.x", "None"), ("0", "1st"), ("a-b", "a_b", "a b"), ("self", "torch", "inf", "print")]
+)
+def test_parameters_may_have_names_that_python_has_or_could_not_have(names: tuple[str, ...]) -> None:
+    """The inputs of the emitted modules have names like them."""
+
+    def model(data: Tensor) -> None:
+        loc = sum(pyro.param(name, torch.tensor(0.5 + i)) for i, name in enumerate(names))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=data)
+
+    module = agree(model, lambda data: None, torch.tensor(0.25))
+    assert {name for name, _ in module.named_parameters()} == {f"param_store.{name}" for name in names}

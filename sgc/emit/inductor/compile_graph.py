@@ -17,7 +17,7 @@ from sgc.emit.fx.module_laws import devices
 from sgc.emit.fx.rewriting import copy_of, depends_on_data, takes_any_size
 from sgc.emit.inductor.compilation import Compilation
 from sgc.emit.inductor.tuning.all_tunings import TUNINGS
-from sgc.emit.inductor.workarounds.all_workarounds import WORKAROUNDS
+from sgc.emit.inductor.workarounds.applying import patched, rewritten
 from sgc.emit.inductor.workarounds.order_of_draws import WORKAROUND as ORDER_OF_DRAWS
 from sgc.emit.inductor.workarounds.order_of_draws import DrawsInOtherOrder, draws_in_order, number_draws
 from sgc.emit.rewrites.singular_matrices import failures_are_nan
@@ -52,12 +52,7 @@ def compile_graph(
 def _compiled(compilation: Compilation, examples: list[Any]) -> Runner:
     options = _options(compilation)
     failures_are_nan(compilation.module, validates=False)
-    own_options: dict[str, Any] = {}
-    for workaround in WORKAROUNDS:
-        if workaround.concerns(compilation):
-            own_options |= workaround.options
-            if workaround.rewrite is not None:
-                workaround.rewrite(compilation.module)
+    own_options = rewritten(compilation)
     if compilation.draws == "checked":
         number_draws(compilation.module)
     sized = takes_any_size(compilation.module)
@@ -79,8 +74,8 @@ def _compile(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(inductor_config.patch(options))
-        stack.enter_context(_without_advice())
-        stack.enter_context(_patched(compilation))
+        stack.enter_context(without_advice())
+        stack.enter_context(_tuned(compilation))
         mode = detect_fake_mode(examples)
         if mode is not None:
             # The formulas for sizes are of the environment in which the module was traced: what Inductor asks of them
@@ -102,16 +97,13 @@ def _compile(
 
 
 @contextmanager
-def _patched(compilation: Compilation) -> Iterator[None]:
+def _tuned(compilation: Compilation) -> Iterator[None]:
     """Replace private attributes of torch, as workarounds and tunings do."""
     with ExitStack() as stack:
         for tuning in TUNINGS:
             if tuning.patch is not None and tuning.concerns(compilation):
                 stack.enter_context(entered(tuning.name, tuning.patch(), right_without=True))
-        for workaround in WORKAROUNDS:
-            if workaround.patch is not None and workaround.concerns(compilation):
-                patch = workaround.patch(compilation.module)
-                stack.enter_context(entered(workaround.name, patch, right_without=not workaround.wrong_without))
+        stack.enter_context(patched(compilation))
         if compilation.draws == "checked":
             looked_at = draws_in_order(compilation.module, kept=False)
             stack.enter_context(entered(ORDER_OF_DRAWS.name, looked_at, right_without=False))
@@ -145,7 +137,9 @@ _ADVICE = {
 
 
 @contextmanager
-def _without_advice() -> Iterator[None]:
+def without_advice() -> Iterator[None]:
+    """While this is entered, Inductor logs nothing that is for its authors alone."""
+
     def wanted(record: logging.LogRecord) -> bool:
         return _ADVICE[record.name] not in record.msg
 
