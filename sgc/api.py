@@ -63,10 +63,11 @@ def compile(
         each site where torch or Pyro has the closed form and the graph proves that the expectation stays.
     :param estimators: with ``objective="elbo"``: by the name of a site, or a pattern (``"z_*"``, ``"*"``), how the
         gradient passes through it: ``"pathwise"``, ``"partially pathwise"``, ``"score function"`` (without a baseline),
-        ``"leave-one-out"`` or ``"decaying average"`` (a score function with that baseline), ``"enumerate"`` (a discrete
-        site of the guide: the exact sum over its values), or ``"auto"``, which
-        measures these at the first call and takes the best (:meth:`sgc.LossModule.choice`). A name goes before what the
-        site asks for by its ``infer``, and that before a pattern; of the patterns the first that matches counts.
+        ``"leave-one-out"``, ``"decaying average"`` or ``"decaying average per datum"`` (a score function with that
+        baseline), ``"enumerate"`` (a discrete site of the guide: the exact sum over its values), or ``"auto"``, which
+        measures these, but for an average per datum, at the first call and takes the best
+        (:meth:`sgc.LossModule.choice`). A name goes before what the site asks for by its ``infer``, and that before a
+        pattern; of the patterns the first that matches counts.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """

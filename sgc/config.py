@@ -15,14 +15,23 @@ Objective = Literal["elbo", "Trace_ELBO", "TraceEnum_ELBO", "TraceMeanField_ELBO
 """What is estimated, and how: a name of :data:`sgc.passes.pipeline.PASSES`."""
 
 EstimatorName = Literal[
-    "pathwise", "partially pathwise", "score function", "enumerate", "decaying average", "leave-one-out", "auto"
+    "pathwise",
+    "partially pathwise",
+    "score function",
+    "enumerate",
+    "decaying average",
+    "decaying average per datum",
+    "leave-one-out",
+    "auto",
 ]
 """What the option ``estimators`` may ask for: an estimator, a score function with a baseline, or ``"auto"``."""
 
 AUTO: EstimatorName = "auto"
 ENUMERATE: EstimatorName = "enumerate"
 
-BASELINES: tuple[EstimatorName, ...] = ("decaying average", "leave-one-out")
+AVERAGE_PER_DATUM: EstimatorName = "decaying average per datum"
+
+BASELINES: tuple[EstimatorName, ...] = ("decaying average", AVERAGE_PER_DATUM, "leave-one-out")
 """Those that are a score function with a baseline."""
 
 Estimators = tuple[tuple[str, EstimatorName], ...]

@@ -189,8 +189,8 @@ class _Builder:
             total = self.call(torch.logical_and, total, condition, name="valid")
         return total
 
-    def call(self, function: Callable[..., Any], *args: Any, name: str, about: str = "") -> fx.Node:
-        node = self._out.create_node("call_function", function, args, {}, name=_identifier(name))
+    def call(self, function: Callable[..., Any], *args: Any, name: str, about: str = "", **options: Any) -> fx.Node:
+        node = self._out.create_node("call_function", function, args, options, name=_identifier(name))
         ABOUT.put(node, about)
         return node
 
@@ -245,9 +245,9 @@ class _Run:
             known[name] = make()
         return known[name]
 
-    def call(self, function: Callable[..., Any], *args: Any, name: str = "") -> fx.Node:
+    def call(self, function: Callable[..., Any], *args: Any, name: str = "", **options: Any) -> fx.Node:
         about = self.about.key
-        return self._builder.call(function, *args, name=name or about, about=about)
+        return self._builder.call(function, *args, name=name or about, about=about, **options)
 
 
 def _identifier(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from sgc.emit.differentiate import Differentiated, trace
 from sgc.emit.fx.lazy_modules import graph_module
 from sgc.emit.fx.rewriting import attribute, copy_of, results_of, value_of
 from sgc.emit.rewrites.functionalise import functionalise
-from sgc.emit.rollback import Writes, copies_of_written
+from sgc.emit.rollback import Writes, copies_of_written, take_row_writes
 from sgc.graph.meta_keys import IS_GRADIENT
 
 Update = Callable[[list[Tensor], list[Tensor], list[Tensor]], None]
@@ -32,21 +33,27 @@ def emit_step(differentiated: Differentiated, state: Sequence[Tensor], update: U
     """
     flag = new_flag(differentiated.device)
     program = copy_of(differentiated.module)
+    rows = take_row_writes(program)
     before = copies_of_written(program)
     results, inputs = results_of(program), program.graph.find_nodes(op="placeholder")
-    given = [*results, *before.values(), *inputs]
+    of_rows = [write.given for write in rows]
+    given = [*results, *before.values(), *(node for nodes in of_rows for node in nodes), *inputs]
     rewritten = [inputs.index(tensor) for tensor in before]
 
     def rest(*tensors: Tensor) -> list[Tensor]:
-        computed, others = list(tensors[: len(results)]), tensors[len(results) :]
-        old, held = others[: len(before)], others[len(before) : -1]
-        own, halted = list(held[len(inputs) :]), others[-1]
+        remaining = iter(tensors)
+        computed, old = [*islice(remaining, len(results))], [*islice(remaining, len(before))]
+        new_rows = [[*islice(remaining, len(nodes))] for nodes in of_rows]
+        *held, halted = remaining
+        own = held[len(inputs) :]
         done = Writes(held)
         returned, halt = updated(differentiated, computed, held, own, halted, update)
         with torch.no_grad():
             done.undo_where(halt)
             for position, tensor in zip(rewritten, old, strict=True):
                 held[position].copy_(torch.where(halt, tensor, held[position]))
+            for write, parts in zip(rows, new_rows, strict=True):
+                write.write_unless(halt, held[inputs.index(write.table)], parts)
             halted.copy_(halt)
         return returned
 

@@ -41,5 +41,5 @@ class Arithmetic(Protocol):
     def once(self, name: str, make: Callable[[], Value]) -> Value:
         """What ``make`` gives, made once for all runs."""
 
-    def call(self, function: Callable[..., Any], *args: Any, name: str = "") -> Value:
-        """A function of values, by default under the name of the node."""
+    def call(self, function: Callable[..., Any], *args: Any, name: str = "", **options: Any) -> Value:
+        """A function of values, by default under the name of the node; ``options`` are its keyword arguments."""

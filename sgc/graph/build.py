@@ -10,7 +10,7 @@ from sgc.graph.effects import dependencies
 from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode, without_enumeration
 from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
-from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
+from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, PlateRowsNode, ScorePartNode, SiteNode
 from sgc.graph.program import Density, Program, Site, SiteKind
 
 
@@ -175,4 +175,8 @@ def _score_parts(program: Program, site: Site) -> list[tuple[Payload, fx.Node]]:
         name = site.baseline.value
         payload = BaselineInputNode(keys.baseline_input(site.name), program.shape(name), name, site.name, site.source)
         parts.append((payload, program.node(name)))
+    for rows in site.baseline.rows if site.baseline is not None else ():
+        key = keys.plate_rows(site.name, rows.plate)
+        index = PlateRowsNode(key, program.shape(rows.index), rows.index, site.name, site.source, rows.plate)
+        parts.append((index, program.node(rows.index)))
     return parts

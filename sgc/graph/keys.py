@@ -103,6 +103,11 @@ def baseline_input(site: str) -> str:
     return f"baseline_input({site})"
 
 
+def plate_rows(site: str, plate: str) -> str:
+    """The key of the rows of its data that a plate around a site has in a step."""
+    return f"rows of {plate} ({site})"
+
+
 def partial_sum(number: int) -> str:
     """The key of a sum of costs that downstream costs share."""
     return f"partial_sum_{number}"

@@ -226,6 +226,15 @@ class BaselineInputNode(ProgramTermNode):
 
 
 @dataclass(frozen=True)
+class PlateRowsNode(BaselineInputNode):
+    """The numbers of the rows of its data that a plate has in a step, for an average with a row for each datum."""
+
+    kind: ClassVar[str] = "plate rows"
+
+    plate: str
+
+
+@dataclass(frozen=True)
 class BaselineNode(Payload):
     """A site's baseline: ``decaying average + (nn_baseline or baseline_value)``, whichever are given.
 
@@ -246,27 +255,32 @@ class BaselineNode(Payload):
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
         return (BaselineInputNode,)
 
+    @property
+    def average_shape(self) -> tuple[int, ...]:
+        """The shape of the buffer that holds the running average."""
+        return self.shape
+
     def computed_from(self) -> tuple[str, ...]:
         return (self.learned,) if self.learned else ()
 
     def compute(self, run: Arithmetic) -> Value:
         """The average as it was before this run, which moves it on, plus what was learned."""
-        total: Value | None = None
-        if self.average is not None:
-            average = run.average(self.key)
-            cost = run.call(torch.detach, run.value(keys.downstream(self.site)))
-            old = run.call(torch.clone, average, name="average")
-            fresh = run.call(torch.mul, cost, 1 - self.beta, name="average")
-            kept = run.call(torch.mul, old, self.beta, name="average")
-            run.call(
-                torch.ops.aten.copy_.default, average, run.call(torch.add, fresh, kept, name="average"), name="update"
-            )
-            total = old
+        total = self.moved_average(run) if self.average is not None else None
         if self.learned is not None:
             learned = run.value(self.learned)
             total = learned if total is None else run.call(torch.add, total, learned)
         assert total is not None
         return total
+
+    def moved_average(self, run: Arithmetic) -> Value:
+        """The running average as it is, before it moves on by the downstream cost of this run."""
+        average = run.average(self.key)
+        cost = run.call(torch.detach, run.value(keys.downstream(self.site)))
+        old = run.call(torch.clone, average, name="average")
+        fresh = run.call(torch.mul, cost, 1 - self.beta, name="average")
+        kept = run.call(torch.mul, old, self.beta, name="average")
+        run.call(torch.ops.aten.copy_.default, average, run.call(torch.add, fresh, kept, name="average"), name="update")
+        return old
 
     def words(self) -> str:
         """What it is, for the printed graph; what a learned one is learned from is added there."""

@@ -134,11 +134,26 @@ class Density:
 
 
 @dataclass(frozen=True)
+class PlateRows:
+    """The rows of its data that a vectorised plate has in a step, for what is kept for each of ``full_size`` data.
+
+    ``index`` is the fx node of their numbers; ``distinct`` says that none is there twice.
+    """
+
+    plate: str
+    dim: int
+    full_size: int
+    index: str
+    distinct: bool
+
+
+@dataclass(frozen=True)
 class Baseline:
     """The options of ``infer={"baseline": {...}}`` at a site, with the traced tensors they gave.
 
     ``value`` is the fx node of ``baseline_value``, or of ``nn_baseline(nn_baseline_input.detach())``; ``idle_beta``
-    says that there is a ``baseline_beta`` and no decaying average. ``leave_one_out`` is not Pyro's.
+    says that there is a ``baseline_beta`` and no decaying average. ``leave_one_out`` and ``per_datum`` are not Pyro's:
+    the average has a row for each datum of the plates in ``rows``.
     """
 
     kind: str | None
@@ -148,6 +163,8 @@ class Baseline:
     beta: float
     idle_beta: bool = False
     leave_one_out: bool = False
+    per_datum: bool = False
+    rows: tuple[PlateRows, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sgc.graph.nodes import BaselineNode
 from sgc.guards.metadata import Alike
 from sgc.native import conditions
 from sgc.native.conditions import Condition
-from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, names_of
 from sgc.tracing.state.param_store import PYROS, Store
 
 
@@ -21,7 +21,8 @@ class Averages:
     """The averages of some baselines, created as zeros where the param store has none.
 
     sgc keeps them where Pyro does, so that either can go on where the other stopped. The first shape met has Pyro's
-    name, each other shape (of a ragged last batch) an average of its own.
+    name, each other shape (of a ragged last batch) an average of its own. One that has a row for each datum has the
+    shape of all data, whatever the batch.
 
     :param nodes: the baselines, in the order of the emitted module's inputs.
     :param store: where the averages are.
@@ -60,14 +61,15 @@ class Averages:
         averages: list[Tensor] = []
         self._asked, self._taken = [], []
         for node in self.nodes:
-            for name in names_of(BASELINE_PREFIX + node.site, node.shape):
+            shape = node.average_shape
+            for name in names_of(BASELINE_PREFIX + node.site, shape):
                 average = self._kept(name, node)
-                if tuple(average.shape) == node.shape and average.device != node.device:
+                if tuple(average.shape) == shape and average.device != node.device:
                     average = average.detach().to(node.device)  # the program has moved, or the store was loaded there
                     self._store.put(name, average)
                 self._asked.append(name)
                 averages.append(average)
-                if tuple(average.shape) == node.shape:
+                if tuple(average.shape) == shape:
                     # Pyro marks its averages as requiring gradients; they are written in place here.
                     average.requires_grad_(False)
                     break
@@ -78,17 +80,12 @@ class Averages:
         return averages
 
     def _kept(self, name: str, node: BaselineNode) -> Tensor:
-        """What the store has under a name; zeros of the baseline's shape if it had nothing."""
+        """What the store has under a name; zeros of the average's shape if it had nothing."""
         average = self._store.get(name)
         if average is None:
-            average = torch.zeros(node.shape, dtype=node.dtype, device=node.device)
+            average = torch.zeros(node.average_shape, dtype=node.dtype, device=node.device)
             self._store.put(name, average, constraints.real)
         return average
-
-
-def names_of(plain: str, shape: tuple[int, ...]) -> tuple[str, str]:
-    """The names that an average of this shape may have: that of the shape that is met first, and its own."""
-    return plain, f"{plain}_{'x'.join(map(str, shape)) or 'scalar'}"
 
 
 def put_in_store(store: Store, name: str, value: Tensor) -> Tensor:

@@ -236,8 +236,10 @@ def why_not_resized(captured: Capture) -> str | None:
         if node.op == "call_function" and not _is_operator(node.target):
             return "what runs as Python at each call keeps the sizes that it was captured with"
     for site in captured.program.sites:
-        averaged = site.baseline is not None and site.baseline.decaying_average
-        if averaged and any(isinstance(plate.size, Size) for plate in site.plates):
+        if site.baseline is None or not site.baseline.decaying_average:
+            continue
+        of_all_data = {rows.plate for rows in site.baseline.rows}
+        if any(isinstance(p.full_size if p.name in of_all_data else p.size, Size) for p in site.plates):
             return "a decaying average has an element for each element of a plate"
     return None
 

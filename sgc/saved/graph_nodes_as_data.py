@@ -15,12 +15,12 @@ from sgc.errors import SourceLine
 from sgc.graph.cost_sums import Reduction
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import Estimator, Payload
-from sgc.graph.program import InputKind, Particles, Plate, SiteKind
+from sgc.graph.program import InputKind, Particles, Plate, PlateRows, SiteKind
 from sgc.graph.sizes import Size
 from sgc.passes import pipeline  # noqa: F401  (all types of nodes are there once it is imported)
 
 _ENUMS: dict[str, type[Enum]] = {each.__name__: each for each in (InputKind, SiteKind)}
-_PARTS: tuple[type[Any], ...] = (Plate, Particles, Reduction, Estimator, SourceLine)
+_PARTS: tuple[type[Any], ...] = (Plate, PlateRows, Particles, Reduction, Estimator, SourceLine)
 
 
 class SavedGraph(StochasticGraph):

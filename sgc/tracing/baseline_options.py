@@ -1,4 +1,4 @@
-"""Reads the options of ``infer={"baseline": {...}}``, Pyro's and one more, and refuses what they cannot mean."""
+"""Reads the options of ``infer={"baseline": {...}}``, Pyro's and two more, and refuses what they cannot mean."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sgc.errors import BaselineError, EstimatorError, SgcError, SourceLine
 from sgc.tracing.source import current_line
 from sgc.tracing.values.reads import DATA_DEPENDENT
 
-LEAVE_ONE_OUT = "use_leave_one_out"
-"""The one option that is not Pyro's."""
+LEAVE_ONE_OUT, PER_DATUM = "use_leave_one_out", "average_per_datum"
+"""The options that are not Pyro's."""
 
 _OPTIONS = (
     "nn_baseline",
@@ -27,6 +27,7 @@ _OPTIONS = (
     "baseline_beta",
     "baseline_value",
     LEAVE_ONE_OUT,
+    PER_DATUM,
 )
 _SHAPE = "the plates of the site, without its event dims"
 
@@ -41,6 +42,7 @@ class BaselineOptions:
     decaying: bool
     beta: float
     leave_one_out: bool
+    per_datum: bool
     given: frozenset[str]
 
     @property
@@ -89,7 +91,7 @@ class ModelBaselines(Messenger):
 
 
 def read_options(given: Any, error: MakeError) -> BaselineOptions:
-    """The options that Pyro reads, with its defaults, and ``use_leave_one_out``.
+    """The options that Pyro reads, with its defaults, ``use_leave_one_out`` and ``average_per_datum``.
 
     :raises BaselineError: if one is unknown, is of the wrong kind, lacks another or contradicts it.
     """
@@ -120,6 +122,14 @@ def read_options(given: Any, error: MakeError) -> BaselineOptions:
     leave_one_out = given.get(LEAVE_ONE_OUT, False)
     if not isinstance(leave_one_out, bool):
         raise error(f"{LEAVE_ONE_OUT} is {_shown(leave_one_out)}, not a bool", "write True or False")
+    per_datum = given.get(PER_DATUM, False)
+    if not isinstance(per_datum, bool):
+        raise error(f"{PER_DATUM} is {_shown(per_datum)}, not a bool", "write True or False")
+    if per_datum and not decaying:
+        raise error(
+            f"{PER_DATUM} says of a decaying average that it has a row for each datum, and there is no such average",
+            f"add use_decaying_avg_baseline=True, or leave {PER_DATUM} out",
+        )
     if value is not None:
         value = checked_value("baseline_value is", value, decaying, error)
     return BaselineOptions(
@@ -129,6 +139,7 @@ def read_options(given: Any, error: MakeError) -> BaselineOptions:
         decaying,
         _beta(given.get("baseline_beta", 0.90), error),
         leave_one_out,
+        per_datum,
         frozenset(given),
     )
 

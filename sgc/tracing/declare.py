@@ -32,7 +32,7 @@ from sgc.tracing.asked_enumeration import VALUES_DIM
 from sgc.tracing.inputs import declare_inputs
 from sgc.tracing.prototype import PrototypeRun
 from sgc.tracing.python.tensor_layouts import check_gradients
-from sgc.tracing.recording import Recording, samples
+from sgc.tracing.recording import Recording, index_role, samples
 from sgc.tracing.site_recorder import Statement
 from sgc.tracing.state.moving_inputs import MovingInputs
 from sgc.tracing.state.owners import Owner, Ownership
@@ -245,6 +245,9 @@ def _site(
     kind = SiteKind.DETERMINISTIC if deterministic else SiteKind.OBSERVED if site["is_observed"] else SiteKind.LATENT
     if baseline is not None and (name, "baseline") in slots:
         baseline = replace(baseline, value=slots[name, "baseline"])
+    if baseline is not None and baseline.rows:
+        rows = (replace(each, index=slots[name, index_role(each.plate)]) for each in baseline.rows)
+        baseline = replace(baseline, rows=tuple(rows))
     value = site["value"]
     return Site(
         name=name,

@@ -9,10 +9,10 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from sgc.config import AUTO, BASELINES, ENUMERATE, EstimatorName, Options
+from sgc.config import AUTO, AVERAGE_PER_DATUM, BASELINES, ENUMERATE, EstimatorName, Options
 from sgc.graph.estimator_rules import Sampler
 from sgc.tracing.asked_estimators import as_given
-from sgc.tracing.baseline_options import LEAVE_ONE_OUT
+from sgc.tracing.baseline_options import LEAVE_ONE_OUT, PER_DATUM
 from sgc.tracing.site_requests import sampler_of
 
 _DECAYING_AVERAGE = "use_decaying_avg_baseline"
@@ -90,4 +90,5 @@ def _asking(infer: Mapping[str, Any], wanted: EstimatorName | None, fn: Any) -> 
     if wanted == "leave-one-out":
         return {**asking, "baseline": {LEAVE_ONE_OUT: True}}
     beta = {_BETA: options[_BETA]} if _BETA in options else {}
-    return {**asking, "baseline": {_DECAYING_AVERAGE: True, **beta}}
+    per_datum = {PER_DATUM: True} if wanted == AVERAGE_PER_DATUM else {}
+    return {**asking, "baseline": {_DECAYING_AVERAGE: True, **per_datum, **beta}}

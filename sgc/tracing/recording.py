@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from sgc.errors import CaptureError, EnumerationError
 from sgc.graph.plan import WITH_BASELINES, Plan
-from sgc.graph.program import Baseline
-from sgc.graph.sizes import shape_of
+from sgc.graph.program import Baseline, PlateRows
+from sgc.graph.sizes import shape_of, size_of
+from sgc.tracing import tracer
 from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
 from sgc.tracing.asked_enumeration import VALUES_DIM, enumerated_as_asked, probability
-from sgc.tracing.baseline_options import ModelBaselines, errors_of, read_options, value_of_network
+from sgc.tracing.baseline_options import MakeError, ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.enumeration import (
     ExpectedTerm,
     MarginalTerm,
@@ -30,6 +31,7 @@ from sgc.tracing.enumeration import (
     name_in_run,
     named_apart,
 )
+from sgc.tracing.plate_subsamples import are_rows, is_permuted, is_whole, plates_with_rows, rows_of
 from sgc.tracing.site_recorder import SiteParts, SiteRecorder, Statement, score_parts
 from sgc.tracing.state.transcript import Transcript
 from sgc.tracing.values.reads import ReadGuard
@@ -243,7 +245,25 @@ class Recording:
             beta=options.beta,
             idle_beta="baseline_beta" in options.given and not options.decaying,
             leave_one_out=options.leave_one_out,
+            per_datum=options.per_datum,
+            rows=tuple(self._rows(site, error)) if options.per_datum else (),
         )
+
+    def _rows(self, site: Any, error: MakeError) -> Iterator[PlateRows]:
+        """The rows that the plates around a site have, where these are not all."""
+        name, statement = site["name"], self.recorder.statements[site["name"]]
+        for subsample in plates_with_rows(site, statement.subsamples, statement.source):
+            if is_whole(subsample):
+                continue
+            rows = rows_of(subsample, site["value"].device, error)
+            distinct = is_permuted(subsample)
+            if not distinct:
+                what = f"the subsample of plate '{subsample.plate}' has rows from 0 to {subsample.full_size - 1}"
+                holds = tracer.node_of(are_rows(rows, subsample))
+                self.requirements.append(Requirement(holds, what, statement.source, name))
+                rows = rows.clamp(0, subsample.full_size - 1)
+            self._output(name, index_role(subsample.plate), rows)
+            yield PlateRows(subsample.plate, subsample.dim, int(size_of(subsample.full_size)), "", distinct)
 
     def _is_scored_by_pyro(self, name: str) -> bool:
         """Whether Pyro asks for a baseline: if the sample is not reparameterised in the guide, or in the model."""
@@ -251,6 +271,11 @@ class Recording:
         return (name, "guide.score_function") in self.slots or (
             in_model is not None and not getattr(in_model["fn"], "has_rsample", False)
         )
+
+
+def index_role(plate: str) -> str:
+    """The role of the numbers of the rows that a plate around a site has."""
+    return f"rows of {plate}"
 
 
 def traces(

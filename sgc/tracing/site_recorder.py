@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -24,6 +24,7 @@ from sgc.graph.plan import Plan, SitePlan
 from sgc.tracing import tracer
 from sgc.tracing.asked_estimators import base_distribution, without_rsample
 from sgc.tracing.leaves.opaque_calls import Attempt, opaque_log_prob, opaque_sample
+from sgc.tracing.plate_subsamples import asks_per_datum, subsamples_around
 from sgc.tracing.source import current_line
 from sgc.tracing.values.reads import DATA_DEPENDENT
 
@@ -32,7 +33,8 @@ from sgc.tracing.values.reads import DATA_DEPENDENT
 class Statement:
     """What is known of a sample statement only while it runs.
 
-    ``in_model`` is the line of the model's statement, where the guide has drawn its value.
+    ``in_model`` is the line of the model's statement, where the guide has drawn its value; ``subsamples`` are those of
+    the plates around it, where it asks for an average for each datum.
     """
 
     source: SourceLine | None
@@ -41,6 +43,7 @@ class Statement:
     subsample: bool
     opaque: bool
     in_model: SourceLine | None = None
+    subsamples: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SiteRecorder(Messenger):
@@ -109,6 +112,7 @@ class SiteRecorder(Messenger):
             node=node,
             subsample=isinstance(msg["fn"], _Subsample),
             opaque=name in self._opaque,
+            subsamples=subsamples_around(msg) if asks_per_datum(msg["infer"]) else {},
         )
 
 

@@ -22,7 +22,7 @@ from tests.fuzz.scope import NESTING
 from tests.fuzz.tree import Program
 
 OPTION = "estimators"
-SCORED = ("score function", "decaying average")
+SCORED = ("score function", "decaying average", "decaying average per datum")
 NAME = "<program with estimators>"
 
 

@@ -70,19 +70,26 @@ def exact_gradient(
 
 
 def expected_estimate(
-    module: sgc.LossModule, drawn: Callable[..., Any], args: tuple[Any, ...], supports: Supports, leaves: list[Tensor]
+    module: sgc.LossModule,
+    drawn: Callable[..., Any],
+    args: tuple[Any, ...],
+    supports: Supports,
+    leaves: list[Tensor],
+    average_like: Callable[[Tensor], Tensor] = lambda average: torch.full_like(average, 0.3),
 ) -> tuple[Tensor, list[Tensor]]:
     """The expectation over all outcomes of the emitted loss and of the surrogate's gradient, the samples forced.
 
     :param drawn: the guide without its masks, whose density is that of what is drawn.
+    :param average_like: what a running average is before each outcome.
     """
     specialization = module.initialize(*args).specializations[-1]
     emitted = emit_surrogate(specialization.graph, forced=tuple(supports)).module
     inputs = _inputs(specialization, args)
     total, sums = torch.zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
+    kept = [average_like(average) for average in specialization.averages()]
     for values in outcomes(supports):
         weight = log_joint(drawn, args, values).exp().detach()
-        averages = [torch.full_like(average, 0.3) for average in specialization.averages()]
+        averages = [average.clone() for average in kept]
         pyro.set_rng_seed(0)
         loss, surrogate, *_ = emitted(*inputs, *averages, *values.values())
         gradients: Sequence[Tensor | None] = [None] * len(leaves)

@@ -129,6 +129,8 @@ def _functional_form(target: Any) -> torch._ops.OpOverload | None:
         return _DRAW
     if target is _aten.copy_.default:
         return _aten.copy.default
+    if target is _aten.index_put_.default:
+        return _aten.index_put.default
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         return None
     name = target._schema.name.partition("::")[2]

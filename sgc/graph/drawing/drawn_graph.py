@@ -201,4 +201,11 @@ def _baseline(graph: StochasticGraph, site: str) -> Hashable:
     node = graph.payload(keys.baseline(site)) if keys.baseline(site) in graph else None
     if not isinstance(node, BaselineNode):
         return None
-    return type(node), node.learned is None, node.average is None, node.beta, str(list(node.shape))
+    return (
+        type(node),
+        node.learned is None,
+        node.average is None,
+        node.beta,
+        str(list(node.shape)),
+        str(list(node.average_shape)),
+    )

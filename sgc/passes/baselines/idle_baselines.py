@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import Estimator, SiteNode
+from sgc.graph.program import PARTICLE_PLATE
 
 
 def idle_baselines(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]:
@@ -24,6 +25,9 @@ def idle_baselines(graph: StochasticGraph) -> Iterator[tuple[SiteNode, str]]:
         if options.idle_beta:
             remedy = "add use_decaying_avg_baseline=True, or leave it out"
             yield site, f"baseline_beta has no effect without a decaying average: {remedy}"
+        plates = [plate for plate in declared.plates if plate.vectorized and plate.name != PARTICLE_PLATE]
+        if options.per_datum and not plates:
+            yield site, "average_per_datum has no effect, because the site is in no plate: leave it out"
         if has_one and graph.baseline(site.key) is None:
             pathwise = site.estimator == Estimator.PATHWISE
             reason = "the site is pathwise, without a score function" if pathwise else "no cost depends on its sample"

@@ -1,7 +1,7 @@
 """Learned baselines, and decaying averages of downstream costs (Mnih and Gregor 2014, section 2.2).
 
 The options are Pyro's: ``nn_baseline`` with ``nn_baseline_input``, ``baseline_value``, ``use_decaying_avg_baseline``
-with ``baseline_beta``.
+with ``baseline_beta``; beside the last one ``average_per_datum``, which is not.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineNode, SiteNode
 from sgc.graph.program import Baseline
+from sgc.passes.baselines.average_per_datum import with_rows
 
 
 def add_learned_and_average(
@@ -21,8 +22,8 @@ def add_learned_and_average(
 ) -> None:
     """Add the baseline node of a scored site with such options.
 
-    :raises BaselineError: if the baseline depends on the sample that it is for, or its shape is not that of the
-        downstream cost.
+    :raises BaselineError: if the baseline depends on the sample that it is for, its shape is not that of the downstream
+        cost, or the rows of an average for each datum depend on a sample.
     """
     assert graph.program is not None
     learned = keys.baseline_input(name) if options.kind else None
@@ -54,7 +55,9 @@ def add_learned_and_average(
         dtype=density.dtype,
         device=density.device,
     )
-    graph.add(node, [learned] if learned else [])
+    if options.rows:
+        node = with_rows(graph, node, options.rows)
+    graph.add(node, node.computed_from())
 
 
 def _check_independent(graph: StochasticGraph, name: str, learned: str, kind: str | None) -> None:

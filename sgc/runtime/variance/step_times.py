@@ -88,4 +88,4 @@ _BASELINES = {
 def _zeros(graph: StochasticGraph, key: str) -> Tensor:
     node = graph.payload(key)
     assert isinstance(node, BaselineNode)
-    return torch.zeros(node.shape, dtype=node.dtype, device=node.device)
+    return torch.zeros(node.average_shape, dtype=node.dtype, device=node.device)

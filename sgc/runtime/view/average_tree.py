@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.runtime.averages import Averages, names_of, put_in_store
+from sgc.runtime.averages import Averages, put_in_store
 from sgc.runtime.view.tensor_tree import TensorTree
-from sgc.tracing.state.baseline_averages import BASELINE_PREFIX
+from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, names_of
 from sgc.tracing.state.owners import Owner, StoreOwner
 from sgc.tracing.state.param_store import Store
 

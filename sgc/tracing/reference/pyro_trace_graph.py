@@ -1,4 +1,6 @@
-"""Eager Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines and enumerated sites, which Pyro does not know."""
+"""Eager Pyro's ``TraceGraph_ELBO``, with what Pyro does not know: leave-one-out baselines, averages with a row for each
+datum, enumerated sites.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from sgc.tracing.asked_enumeration import AsksForSeveralValuesError, NoticedEnumeration, enumerated_as_asked
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
+from sgc.tracing.plate_subsamples import NotedSubsamples
+from sgc.tracing.reference.average_rows import pyros_averages_by_rows
 from sgc.tracing.reference.enumerable_sites import explain
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.weighted_costs import WeightedRun
@@ -21,7 +25,10 @@ from sgc.tracing.state.random_state import random_state, restore_random_state
 
 
 class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
-    """Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines, and enumerated sites, if ``as_asked``."""
+    """Pyro's ``TraceGraph_ELBO``, with leave-one-out baselines, and enumerated sites, if ``as_asked``.
+
+    An average has a row for each datum, where a site asks so, in any case: Pyro's own would be of another shape.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -31,6 +38,7 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
 
     def as_it_asks(self, model: Any, guide: Any) -> tuple[Any, Any]:
         model, guide = super().as_it_asks(model, guide)
+        guide = NotedSubsamples()(guide)
         if not self.as_asked:
             return model, guide
         if not self.enumerates:
@@ -73,7 +81,8 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
             return run.value_and_surrogate()
         if names and self.as_asked:
             self._scores.append(dict(_scores(names, *traces)))
-        result: tuple[Any, Any] = self._loss_and_surrogate_loss_particle(*traces)
+        with pyros_averages_by_rows():
+            result: tuple[Any, Any] = self._loss_and_surrogate_loss_particle(*traces)
         return result
 
     def combined(self, runs: Iterator[tuple[Trace, Trace]]) -> tuple[Any, Any]:

@@ -14,12 +14,12 @@ from typing import Any
 import opt_einsum
 import torch
 from pyro.distributions.util import is_identically_zero
-from pyro.infer.tracegraph_elbo import _construct_baseline
 from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
 from sgc.tracing.asked_enumeration import VALUES_DIM
+from sgc.tracing.reference.average_rows import construct_baseline
 
 Labels = tuple[Any, ...]
 """What each dim of a tensor is of: a plate's dim, as a number, or the name of an enumerated site."""
@@ -98,7 +98,7 @@ class WeightedRun:
             if site.site in self._left_out and site.samples_dim is not None:
                 used, error, baseline = True, 0.0, site.of_others()
             else:
-                used, error, baseline = _construct_baseline(site.site, self._guide[site.site], site.cost)
+                used, error, baseline = construct_baseline(site.site, self._guide[site.site], site.cost)
             centred = site.cost - baseline if used else site.cost
             errors = errors + error
             surrogate = surrogate + (site.score * centred.detach()).sum()

@@ -13,6 +13,11 @@ from sgc.tracing.state.param_store import current_store
 BASELINE_PREFIX = "__baseline_avg_downstream_cost_"
 
 
+def names_of(plain: str, shape: tuple[int, ...]) -> tuple[str, str]:
+    """The names that an average of this shape may have: that of the shape that is met first, and its own."""
+    return plain, f"{plain}_{'x'.join(map(str, shape)) or 'scalar'}"
+
+
 def present_averages() -> dict[str, Tensor]:
     """The averages in Pyro's store by name."""
     return {name: t for name, t in current_store().tensors().items() if name.startswith(BASELINE_PREFIX)}
