@@ -105,7 +105,8 @@ def _lent_rows(
     store.put(plain, (average[places] * scale).reshape(own_shape), constraints.real)
     try:
         yield
-        moved = detach_provenance(store.get(plain)).detach().reshape(places[0].shape) / scale
+        of_pyro: Any = store.get(plain)
+        moved = detach_provenance(of_pyro).detach().reshape(places[0].shape) / scale
     finally:
         store.forget(plain)
         if before is not None:
