@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pyro.poutine import runtime
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, fx
 
 from sgc.errors import BaselineError, SourceLine
@@ -46,10 +46,11 @@ def subsamples_around(msg: Any) -> dict[str, Any]:
 
 
 class NotedSubsamples(Messenger):
-    """Wraps a guide; the sites that ask for an average for each datum get the subsamples around them in ``infer``."""
+    """Wraps a guide; the sites with the option get the subsamples around them in their ``infer``."""
 
     def _pyro_sample(self, msg: Any) -> None:  # before a trace around it takes what is there
-        if not isinstance(msg["fn"], _Subsample) and asks_per_datum(msg["infer"]) and not msg["is_observed"]:
+        baseline = (msg["infer"] or {}).get("baseline")
+        if isinstance(baseline, Mapping) and PER_DATUM in baseline and not msg["is_observed"]:
             msg["infer"] = {**msg["infer"], SUBSAMPLES: (subsamples_around(msg), current_line())}
 
 

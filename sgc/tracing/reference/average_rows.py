@@ -5,7 +5,7 @@ Pyro finds these rows in the place of the average, and does its own arithmetic o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.distributions import constraints
 
-from sgc.tracing.baseline_options import PER_DATUM, MakeError, errors_of
+from sgc.tracing.baseline_options import PER_DATUM, MakeError, errors_of, read_options
 from sgc.tracing.plate_subsamples import (
     SUBSAMPLES,
     PlateSubsample,
@@ -37,13 +37,13 @@ def construct_baseline(name: str, site: Any, cost: Tensor) -> tuple[bool, Any, A
 
     :param site: of the guide's trace.
     :param cost: the downstream cost.
-    :raises BaselineError: if the rows of a subsample are not such, or are not known.
+    :raises BaselineError: if the rows of a subsample are not such, or are not known, or options contradict one another.
     """
-    if site["is_observed"] or not asks_per_datum(site["infer"]):
-        result: tuple[bool, Any, Any] = _pyros(name, {**site, "infer": without_option(site["infer"])}, cost)
-        return result
-    subsamples, line = site["infer"][SUBSAMPLES]
-    error, plates = errors_of(name, line), list(plates_with_rows(site, subsamples, line))
+    subsamples, line = site["infer"].get(SUBSAMPLES, ({}, None))
+    error, baseline = errors_of(name, line), site["infer"].get("baseline")
+    if isinstance(baseline, Mapping) and PER_DATUM in baseline:
+        read_options(baseline, error)
+    plates = list(plates_with_rows(site, subsamples, line)) if asks_per_datum(site["infer"]) else []
     rows = [_checked_rows(plate, cost.device, error) for plate in plates]
     shape, scale = [1] * (-min((plate.dim for plate in plates), default=0) - cost.dim()) + list(cost.shape), 1.0
     for plate in plates:
@@ -51,7 +51,7 @@ def construct_baseline(name: str, site: Any, cost: Tensor) -> tuple[bool, Any, A
         scale *= plate.full_size / plate.size
     lent = _lent_rows(name, site["value"].device, cost.shape, shape, plates, rows, scale) if plates else nullcontext()
     with lent:
-        result = _pyros(name, {**site, "infer": without_option(site["infer"])}, cost)
+        result: tuple[bool, Any, Any] = _pyros(name, {**site, "infer": without_option(site["infer"])}, cost)
     return result
 
 
