@@ -55,6 +55,16 @@ def test_the_average_is_that_of_the_plain_loop(dynamic: str) -> None:
     assert [name for name in pyro.get_param_store()._params if name.startswith(AVERAGE)] == [AVERAGE]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_averages_by_place_have_a_shape_each() -> None:
+    """Pyro itself fails where the shape changes."""
+    svi = svi_of(branching({"baseline": {"use_decaying_avg_baseline": True}}), "eager")
+    for batch in (*BATCHES, *BATCHES):
+        svi.step(batch)
+    kept = {name: value.shape for name, value in pyro.get_param_store()._params.items() if name.startswith(AVERAGE)}
+    assert kept == {AVERAGE: (3,), f"{AVERAGE}_scalar": ()}
+
+
 @pytest.mark.parametrize(
     ("program", "args", "problem"),
     [

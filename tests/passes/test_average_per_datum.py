@@ -312,6 +312,18 @@ def test_the_option_estimators_asks_for_it() -> None:
     assert module.verify(index[0])
 
 
+def test_the_option_at_a_site_with_an_average_by_place() -> None:
+    """Eager Pyro as it is has that one, of another shape."""
+    own = {"baseline": {"use_decaying_avg_baseline": True}}
+    estimators = {"z": "decaying average per datum"}
+    module = sgc.compile(*over_rows(own), backend="eager", estimators=estimators)  # type: ignore[arg-type]
+    for batch in BATCHES["of several sizes"]:
+        module(batch).backward()
+        report = module.verify(batch)
+        assert report and [row.name for row in report.gradients if row.by_design] == ["logits"]
+    assert in_store().shape == (N,)
+
+
 def test_the_same_from_pyros_classes() -> None:
     elbo = sgc.infer.TraceGraph_ELBO(backend="eager", estimators={"*": "decaying average per datum"})
     svi = sgc.SVI(*over_rows({}), lambda parameters: torch.optim.SGD(parameters, lr=0.0), elbo)

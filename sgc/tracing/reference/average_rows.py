@@ -6,7 +6,7 @@ Pyro finds these rows in the place of the average, and does its own arithmetic o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -49,7 +49,11 @@ def construct_baseline(name: str, site: Any, cost: Tensor) -> tuple[bool, Any, A
     for plate in plates:
         shape[plate.dim] = plate.full_size
         scale *= plate.full_size / plate.size
-    lent = _lent_rows(name, site["value"].device, cost.shape, shape, plates, rows, scale) if plates else nullcontext()
+    kept = current_store().get(BASELINE_PREFIX + name)
+    is_of_other_shape = kept is not None and kept.shape != cost.shape and _decays(baseline)
+    lent: AbstractContextManager[None] = nullcontext()
+    if plates or is_of_other_shape:
+        lent = _lent_rows(name, site["value"].device, cost.shape, shape, plates, rows, scale)
     with lent:
         result: tuple[bool, Any, Any] = _pyros(name, {**site, "infer": without_option(site["infer"])}, cost)
     return result
@@ -60,6 +64,10 @@ def pyros_averages_by_rows() -> Iterator[None]:
     """Let Pyro's own loss do so, too."""
     with replaced_here(tracegraph_elbo, "_construct_baseline", construct_baseline):
         yield
+
+
+def _decays(baseline: Any) -> bool:
+    return isinstance(baseline, Mapping) and baseline.get("use_decaying_avg_baseline") is True
 
 
 def without_option(infer: Any) -> Any:
@@ -89,6 +97,8 @@ def _lent_rows(
 ) -> Iterator[None]:
     """Let Pyro's store hold rows of an average, and put what it makes of them back into the average.
 
+    Of an average by place it holds that of this shape, where it had one of another.
+
     :param own_shape: of the rows, as the downstream cost has it, without dims to the left that are of one element.
     :param shape: of the average.
     :param scale: by how much the plates scale a cost, which the average is without.
@@ -100,13 +110,14 @@ def _lent_rows(
     index = [torch.arange(size, device=device) for size in shape]
     for plate, numbers in zip(plates, rows, strict=True):
         index[plate.dim] = numbers
-    places = torch.meshgrid(*index, indexing="ij")
+    places = torch.meshgrid(*index, indexing="ij") if index else ()
+    of_rows = average[places]
     before = store.get(plain)
-    store.put(plain, (average[places] * scale).reshape(own_shape), constraints.real)
+    store.put(plain, (of_rows * scale).reshape(own_shape), constraints.real)
     try:
         yield
         of_pyro: Any = store.get(plain)
-        moved = detach_provenance(of_pyro).detach().reshape(places[0].shape) / scale
+        moved = detach_provenance(of_pyro).detach().reshape(of_rows.shape) / scale
     finally:
         store.forget(plain)
         if before is not None:
