@@ -61,7 +61,7 @@ def asks_per_datum(infer: Mapping[str, Any] | None) -> bool:
 
 
 def plates_with_rows(site: Any, subsamples: Mapping[str, Any], source: SourceLine | None) -> Iterator[PlateSubsample]:
-    """The vectorised plates around a site of a trace that have subsamples.
+    """The vectorised plates around a site of a trace that have subsamples, of two data or more.
 
     :raises BaselineError: if there is a sequential plate over a subsample, or how many rows a plate has is not known.
     """
@@ -81,6 +81,8 @@ def plates_with_rows(site: Any, subsamples: Mapping[str, Any], source: SourceLin
                 f"write `with pyro.plate(...)` in the place of the loop, or leave {PER_DATUM} out",
             )
         if frame.vectorized and frame.name in subsamples:
+            if frame.full_size == 1:  # there is one row, and costs may lack its dim
+                continue
             yield PlateSubsample(frame.name, frame.dim, frame.size, frame.full_size, subsamples[frame.name])
         elif frame.vectorized and frame.full_size not in (None, frame.size):
             raise error(

@@ -124,6 +124,24 @@ def test_a_plate_that_was_made_before() -> None:
     assert module.verify()
 
 
+@pytest.mark.parametrize("index", [None, torch.tensor([0])])
+def test_a_plate_of_one_datum(index: Tensor | None) -> None:
+    def model() -> None:
+        with pyro.plate("data", 1, subsample=index):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=X[:1])
+
+    def guide() -> None:
+        with pyro.plate("data", 1, subsample=index):
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("logits", torch.zeros(1))), infer=PER_DATUM)
+
+    module = sgc.compile(model, guide, backend="eager").initialize()
+    for _ in range(3):
+        module().backward()
+        assert module.verify() and not module.verify().reasons
+    assert in_store().numel() == 1
+
+
 PAIRS = [
     (torch.tensor([0, 3]), torch.tensor([1, 2, 0])),
     (torch.tensor([4, 1]), torch.tensor([3, 0, 2])),
