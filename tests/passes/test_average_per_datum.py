@@ -225,7 +225,11 @@ PROGRAMS: dict[str, tuple[Callable[[], Pair], list[tuple[Any, ...]], dict[str, A
     "two particles": (lambda: over_rows(size=3), [()], {"num_particles": 2}),
     "particles in a loop": (lambda: over_rows(size=3), [()], {"num_particles": 6}),
     "vectorized": (over_rows, [(BATCHES["distinct"][0],)], {"num_particles": 2, "vectorize_particles": True}),
-    "enumerated": (beside_an_enumerated_site, [(BATCHES["distinct"][0],)], {"max_plate_nesting": 1}),
+    "enumerated": (
+        beside_an_enumerated_site,
+        [(index,) for index in BATCHES["ragged"] + BATCHES["distinct"]],
+        {"max_plate_nesting": 1},
+    ),
 }
 
 
@@ -238,7 +242,7 @@ def test_eager_pyro_with_such_an_average_has_the_same_gradient(name: str) -> Non
             module(*args).backward()
             before = {name: value.clone() for name, value in module.state_dict().items()}
             report = module.verify(*args)
-            assert report and all(row.within(1e-6) for row in (report.loss, *report.gradients)), str(report)
+            assert report and all(row.within(1e-5) for row in (report.loss, *report.gradients)), str(report)
             assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
