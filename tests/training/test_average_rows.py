@@ -103,6 +103,25 @@ def test_a_file_has_all_rows(tmp_path: Path) -> None:
     assert "for each of 7 rows of 'data'" in str(loaded.graph)
 
 
+@pytest.mark.inductor
+@pytest.mark.cpu
+def test_a_package_writes_its_rows_and_gives_all(tmp_path: Path) -> None:
+    from torch._inductor.package import load_package
+
+    module, rows = sgc.compile(*over_minibatches(), backend="eager"), torch.tensor([5, 2])
+    for index in ([0, 1], [5, 5], [3, 6]):
+        module(X[:2], torch.tensor(index)).backward()
+    sgc.package(module, tmp_path / "program.pt2", X[:2], rows)
+    package = load_package(str(tmp_path / "program.pt2"), "gradient")
+    torch.manual_seed(3)
+    written = package(X[:2], rows)["written"]
+    torch.manual_seed(3)
+    module(X[:2], rows).backward()
+    assert torch.allclose(written["baselines.z"], in_store(), atol=1e-5)
+    with pytest.raises(RuntimeError, match="the subsample of plate 'data' has rows from 0 to 6"):
+        package(X[:2], torch.tensor([0, 7]))
+
+
 # -- what is refused
 
 
