@@ -64,10 +64,10 @@ def compile(
     :param estimators: with ``objective="elbo"``: by the name of a site, or a pattern (``"z_*"``, ``"*"``), how the
         gradient passes through it: ``"pathwise"``, ``"partially pathwise"``, ``"score function"`` (without a baseline),
         ``"leave-one-out"``, ``"decaying average"`` or ``"decaying average per datum"`` (a score function with that
-        baseline), ``"enumerate"`` (a discrete site of the guide: the exact sum over its values), or ``"auto"``, which
-        measures these, but for an average per datum, at the first call and takes the best
-        (:meth:`sgc.LossModule.choice`). A name goes before what the site asks for by its ``infer``, and that before a
-        pattern; of the patterns the first that matches counts.
+        baseline), ``"enumerate"`` (a discrete site: the exact sum over its values; one that the guide does not draw is
+        summed out of the model), or ``"auto"``, which measures these, but for an average per datum, at the first call
+        and takes the best (:meth:`sgc.LossModule.choice`). A name goes before what the site asks for by its ``infer``,
+        and that before a pattern; of the patterns the first that matches counts.
     :raises sgc.errors.ArgumentError: if an option is of the wrong kind.
     :raises sgc.errors.BackendError: if the backend is unknown.
     """

@@ -7,7 +7,8 @@ from torch import fx
 from sgc.graph import keys
 from sgc.graph.closed_form import ClosedFormNode
 from sgc.graph.effects import dependencies
-from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode, without_enumeration
+from sgc.graph.enumerated_values import Marginal
+from sgc.graph.enumeration_nodes import ExpectedCostNode, FactorDensityNode, MarginalCostNode, without_enumeration
 from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineInputNode, CostNode, InputNode, Payload, PlateRowsNode, ScorePartNode, SiteNode
@@ -77,24 +78,14 @@ def build_graph(program: Program) -> StochasticGraph:
 
 
 def _add_expectation(graph: StochasticGraph, program: Program) -> None:
-    """Add the terms of an expectation over enumerated values, which the program computes of costs and weights."""
+    """Add what sites of the model are summed out into, and the terms of an expectation over enumerated values, which
+    the program computes of costs and weights.
+    """
     marginals: list[str] = []
     for marginal in program.marginals:
-        key = keys.marginal_cost(marginal.eliminated)
-        factors = tuple(keys.cost_key(site, +1) for site in marginal.factors)
-        node = MarginalCostNode(
-            key,
-            program.shape(marginal.node),
-            marginal.node,
-            marginal.eliminated[0],
-            factors,
-            marginal.eliminated,
-            marginal.plates,
-            marginal.sums,
-            marginal.largest,
-        )
-        graph.add(node, factors)
-        marginals.append(key)
+        node = _marginal_cost(program, marginal)
+        graph.add(node, node.factors)
+        marginals.append(node.key)
     for expected in program.expected:
         cost = marginals[expected.cost] if isinstance(expected.cost, int) else keys.cost_key(*expected.cost)
         site = graph.payload(cost).site  # type: ignore[attr-defined]
@@ -102,6 +93,29 @@ def _add_expectation(graph: StochasticGraph, program: Program) -> None:
         key = keys.expected_cost(cost)
         term = ExpectedCostNode(key, program.shape(expected.node), expected.node, site, cost, expected.weights)
         graph.add(term, [cost, *weights])
+
+
+def _marginal_cost(program: Program, marginal: Marginal) -> MarginalCostNode:
+    sites = [program.site(name) for name in marginal.factors]
+    plates = {plate.name: plate for site in sites if site.model is not None for plate in site.model.plates}
+    left = tuple(plates[name] for name in marginal.plates)
+    shape = program.shape(marginal.node)
+    if not program.expected:  # else it is weighted in the program, and has dims for nothing else than plates and values
+        shape = without_enumeration(shape, left)
+    first = program.site(marginal.eliminated[0])
+    return MarginalCostNode(
+        key=keys.marginal_cost(marginal.eliminated),
+        shape=shape,
+        fx=marginal.node,
+        site=first.name,
+        sign=+1,
+        plates=left,
+        source=first.source,
+        factors=tuple(keys.cost_key(site.name, +1) for site in sites),
+        eliminated=marginal.eliminated,
+        sums=marginal.sums,
+        largest=marginal.largest,
+    )
 
 
 def _probability(program: Program, name: str, density: Density) -> tuple[Payload, fx.Node]:
@@ -159,7 +173,8 @@ def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
     if program.enumerates:
         shape = without_enumeration(shape, plates)
     key = keys.cost_key(site.name, sign)
-    payload = CostNode(key, shape, density.log_prob, site.name, sign, plates, site.source)
+    node_type = FactorDensityNode if sign > 0 and site.name in program.factors else CostNode
+    payload = node_type(key, shape, density.log_prob, site.name, sign, plates, site.source)
     return payload, program.node(density.log_prob)
 
 

@@ -1,4 +1,4 @@
-"""Nodes of an expectation over enumerated values: marginal costs, costs with their weights; shapes without values."""
+"""Nodes of what is summed over enumerated values: marginal costs, costs with their weights; shapes without values."""
 
 from __future__ import annotations
 
@@ -11,25 +11,35 @@ from sgc.graph.program import Plate
 
 
 @dataclass(frozen=True)
-class MarginalCostNode(ProgramTermNode):
+class FactorDensityNode(CostNode):
+    """A ``log p`` that is a factor of a marginal cost, which the ELBO has in its place."""
+
+    kind: ClassVar[str] = "factor"
+
+
+@dataclass(frozen=True)
+class MarginalCostNode(CostNode):
     """The log of a sum over the values of ``eliminated`` sites of the model of the product of densities ``factors``.
 
-    ``site`` is the first of the sites that are summed out, ``factors`` are the keys of the costs; ``plates`` are the
-    names of those that it has elements for. It is computed by ``sums`` sums, one after another, the largest of them
-    over a table of the shape ``largest``.
+    ``site`` is the first of the sites that are summed out, ``factors`` are the keys of the densities; ``plates`` are
+    those that are left. It is computed by ``sums`` sums, one after another, the largest of them over a table of the
+    shape ``largest``.
     """
 
     kind: ClassVar[str] = "marginal cost"
 
     factors: tuple[str, ...]
     eliminated: tuple[str, ...]
-    plates: tuple[str, ...]
     sums: int
     largest: tuple[int, ...]
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return (CostNode,)
+        return (FactorDensityNode,)
+
+    @property
+    def noun(self) -> str:
+        return self.kind
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class ExpectedCostNode(ProgramTermNode):
 
     @classmethod
     def may_depend_on(cls) -> tuple[type[Payload], ...]:
-        return CostNode, MarginalCostNode, ScorePartNode
+        return CostNode, ScorePartNode
 
     @property
     def is_total(self) -> bool:

@@ -12,6 +12,7 @@ import networkx as nx
 from sgc.graph import keys
 from sgc.graph.cost_sums import DownstreamCostNode
 from sgc.graph.derived_nodes import NegationNode, OfAllParticlesNode
+from sgc.graph.enumeration_nodes import FactorDensityNode
 from sgc.graph.nodes import BaselineNode, CostNode, Estimator, Payload, ScorePartNode, SiteNode
 from sgc.graph.program import Particles, Program, SiteKind
 
@@ -93,8 +94,10 @@ class StochasticGraph(nx.DiGraph):
         return tuple(p.key for p in self.of_type(SiteNode) if role is None or p.role is role)
 
     def costs(self) -> tuple[str, ...]:
-        """The keys of the cost nodes: the model's, then the guide's, each in the order of the program."""
-        return tuple(p.key for p in self.of_type(CostNode))
+        """The keys of what the ELBO is the sum of: the model's, then the guide's, each in the order of the program,
+        then what sites of the model are summed out into.
+        """
+        return tuple(p.key for p in self.of_type(CostNode) if not isinstance(p, FactorDensityNode))
 
     def provenance(self, key: str, *, reparameterized: bool = True) -> frozenset[str]:
         """The latent sites upstream of a node (itself included, if it is one).

@@ -28,12 +28,12 @@ LARGEST_TABLE = 2**28
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """What the statement of a latent site in the guide asks for, as it stands there; nothing is decided.
+    """What the statement of a latent site asks for, as it stands there; nothing is decided.
 
     ``estimator`` is ``infer["estimator"]``, of any type; None: there is none. ``baseline`` are the names of the options
     of its baseline that are switched on. ``table`` is how many elements its log density would have with all values
     side by side; None: its support is not finite, or cannot be listed. ``samples`` is how many samples side by side it
-    asks for; 0: for none.
+    asks for; 0: for none. ``in_model`` says that the guide does not draw the site.
     """
 
     name: str
@@ -43,6 +43,7 @@ class SiteRequest:
     baseline: frozenset[str] = frozenset()
     table: int | None = None
     samples: int = 0
+    in_model: bool = False
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,11 @@ class Program:
     marginals: tuple[Marginal, ...] = ()
     expected: tuple[ExpectedCost, ...] = ()
 
+    @cached_property
+    def factors(self) -> frozenset[str]:
+        """The sites whose densities in the model are factors of a sum over others."""
+        return frozenset(site for marginal in self.marginals for site in marginal.factors)
+
     def node(self, name: str) -> fx.Node:
         """The fx node of that name."""
         return self._nodes[name]
@@ -313,12 +318,13 @@ class Program:
         raise KeyError(name)
 
     def values_in(self, density: Density, node: str) -> tuple[tuple[str, int], ...]:
-        """The enumerated sites whose values a term of a density has dims for, each with its dim, in the guide's order.
+        """The enumerated sites whose values a term of a density has dims for, each with its dim: those of the guide in
+        its order, then those of the model alone.
 
         :param node: the fx node of the term.
         """
         shape, dims = self.shape(node), {name: dim for dim, name in density.values_in}
-        own = ((name, dims[name]) for name in self.guide_order if name in dims)
+        own = ((name, dims[name]) for name in dict.fromkeys((*self.guide_order, *self.model_order)) if name in dims)
         return tuple((name, dim) for name, dim in own if len(shape) >= -dim and shape[dim] != 1)
 
     def shape(self, node: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import networkx as nx
 
@@ -45,13 +45,14 @@ def _lines(graph: StochasticGraph, wording: Wording) -> Iterator[str]:
     provenance = _provenance(graph)
     weights_of = _weights(graph, provenance)
     for cost in shown:
-        if isinstance(cost, CostNode):
+        if isinstance(cost, CostNode) and not isinstance(cost, MarginalCostNode):
             upstream = wording.depends_on(cost.key, provenance) or "no sample"
             weights = wording.depends_on(cost.key, weights_of)
             weighted = f", weighted by {weights}" if weights else ""
             yield f"  {wording.name(cost.key)}: {list(cost.shape)}, depends on {upstream}{weighted}{cost.remark(graph)}"
-    for marginal in graph.of_type(MarginalCostNode):
-        yield from _marginal(graph, marginal, wording, weights_of(marginal.key))
+    for marginal in shown:
+        if isinstance(marginal, MarginalCostNode):
+            yield from _marginal(graph, marginal, wording, weights_of(marginal.key))
     losses = list(graph.of_type(NegationNode))
     if losses:
         yield "objective"
@@ -78,11 +79,23 @@ def _marginal(
     graph: StochasticGraph, node: MarginalCostNode, wording: Wording, weighted_by: Collection[str]
 ) -> Iterator[str]:
     """What is summed out of which densities, and how."""
-    plates = f", for each of {', '.join(node.plates)}" if node.plates else ""
+    plates = f", for each of {', '.join(plate.name for plate in node.plates)}" if node.plates else ""
     weights = ", ".join(weighted_by)
-    yield f"  {node.key}: {list(node.shape)}{plates}{f', weighted by {weights}' if weights else ''}"
-    sites = dict.fromkeys(wording.name(site) for site in node.eliminated if site in graph)
-    factors = dict.fromkeys(wording.name(factor) for factor in node.factors if factor in graph)
+    of_several = len(wording.members(node.key)) > 1
+    name = wording.name(node.key) if of_several else node.key
+    yield f"  {name}: {list(node.shape)}{plates}{f', weighted by {weights}' if weights else ''}"
+
+    def names(of: Callable[[MarginalCostNode], Collection[str]]) -> Iterable[str]:
+        """Those of what it is made of: of one, of all; of several that are written once, those of each."""
+
+        def of_member(key: str) -> list[str]:
+            member = graph.payload(key)
+            return [known for known in of(member) if known in graph] if isinstance(member, MarginalCostNode) else []
+
+        return wording.listed(node.key, of_member) if of_several else map(wording.name, of_member(node.key))
+
+    sites = dict.fromkeys(names(lambda marginal: marginal.eliminated))
+    factors = dict.fromkeys(names(lambda marginal: marginal.factors))
     yield f"      the log of the sum over {'; '.join(sites)}"
     yield f"      of the exp of the sum of {'; '.join(factors)}"
     if not node.sums:

@@ -13,6 +13,7 @@ from sgc.graph import keys
 from sgc.graph.cost_sums import DownstreamCostNode, PartialSumNode, SummedCostsNode, costs_summed
 from sgc.graph.derived_nodes import TotalNode
 from sgc.graph.effects import dependencies
+from sgc.graph.enumeration_nodes import MarginalCostNode
 from sgc.graph.estimator_rules import rule_of
 from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import BaselineNode, CostNode, Payload, SiteNode
@@ -126,6 +127,10 @@ def _edges_are_sound(graph: StochasticGraph) -> Iterator[str]:
     guide = {site.name: site.guide for site in enumerated}
     densities = ((site.name, density) for site in enumerated for density in (site.model, site.guide))
     own = {density.log_prob: frozenset({name}) for name, density in densities if density is not None}
+    for marginal in graph.of_type(MarginalCostNode):
+        factors = [graph.payload(key) for key in marginal.factors if key in graph._payloads]
+        of_factors = [node.fx for node in factors if isinstance(node, CostNode)]
+        own[marginal.fx] = frozenset().union(*(actual[fx] | own.get(fx, frozenset()) for fx in of_factors))
     for cost in graph.of_type(CostNode):
         upstream = actual[cost.fx] | own.get(cost.fx, frozenset())
         for name, density in reversed(guide.items()):

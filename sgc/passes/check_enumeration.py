@@ -6,28 +6,36 @@ depends on would all have the same value, and values that the program sums up, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from sgc.errors import EnumerationError
+from sgc.graph.enumeration_nodes import MarginalCostNode
 from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
-from sgc.graph.plan import Plan
+from sgc.graph.plan import LARGEST_TABLE, Plan
 from sgc.graph.program import Site
 from sgc.passes.expectations import values_of_cost
 
 
 def check_enumeration(graph: StochasticGraph, plan: Plan) -> None:
-    """Check every cost below a site of the guide that has all its values.
+    """Check every cost below a site that has all its values, and what is summed out of the model.
 
-    :raises EnumerationError: if one has no dim for them, is outside of a plate of theirs, or has another batch dim.
+    :raises EnumerationError: if one has no dim for them, is outside of a plate of theirs, or has another batch dim; if
+        a table is too large.
     """
     program = graph.program
     assert program is not None
-    enumerated = {node.site: program.site(node.site) for node in graph.of_type(ProbabilityNode)}
-    if not enumerated:
+    in_guide = {node.site: program.site(node.site) for node in graph.of_type(ProbabilityNode)}
+    in_model = {name: program.site(name) for node in graph.of_type(MarginalCostNode) for name in node.eliminated}
+    if not in_guide and not in_model:
         return
     for cost in graph.of_type(CostNode):
+        enumerated = in_guide | in_model
+        if isinstance(cost, MarginalCostNode):
+            enumerated = in_guide
+            _check_table(cost)
         values_in = dict(values_of_cost(graph, cost))
         _check_batch(program.shape(cost.fx), cost, values_in)
         for name in _read(graph, cost, enumerated):
@@ -57,6 +65,16 @@ def _read(graph: StochasticGraph, cost: CostNode, enumerated: Mapping[str, Site]
         if of_key is None or of_key.samples:  # what is above an enumerated site decides its probabilities alone
             stack += graph.predecessors(key)
     return read
+
+
+def _check_table(cost: MarginalCostNode) -> None:
+    if math.prod(cost.largest) > LARGEST_TABLE:
+        raise _error(
+            cost,
+            f"{cost.key} takes a sum over a table of {list(cost.largest)}, and the limit is {LARGEST_TABLE} elements",
+            "in a loop, put the statements within pyro.markov, so that fewer sites are joint; or sample some of the "
+            "sites in the guide",
+        )
 
 
 def _check_plates(cost: CostNode, site: Site) -> None:

@@ -8,7 +8,7 @@ from sgc.errors import EstimatorError, SiteMismatchError
 from sgc.graph.estimator_rules import EstimatorRule, Sampler, rule_of
 from sgc.graph.graph import StochasticGraph, all_provenances
 from sgc.graph.nodes import Estimator, SiteNode
-from sgc.graph.plan import Plan
+from sgc.graph.plan import ENUMERATING, WITH_BASELINES, Plan
 from sgc.graph.program import Site, SiteKind
 from sgc.passes.estimators import estimators_beside, estimators_of
 
@@ -30,17 +30,17 @@ def choose_estimators(graph: StochasticGraph, plan: Plan) -> None:
                 f"the latent {node.distribution} is in the model but not in the guide",
                 site=name,
                 source=node.source,
-                remedy="sample it in the guide too, or condition the model on a value",
+                remedy=_remedy(plan),
             )
         of_site = plan.at(name)
-        asked = of_site.estimator is not None or _is_weighted(site)
+        asked = of_site.estimator is not None or _asks_for_values(site, plan)
         graph.replace(replace(node, estimator=_rule(site, plan).estimator, asked=asked, measured=of_site.measured))
 
 
 def _rule(site: Site, plan: Plan) -> EstimatorRule:
     sampler = _sampler(site)
     asked = plan.at(site.name).estimator
-    if asked is None and _is_weighted(site):  # its name depends on samples, and was another when it was asked
+    if asked is None and _asks_for_values(site, plan):  # its name depends on samples, and was another when it was asked
         asked = Estimator.ENUMERATED
     if asked is None:
         return next(rule for rule in estimators_of(plan.objective) if rule.refuses(sampler) is None)
@@ -58,9 +58,16 @@ def _rule(site: Site, plan: Plan) -> EstimatorRule:
     return rule
 
 
-def _is_weighted(site: Site) -> bool:
-    """Whether the site was captured with all its values, weighted by their probabilities."""
-    return site.has_all_values and site.guide is not None and site.guide.probability is not None
+def _asks_for_values(site: Site, plan: Plan) -> bool:
+    """Whether the site was captured with all its values beside sites with other estimators, which is asked for."""
+    return site.has_all_values and plan.objective not in ENUMERATING
+
+
+def _remedy(plan: Plan) -> str:
+    remedy = "sample it in the guide too, or condition the model on a value"
+    if plan.objective not in ENUMERATING | WITH_BASELINES:
+        return remedy
+    return f"{remedy}; if its support is finite, infer={{'enumerate': 'parallel'}} at the statement sums it out"
 
 
 def _sampler(site: Site) -> Sampler:

@@ -27,7 +27,7 @@ def plan_downstream_costs(graph: StochasticGraph, plan: Plan) -> None:
     """Add a downstream-cost node for every scored site, and the sums that they share."""
     sites = scored_sites(graph)
     provenance = all_provenances(graph)
-    costs = [cost for cost in graph.of_type(CostNode) if provenance[cost.key]]
+    costs = [cost for cost in map(graph.payload, graph.costs()) if isinstance(cost, CostNode) and provenance[cost.key]]
     _check_frames(costs)
     expectations = Expectations(graph)
     by_frames: dict[frozenset[Plate], dict[str, list[str]]] = {frozenset(cost.plates): {} for cost in costs}

@@ -18,6 +18,7 @@ import torch
 from sgc.errors import EnumerationError
 from sgc.graph import keys
 from sgc.graph.cost_sums import Reduction, SummedCostsNode
+from sgc.graph.enumeration_nodes import MarginalCostNode
 from sgc.graph.expectation_nodes import ExpectationNode, MarginalProbabilityNode, ProbabilityNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode, ValuesIn
@@ -75,7 +76,8 @@ class Expectations:
         if isinstance(payload, (ExpectationNode, ProbabilityNode, MarginalProbabilityNode)):
             return payload.values_in
         if isinstance(payload, CostNode):
-            return values_of_cost(self.graph, payload) if self._probabilities else ()
+            values_in = values_of_cost(self.graph, payload) if self._probabilities else ()
+            return tuple((name, dim) for name, dim in values_in if name in self._probabilities)
         assert isinstance(payload, SummedCostsNode)
         return self.together([self.values_in(addend) for addend in payload.summed()])
 
@@ -209,13 +211,24 @@ class Expectations:
 
 
 def values_of_cost(graph: StochasticGraph, cost: CostNode) -> ValuesIn:
-    """The enumerated sites whose values a cost has dims for; a closed form has those of both densities."""
-    assert graph.program is not None
-    site = graph.program.site(cost.site)
-    densities = [density for density in (site.model, site.guide) if density is not None]
+    """The enumerated sites whose values a cost has dims for, those of the guide first; a closed form has those of both
+    densities, a marginal cost those of all factors that are not summed out.
+    """
+    program = graph.program
+    assert program is not None
+    gone: tuple[str, ...] = ()
+    if isinstance(cost, MarginalCostNode):
+        gone = cost.eliminated
+        factors = [factor for factor in map(graph.payload, cost.factors) if isinstance(factor, CostNode)]
+        known = [program.site(factor.site).model for factor in factors]
+    else:
+        site = program.site(cost.site)
+        known = [site.model, site.guide]
+    densities = [density for density in known if density is not None]
     own = [density for density in densities if density.log_prob == cost.fx]
-    values_in = {item for density in own or densities for item in graph.program.values_in(density, cost.fx)}
-    return tuple(sorted(values_in, key=lambda item: graph.program.guide_order.index(item[0])))  # type: ignore[union-attr]
+    values_in = {item for density in own or densities for item in program.values_in(density, cost.fx)}
+    order = (*program.guide_order, *program.model_order)
+    return tuple(sorted((item for item in values_in if item[0] not in gone), key=lambda item: order.index(item[0])))
 
 
 def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:

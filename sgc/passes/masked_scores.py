@@ -50,5 +50,6 @@ def _reaches_a_cost(program: Program, flow: EntryFlow, name: str, mask: HidingMa
 def _targets(program: Program, name: str) -> set[fx.Node]:
     drawn = (SiteKind.LATENT, SiteKind.SUBSAMPLE)
     names = {density.log_prob for site in program.sites for density in (site.model, site.guide) if density is not None}
+    names |= {marginal.node for marginal in program.marginals}
     others = {site.value for site in program.sites if site.name != name and site.kind in drawn}
     return {program.node(node) for node in names | others if node is not None}

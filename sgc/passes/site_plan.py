@@ -26,7 +26,7 @@ _OTHER_BASELINES = ("nn_baseline", "baseline_value", "use_decaying_avg_baseline"
 
 
 def make_plan(requests: Iterable[SiteRequest], options: Options, *, first: bool = False) -> Plan:
-    """The plan of a program whose guide's sites ask for this.
+    """The plan of a program whose sites ask for this.
 
     :param first: whether the program was never captured before; later on it may have other sites.
     :raises EstimatorError: if an estimator is unknown, or cannot be had at its site; if the option ``estimators`` names
@@ -37,6 +37,9 @@ def make_plan(requests: Iterable[SiteRequest], options: Options, *, first: bool 
     requests = list(requests)
     if first:
         _check_names(requests, options)
+    for request in requests:
+        if request.in_model:
+            _check_in_model(request)
     to_measure = [request for request in requests if request.estimator == AUTO]
     for request in to_measure:
         _check_auto(request, options)
@@ -68,10 +71,22 @@ def undecided(requests: Iterable[SiteRequest]) -> tuple[str, ...]:
     return tuple(request.name for request in requests if request.estimator == AUTO)
 
 
+def _check_in_model(request: SiteRequest) -> None:
+    if request.estimator != ENUMERATE:
+        raise EstimatorError(
+            f"the estimator {request.estimator!r} cannot be had at a site that the guide does not draw",
+            site=request.name,
+            source=request.source,
+            remedy=f"sample it in the guide; or take '{ENUMERATE}', if its support is finite, which sums it out of the "
+            "model",
+        )
+
+
 def _check_names(requests: list[SiteRequest], options: Options) -> None:
     names = [request.name for request in requests]
     for pattern, wanted in options.estimators:
-        matched = [request for request in requests if fnmatchcase(request.name, pattern)]
+        reached = [request for request in requests if wanted == ENUMERATE or not request.in_model]
+        matched = [request for request in reached if fnmatchcase(request.name, pattern)]
         if pattern != "*" and pattern not in names and matched and wanted in BASELINES:
             _check_scored(pattern, wanted, matched)
         if pattern == "*" or pattern in names or matched:
@@ -79,7 +94,7 @@ def _check_names(requests: list[SiteRequest], options: Options) -> None:
         no_site = "matches no latent site" if any(sign in pattern for sign in "*?[") else "is no latent site"
         raise EstimatorError(
             f"the option estimators has {pattern!r}, which {no_site} of the guide",
-            remedy=f"its latent sites are {', '.join(map(repr, names)) or 'none'}",
+            remedy=f"its latent sites are {', '.join(repr(r.name) for r in requests if not r.in_model) or 'none'}",
         )
 
 

@@ -112,7 +112,7 @@ def _attempt(
     options, nesting = program.options, prototype.max_plate_nesting
     model, guide = (in_a_plate_of_particles(part, options, nesting) for part in (program.model, program.guide))
     option = EstimatorOption.of(options)
-    guide = guide if option is None else option(guide)
+    model, guide = (model, guide) if option is None else option.of_both(model, guide)
     checked = None if options.validate is False else options.validate or Distribution._validate_args
     recording = Recording(plan, failed_before=prototype.failure is not None)
 

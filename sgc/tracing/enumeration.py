@@ -8,11 +8,8 @@ al. 2018), taken apart into the terms that are summed, so that the graph can hol
 from __future__ import annotations
 
 import math
-import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from queue import LifoQueue
 from typing import Any
 
@@ -21,21 +18,15 @@ from opt_einsum import shared_intermediates
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero
 from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
-from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import Dice
-from pyro.ops import einsum, packed
-from pyro.ops.contract import _partition_terms, contract_tensor_tree
-from pyro.ops.einsum import torch_log
+from pyro.ops import packed
 from pyro.ops.einsum.adjoint import require_backward
 from pyro.ops.rings import MarginalRing
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
-from sgc.errors import EnumerationError
-from sgc.graph.sizes import size_of
-from sgc.tracing.log_einsum import log_einsum
-from sgc.tracing.threads import replaced_here
+from sgc.tracing.summed_out import MarginalTerm, check_sizes, marginal_terms, model_factors, sums_that_fuse
 
 Program = Callable[..., Any]
 
@@ -99,23 +90,6 @@ def joined(traces: Iterable[Trace]) -> Trace:
 
 
 @dataclass(frozen=True)
-class MarginalTerm:
-    """The log of a sum, over the values of enumerated sites of the model, of a product of densities.
-
-    :param factors: the sites whose densities these are.
-    :param eliminated: the sites that are summed out.
-    :param plates: the names of those plates that it has an element for each of.
-    :param tables: the shapes of what was summed over, one after another.
-    """
-
-    value: Tensor
-    factors: tuple[str, ...]
-    eliminated: tuple[str, ...]
-    plates: tuple[str, ...]
-    tables: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
 class ExpectedTerm:
     """A scalar: the sum of a cost over its plates, weighted by what the guide gives to the enumerated values.
 
@@ -135,136 +109,28 @@ def expectation(model_trace: Trace, guide_trace: Trace) -> tuple[list[MarginalTe
     :param guide_trace: with ``score_parts`` too; packed.
     :raises EnumerationError: if a density has no size that fits, or joint sites are in plates that are not nested.
     """
-    _check_sizes(model_trace, guide_trace)
+    check_sizes(model_trace, guide_trace)
     tables: list[tuple[int, ...]] = []
-    with (
-        replaced_here(torch_log, "einsum", partial(log_einsum, tables=tables)),
-        replaced_here(einsum, "contract_expression", partial(_contract_expression, einsum.contract_expression)),
-    ):
+    with sums_that_fuse(tables):
         return _terms(model_trace, guide_trace, tables)
-
-
-def _contract_expression(pyros: Callable[..., Any], equation: str, *shapes: Iterable[Any], **options: Any) -> Any:
-    """Pyro's order of a contraction, found for the sizes of the capture where they differ from call to call."""
-    return pyros(equation, *(tuple(int(size_of(size)) for size in shape) for shape in shapes), **options)
-
-
-def _check_sizes(*traces: Trace) -> None:
-    """Refuse a density with a batch dim to the left of all plates that are counted, where a site is enumerated."""
-    sites = [site for trace in traces for site in _samples(trace)]
-    enumerated: dict[str, tuple[str, int]] = {}
-    for site in sites:
-        symbol = site["infer"].get("_enumerate_symbol")
-        if symbol in _sizes(site):
-            enumerated.setdefault(symbol, (site["name"], _sizes(site)[symbol]))
-    for site in sites:
-        for symbol, size in _sizes(site).items():
-            other, values = enumerated.get(symbol, ("", size))
-            if size != values:
-                raise EnumerationError(
-                    f"its density has a dim of size {size_of(size)} where the {values} values of '{other}' are "
-                    "enumerated, to the left of the plates that max_plate_nesting counts",
-                    site=site["name"],
-                    remedy="put it into a plate for each batch dim, or call .to_event(n) on its distribution, and give "
-                    "the max_plate_nesting that counts all plates, or none",
-                )
-
-
-def _sizes(site: Any) -> dict[str, int]:
-    log_prob = site["packed"]["log_prob"]
-    return dict(zip(log_prob._pyro_dims, log_prob.shape, strict=True))
 
 
 def _terms(
     model_trace: Trace, guide_trace: Trace, tables: list[tuple[int, ...]]
 ) -> tuple[list[MarginalTerm], list[ExpectedTerm]]:
-    try:
-        costs, factors, ordering, sum_dims, scale = _compute_model_factors(model_trace, guide_trace)
-    except ValueError as error:
-        raise _with_site(error, model_trace) from error
+    costs, factors, ordering, sum_dims, scale = model_factors(model_trace, guide_trace)
     own = {id(site["packed"]["log_prob"]): (site["name"], +1) for site in _samples(model_trace)}
     terms: dict[Any, list[tuple[Tensor, tuple[str, int] | int]]] = {
         ordinal: [(cost, own[id(cost)]) for cost in of_ordinal] for ordinal, of_ordinal in costs.items()
     }
     marginals: list[MarginalTerm] = []
-    for ordinal, value, sites, eliminated in _contracted(model_trace, guide_trace, factors, sum_dims):
-        value = packed.scale_and_mask(value, scale=scale)
-        plates = tuple(name for name, symbol in model_trace.plate_to_symbol.items() if symbol in value._pyro_dims)
-        terms.setdefault(ordinal, []).append((value, len(marginals)))
-        marginals.append(MarginalTerm(value, sites, eliminated, plates, tuple(tables)))
-        tables.clear()
+    for ordinal, marginal in marginal_terms(model_trace, guide_trace, factors, sum_dims, scale, tables):
+        terms.setdefault(ordinal, []).append((marginal.value, len(marginals)))
+        marginals.append(marginal)
     for site in _samples(guide_trace):
         cost = packed.neg(site["packed"]["log_prob"])
         terms.setdefault(ordering[site["name"]], []).append((cost, (site["name"], -1)))
     return marginals, list(_expected(guide_trace, ordering, terms))
-
-
-def _with_site(error: ValueError, model_trace: Trace) -> EnumerationError:
-    """Pyro's refusal to combine what is enumerated: its text, with the site and what to write for it."""
-    text = str(error)
-    upstream = re.search(r"upstream of guide site '(.*?)'", text)
-    if upstream is not None:
-        remedy = "enumerate the sites upstream of it in the guide, too, or this one in the model"
-        return EnumerationError(text.partition(". ")[0], site=upstream[1], remedy=remedy)
-    joint = [site for site in _samples(model_trace) if "masked_log_prob" in site["packed"] or _is_enumerated(site)]
-    not_numbers = [site for site in joint if isinstance(site["scale"], Tensor) and site["scale"].ndim]
-    others = not_numbers or [site for site in joint if site["scale"] is not joint[0]["scale"] != site["scale"]]
-    remedy = "put enumerated sites and those that depend on them under one poutine.scale, a number, and plates that "
-    return EnumerationError(text.rstrip("."), site=(others or joint)[0]["name"], remedy=remedy + "subsample alike")
-
-
-def _is_enumerated(site: Any) -> bool:
-    return site["infer"].get("_enumerate_dim") is not None
-
-
-def _contracted(
-    model_trace: Trace, guide_trace: Trace, factors: OrderedDict[Any, list[Tensor]], sum_dims: set[str]
-) -> Iterator[tuple[Any, Any, tuple[str, ...], tuple[str, ...]]]:
-    """Each connected component of the factors, contracted: ordinal, value, the factors' sites, the sites summed out."""
-    if not factors:
-        return
-    names: dict[int, str] = {}
-    summed = set()  # also a site of one value, over which nothing is added up
-    for site in _samples(model_trace):
-        for key in ("masked_log_prob", "unscaled_log_prob"):
-            if key in site["packed"]:
-                names[id(site["packed"][key])] = site["name"]
-        if site["infer"].get("_enumerate_dim") is not None and site["name"] not in guide_trace:
-            summed.add(site["name"])
-    ordinals = {term: ordinal for ordinal, terms in factors.items() for term in terms}
-    with shared_intermediates() as cache:
-        shapes: list[Any] = list(ordinals)
-        sizes = {dim: size for term in shapes for dim, size in zip(term._pyro_dims, term.shape, strict=True)}
-        ring = MarginalRing(cache=cache, dim_to_size=sizes)
-        for component, dims in _partition_terms(ring, list(ordinals), sum_dims):
-            tree: OrderedDict[Any, list[Tensor]] = OrderedDict()
-            for term in ordinals:
-                if any(term is one for one in component):
-                    tree.setdefault(ordinals[term], []).append(term)
-            sites = tuple(names[id(term)] for terms in tree.values() for term in terms)
-            eliminated = tuple(site for site in model_trace.nodes if site in summed and site in sites)
-            try:
-                contracted = contract_tensor_tree(tree, dims, ring=ring)
-            except NotImplementedError as error:
-                raise _not_nested(model_trace, tree, sites, eliminated) from error
-            for ordinal, values in contracted.items():
-                for value in values:
-                    yield ordinal, value, sites, eliminated
-
-
-def _not_nested(
-    model_trace: Trace, tree: Iterable[frozenset[str]], sites: tuple[str, ...], eliminated: tuple[str, ...]
-) -> EnumerationError:
-    """For densities in plates that are not nested (Obermeyer et al. 2019, section 3: their cost is exponential)."""
-    symbols = frozenset().union(*tree)
-    plates = [repr(name) for name, symbol in model_trace.plate_to_symbol.items() if symbol in symbols]
-    deepest = max(sites, key=lambda name: len(model_trace.nodes[name]["cond_indep_stack"]))
-    return EnumerationError(
-        f"the enumerated sites {', '.join(map(repr, eliminated))} are in plates that are not nested in one another "
-        f"({', '.join(plates)}), and are joint here. Expected tree-structured plate nesting, as Pyro says",
-        site=deepest,
-        remedy="make one of the plates sequential (for i in pyro.plate(...)), or sample one of the sites in the guide",
-    )
 
 
 def _expected(

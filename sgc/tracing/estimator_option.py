@@ -1,10 +1,13 @@
-"""The option ``estimators``: at the statements of the guide it stands in the place of what ``infer`` asks for there."""
+"""The option ``estimators``: at the statements of the guide it stands in the place of what ``infer`` asks for there.
+
+At those of sites that the model alone has it says which are summed out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Self
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -18,6 +21,8 @@ from sgc.tracing.site_requests import sampler_of
 _DECAYING_AVERAGE = "use_decaying_avg_baseline"
 _BETA = "baseline_beta"
 _LEARNED = ("nn_baseline", "baseline_value")
+
+Program = Callable[..., Any]
 
 
 class EstimatorOption(Messenger):
@@ -34,13 +39,24 @@ class EstimatorOption(Messenger):
         self._asked = options.estimators
         self._by_name = dict(options.estimators)
         self._measured = dict(options.measured)
+        self.drawn: set[str] = set()
+        """The sites of the guide's latest run."""
 
     @classmethod
     def of(cls, options: Options) -> EstimatorOption | None:
         """None if the options ask for nothing."""
         return cls(options) if options.estimators or options.measured else None
 
+    def of_both(self, model: Program, guide: Program) -> tuple[Program, Program]:
+        """Model and guide, which is to run first: its sites are those that the model does not have alone."""
+        return _InModel(self)(model), self(guide)
+
+    def __enter__(self) -> Self:
+        self.drawn.clear()
+        return super().__enter__()
+
     def _pyro_sample(self, msg: Any) -> None:
+        self.drawn.add(msg["name"])
         if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
         infer = msg["infer"] or {}
@@ -50,6 +66,15 @@ class EstimatorOption(Messenger):
         if wanted == AUTO and msg["name"] in self._measured:
             wanted = self._measured[msg["name"]]
         msg["infer"] = _asking(infer, wanted, msg["fn"])
+
+    def wanted_in_model(self, msg: Any) -> EstimatorName | None:
+        """What a site of the model alone is to have; by a pattern nothing but to be summed out."""
+        name, infer = msg["name"], msg["infer"] or {}
+        if name in self._by_name:
+            return self._by_name[name]
+        enumerable = sampler_of(as_given(msg["fn"])).enumerable
+        wanted = next((wanted for pattern, wanted in self._asked if fnmatchcase(name, pattern)), None)
+        return wanted if wanted == ENUMERATE and enumerable and infer.get("estimator") is None else None
 
     def _wanted(self, name: str, infer: Mapping[str, Any], sampler: Sampler) -> EstimatorName | None:
         if name in self._by_name:
@@ -63,6 +88,19 @@ class EstimatorOption(Messenger):
         if (wanted in BASELINES and sampler.is_pathwise) or (wanted == ENUMERATE and not sampler.enumerable):
             return None
         return wanted
+
+
+class _InModel(Messenger):
+    def __init__(self, option: EstimatorOption) -> None:
+        super().__init__()
+        self._option = option
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or msg["name"] in self._option.drawn:
+            return
+        wanted = self._option.wanted_in_model(msg)
+        if wanted is not None:
+            msg["infer"] = {**(msg["infer"] or {}), "estimator": wanted}
 
 
 def _is_on(baseline: Any) -> bool:

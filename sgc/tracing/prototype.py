@@ -65,8 +65,8 @@ class PrototypeRun(Prototype):
     ``failure`` is an error that Pyro raised after its traces were complete, while it combined costs and baselines.
     sgc's own passes will say more about it; it is raised only if they find nothing wrong. ``written`` is the memory
     that the program writes into; ``filled`` are buffers that held None before it ran, by the identities of their
-    modules and their names; ``requests`` is what the guide's latent sites ask for, ``enumerates`` whether one of
-    them had all its values because it asks for them. ``began`` is the number that autograd gave to its first operation.
+    modules and their names; ``requests`` is what the latent sites ask for, ``enumerates`` whether one of them
+    had all its values because it asks for them. ``began`` is the number that autograd gave to its first operation.
     """
 
     modules: tuple[nn.Module, ...]
@@ -261,7 +261,7 @@ def _run(
             if transcript is not None:
                 transcript.note_sites(traces, run=run)
             if requests is not None:
-                requests.note(traces[1])
+                requests.note(*traces)
             try:
                 elbo.value_and_surrogate(traces)
             except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +21,10 @@ from sgc.graph.program import Baseline, PlateRows
 from sgc.graph.sizes import shape_of, size_of
 from sgc.tracing import tracer
 from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
-from sgc.tracing.asked_enumeration import VALUES_DIM, enumerated_as_asked, probability
+from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM, enumerated_as_asked, probability
 from sgc.tracing.baseline_options import MakeError, ModelBaselines, errors_of, read_options, value_of_network
 from sgc.tracing.enumeration import (
     ExpectedTerm,
-    MarginalTerm,
     enumerating,
     expectation,
     joined,
@@ -34,6 +34,7 @@ from sgc.tracing.enumeration import (
 from sgc.tracing.plate_subsamples import are_rows, is_permuted, is_whole, plates_with_rows, rows_of
 from sgc.tracing.site_recorder import SiteParts, SiteRecorder, Statement, score_parts
 from sgc.tracing.state.transcript import Transcript
+from sgc.tracing.summed_out import MarginalTerm, marginal_costs
 from sgc.tracing.values.reads import ReadGuard
 from sgc.tracing.values.validation import Requirement
 
@@ -91,6 +92,11 @@ class Recording:
             self._values_in(first_dim)
         self._runs = [((self.model_trace, self.guide_trace), self.recorder.statements)]
         self._densities(self.model_trace, self.guide_trace)
+        if any(SUMMED_OUT_DIM in site["infer"] for site in samples(self.model_trace)):
+            with self._located():
+                marginals = marginal_costs(self.model_trace, self.guide_trace)
+            for marginal in marginals:
+                self._marginal(marginal)
         for site in samples(self.model_trace) if self._plan.asks_for_closed_forms else ():
             self._closed_form(site)
         for site in samples(self.guide_trace) if self._with_baselines else ():
@@ -99,10 +105,12 @@ class Recording:
 
     def _values_in(self, first_dim: int) -> None:
         """Note whose values the dims to the left of the plates are."""
-        sites = samples(self.guide_trace)
-        own = {site["name"]: site["infer"][VALUES_DIM] for site in sites if VALUES_DIM in site["infer"]}
-        nodes: Any = self.guide_trace.nodes
-        names = {nodes[name]["infer"]["_dim_to_id"][dim]: name for name, dim in own.items()}
+        names = {
+            site["infer"]["_dim_to_id"][site["infer"][key]]: site["name"]
+            for trace, key in ((self.guide_trace, VALUES_DIM), (self.model_trace, SUMMED_OUT_DIM))
+            for site in samples(trace)
+            if key in site["infer"]
+        }
         for trace in (self.model_trace, self.guide_trace):
             for site in samples(trace):
                 ids = site["infer"].get("_dim_to_id", {})
@@ -139,20 +147,28 @@ class Recording:
             model_trace.pack_tensors(guide_trace.plate_to_symbol)
             self._expectation(model_trace, guide_trace)
 
-    def _expectation(self, model_trace: Trace, guide_trace: Trace) -> None:
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """Add to an error the line of the site that it names."""
         try:
-            marginals, expected = expectation(model_trace, guide_trace)
+            yield
         except EnumerationError as error:
+            known = self.recorder.statements.get(str(error.site))
+            source = known.source if known is not None else None
             raise EnumerationError(
-                error.problem,
-                site=error.site,
-                source=self.recorder.statements[str(error.site)].source,
-                remedy=error.remedy,
+                error.problem, site=error.site, source=source, remedy=error.remedy
             ) from error.__cause__
+
+    def _marginal(self, marginal: MarginalTerm) -> None:
+        self._output(f"{len(self.marginals)}", "marginal", marginal.value)
+        self.marginals.append(marginal)
+
+    def _expectation(self, model_trace: Trace, guide_trace: Trace) -> None:
+        with self._located():
+            marginals, expected = expectation(model_trace, guide_trace)
         of_earlier_runs = len(self.marginals)
         for marginal in marginals:
-            self._output(f"{len(self.marginals)}", "marginal", marginal.value)
-            self.marginals.append(marginal)
+            self._marginal(marginal)
         for term in expected:
             cost = term.cost + of_earlier_runs if isinstance(term.cost, int) else term.cost
             self._output(f"{len(self.expected)}", "expected", term.value)

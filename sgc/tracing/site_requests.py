@@ -1,4 +1,4 @@
-"""Collects what the statements of a guide ask for, from the run that precedes a capture."""
+"""Collects what the statements of latent sites ask for, from the run that precedes a capture."""
 
 from __future__ import annotations
 
@@ -32,14 +32,19 @@ class SiteRequests(Messenger):
         if msg["name"] not in self._lines:
             self._lines[msg["name"]] = current_line()
 
-    def note(self, guide_trace: Trace) -> None:
-        """Note what the latent sites of a guide ask for."""
-        self.requests = tuple(self._of(guide_trace))
+    def note(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Note what the latent sites of a guide ask for, and those of the model alone that ask for an estimator."""
+        self.requests = (*self._of(guide_trace), *self._of_model(model_trace, guide_trace))
+
+    def _of_model(self, model_trace: Trace, guide_trace: Trace) -> Iterator[SiteRequest]:
+        for name, site in _latent(model_trace):
+            asked = site["infer"].get("estimator")
+            if name not in guide_trace.nodes and asked is not None:
+                sampler = sampler_of(as_given(site["fn"]))
+                yield SiteRequest(name, self._lines.get(name), sampler, asked, in_model=True)
 
     def _of(self, guide_trace: Trace) -> Iterator[SiteRequest]:
-        for name, site in guide_trace.nodes.items():
-            if site["type"] != "sample" or site["is_observed"] or isinstance(site["fn"], _Subsample):
-                continue
+        for name, site in _latent(guide_trace):
             infer: dict[str, Any] = dict(site["infer"] or {})
             baseline = infer.get("baseline")
             options = baseline.items() if isinstance(baseline, Mapping) else ()
@@ -53,6 +58,12 @@ class SiteRequests(Messenger):
                 samples=samples_asked(infer),
                 table=_table(site["fn"]) if infer.get("estimator") == AUTO else None,
             )
+
+
+def _latent(trace: Trace) -> Iterator[tuple[str, Any]]:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site["is_observed"] and not isinstance(site["fn"], _Subsample):
+            yield name, site
 
 
 def _table(fn: Any) -> int | None:

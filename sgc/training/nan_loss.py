@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
 from sgc.errors import NanLossError
+from sgc.graph.enumeration_nodes import MarginalCostNode
+from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
 from sgc.runtime.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
@@ -20,7 +24,6 @@ def nan_loss_error(step: str, specialization: Specialization, tensors: list[Tens
     :param step: which one, in words.
     :param tensors: the tensors of the call; parameters are as they were before the step.
     """
-    costs = list(specialization.graph.of_type(CostNode))
     guilty: list[CostNode] = []
     state = random_state()
     other = first_failed(specialization, tensors) if specialization.tally is not None else None
@@ -35,7 +38,7 @@ def nan_loss_error(step: str, specialization: Specialization, tensors: list[Tens
         )
     for _ in range(_ATTEMPTS):
         values = specialization.values(tensors)
-        guilty = [cost for cost in costs if not torch.isfinite(values[cost.fx]).all()]
+        guilty = list(_not_finite(specialization.graph, values))
         if guilty:
             break
     restore_random_state(state)
@@ -54,3 +57,15 @@ def nan_loss_error(step: str, specialization: Specialization, tensors: list[Tens
         remedy="check the parameters of this distribution and the value that it scores; a smaller learning rate or "
         "clipped gradients may help",
     )
+
+
+def _not_finite(graph: StochasticGraph, values: Mapping[str, Tensor]) -> Iterator[CostNode]:
+    """The costs that are not finite; of a sum over sites of the model the factors that are NaN."""
+    for key in graph.costs():
+        cost = graph.payload(key)
+        assert isinstance(cost, CostNode)
+        if torch.isfinite(values[cost.fx]).all():
+            continue
+        factors = map(graph.payload, cost.factors if isinstance(cost, MarginalCostNode) else ())
+        undefined = [f for f in factors if isinstance(f, CostNode) and torch.isnan(values[f.fx]).any()]
+        yield from undefined or [cost]

@@ -18,8 +18,7 @@ from torch import Tensor
 
 import sgc
 from sgc.errors import EstimatorError, GraphError
-from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
-from sgc.graph.nodes import CostNode
+from sgc.graph.enumeration_nodes import ExpectedCostNode, FactorDensityNode, MarginalCostNode
 from sgc.graph.verify import verify
 from sgc.tracing.log_einsum import log_einsum
 from tests.objectives import enumerated_programs as programs
@@ -151,7 +150,8 @@ def test_the_graph_says_what_is_summed_out_of_what() -> None:
     graph = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args).graph
     (marginal,) = graph.of_type(MarginalCostNode)
     assert marginal.eliminated == tuple(f"z_{t}" for t in range(5))
-    assert set(marginal.factors) == set(graph.costs()) and marginal.sums == 5
+    assert graph.costs() == (marginal.key,) and marginal.sums == 5
+    assert set(marginal.factors) == {f"log p({name}_{t})" for name in "xz" for t in range(5)}
     assert [node.cost for node in graph.of_type(ExpectedCostNode)] == [marginal.key]
     text = graph.to_text()
     assert "gradient: exact, by enumeration: its 3 values side by side, summed out of the model" in text
@@ -257,8 +257,10 @@ def test_log_einsum_of_zeros_has_no_gradient() -> None:
 def test_cost_nodes_have_the_shape_of_their_plates() -> None:
     model, guide, args, _ = programs.plates_within()
     graph = sgc.compile(model, guide, objective="TraceEnum_ELBO", backend="eager").initialize(*args).graph
-    shapes = {cost.key: cost.shape for cost in graph.of_type(CostNode)}
+    shapes = {cost.key: cost.shape for cost in graph.of_type(FactorDensityNode)}
     assert shapes == {"log p(topic)": (3, 1), "log p(word)": (3, 2), "log p(x)": (3, 2)}
+    (marginal,) = graph.of_type(MarginalCostNode)
+    assert [plate.name for plate in marginal.plates] == ["rows"]
 
 
 def test_an_estimator_is_asked_for_beside_enumeration() -> None:

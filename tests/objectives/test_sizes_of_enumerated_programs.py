@@ -80,6 +80,8 @@ PROGRAMS: dict[str, tuple[Program, Program, dict[str, Any]]] = {
     "one value after another": (drawn_globally, guess_globally({"enumerate": "sequential"}), ENUM),
     "several samples": (drawn, guess({"enumerate": "parallel", "num_samples": 3}), ENUM),
     "beside other estimators": (drawn, guess({}), {"estimators": {"z": "enumerate"}}),
+    "a site of the model beside other estimators": (mixture, no_guide, {}),
+    "a chain of the model beside other estimators": (chain, no_guide, {}),
     "several samples, leave-one-out": (
         drawn,
         guess({"num_samples": 3, "baseline": {"use_leave_one_out": True}}),

@@ -24,7 +24,7 @@ from sgc.graph.derived_nodes import (
 )
 from sgc.graph.drawing.folding import FEWEST, Folding, fold
 from sgc.graph.drawing.numbered_names import NumberedName
-from sgc.graph.enumeration_nodes import ExpectedCostNode
+from sgc.graph.enumeration_nodes import ExpectedCostNode, MarginalCostNode
 from sgc.graph.expectation_nodes import ExpectationNode, MarginalProbabilityNode, ProbabilityNode, WeightNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import BaselineInputNode, BaselineNode, CostNode, InputNode, Payload, ScorePartNode, SiteNode
@@ -66,7 +66,7 @@ class DrawnGraph:
     def plates(self, key: str) -> tuple[Plate, ...]:
         """The plates that a drawn node is in: those of its site, or the cost's own and the site's sequential ones."""
         payload = self.graph.payload(key) if key in self.graph else None
-        if isinstance(payload, SiteNode):
+        if isinstance(payload, (SiteNode, MarginalCostNode)):
             return payload.plates
         site = self.graph.payload(self.follows[key]) if key in self.follows else None
         plates = site.plates if isinstance(site, SiteNode) else ()
@@ -162,8 +162,10 @@ def _owner_of(graph: StochasticGraph, key: str, payload: Payload) -> str | None:
 
 
 def _site(graph: StochasticGraph, main: str) -> str | None:
-    """The site that a drawn node belongs to; None for sites, inputs and the objective."""
+    """The site that a drawn node belongs to; None for sites, inputs, what belongs to several, and the objective."""
     payload = graph.payload(main) if main in graph else None
+    if isinstance(payload, MarginalCostNode):
+        return None
     if isinstance(payload, CostNode | ScorePartNode | BaselineNode | BaselineInputNode | SurrogateTermNode):
         return payload.site if payload.site in graph else None
     for site in graph.sites(SiteKind.LATENT) if payload is None else ():

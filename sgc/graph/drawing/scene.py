@@ -135,7 +135,9 @@ def scene_of(graph: StochasticGraph, *, unfold: bool = False, highlight: str | N
 
 def _kept(graph: StochasticGraph, site: str) -> dict[str, str]:
     """What a highlighted site leaves in colour: each node, and what it is to the site."""
-    kept = dict.fromkeys(graph.downstream_costs(site), "downstream")
+    costs = graph.downstream_costs(site)
+    marginals = [cost for cost in map(graph.payload, costs) if isinstance(cost, MarginalCostNode)]
+    kept = dict.fromkeys([*costs, *(factor for cost in marginals for factor in cost.factors)], "downstream")
     return {**kept, site: "site", keys.score_term(site): "score", keys.baseline(site): "baseline", keys.LOSS: "loss"}
 
 
@@ -154,7 +156,7 @@ def _look(graph: StochasticGraph, key: str) -> Look:
             return Look.PARAMETER if payload.role is InputKind.PARAMETER else Look.DATA
         case SiteNode():
             return Look[payload.role.name]
-        case CostNode() | MarginalCostNode():
+        case CostNode():
             return Look.COST
         case BaselineNode():
             return Look.BASELINE

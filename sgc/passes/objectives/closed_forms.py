@@ -107,7 +107,8 @@ def take_exact_closed_forms(graph: StochasticGraph, plan: Plan) -> None:
     for form in list(graph.of_type(ClosedFormNode)):
         site = graph.program.site(form.site)
         assert site.closed_form is not None
-        if _is_exact(graph, form) and site.closed_form.weighted_alike and site.kind is SiteKind.LATENT:
+        is_cost = form.site not in graph.program.factors  # else p(z) depends on what is summed out of the model
+        if is_cost and _is_exact(graph, form) and site.closed_form.weighted_alike and site.kind is SiteKind.LATENT:
             _take(graph, form)
         else:
             graph.remove_node(form.key)

@@ -13,9 +13,11 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from sgc.errors import SgcError
+from sgc.graph.enumeration_nodes import MarginalCostNode
 from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
+from sgc.graph.plan import ENUMERATING
 from sgc.graph.program import SiteKind
 from sgc.guards.base import Call
 from sgc.runtime.compiler import compile_loss
@@ -86,7 +88,7 @@ def verify(
         return _Result(loss, sites, dict(zip(names, gradients, strict=True)))
 
     objective = specialization.options.objective
-    enumerated = [node.site for node in specialization.graph.of_type(ProbabilityNode)]
+    enumerated = _beside_other_estimators(specialization.graph) if objective not in ENUMERATING else []
     plain = partial(PYRO_LOSSES[objective], as_asked=bool(enumerated))
     with undone_writes() as written:
         pyro_side(plain)
@@ -129,8 +131,8 @@ def verify(
             reasons += [Reason(text, unexplained, section) for fault in known for text, section in seen.of(fault)]
     if enumerated:
         text = (
-            f"{', '.join(map(repr, enumerated))}: all values, or several samples, are weighted, which Pyro's "
-            "TraceGraph_ELBO cannot; sgc is compared with the sums over these values of eager Pyro's densities"
+            f"{', '.join(map(repr, enumerated))}: all values, or several samples, are weighted or summed out, which "
+            "Pyro's TraceGraph_ELBO cannot; sgc is compared with the sums over these values of eager Pyro's densities"
         )
         reasons.insert(0, Reason(text, ("the loss", "the gradients"), next(Seen().of(Fault.UNKNOWN))[1]))
     count = len(names)
@@ -143,6 +145,12 @@ def verify(
         reasons=tuple(reasons),
         graph=specialization.graph,
     )
+
+
+def _beside_other_estimators(graph: StochasticGraph) -> list[str]:
+    """The sites that have several values in one run: those of the guide, then those of the model alone."""
+    of_model = [site for marginal in graph.of_type(MarginalCostNode) for site in marginal.eliminated]
+    return [*(node.site for node in graph.of_type(ProbabilityNode)), *of_model]
 
 
 def _seed(specialization: Specialization, tensors: list[Tensor], modules: Sequence[nn.Module]) -> int:
@@ -209,7 +217,7 @@ def _site_nodes(graph: StochasticGraph) -> dict[str, str]:
     program = graph.program
     assert program is not None
     values = {name: program.site(name).value for name in graph.sites(SiteKind.LATENT)}
-    costs = {cost.key: cost.fx for cost in graph.of_type(CostNode)}
+    costs = {cost.key: cost.fx for cost in _densities(graph)}
     return {name: node for name, node in {**values, **costs}.items() if node is not None}
 
 
@@ -220,8 +228,13 @@ def _pyro_sites(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> Iterator
         value = (guide_trace if name in guide_trace else model_trace)[name]["value"]
         if isinstance(value, Tensor):
             yield name, value
-    for cost in graph.of_type(CostNode):
+    for cost in _densities(graph):
         yield cost.key, eager_cost(cost, model_trace, guide_trace)
+
+
+def _densities(graph: StochasticGraph) -> Iterator[CostNode]:
+    """The costs that are of one site; what sites are summed out into is compared by the loss."""
+    return (cost for cost in graph.of_type(CostNode) if not isinstance(cost, MarginalCostNode))
 
 
 def _by_name(graph: StochasticGraph, traces: tuple[Trace, Trace]) -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ class PyroLoss(ELBO):
         """Called where model and guide have run to find something out, before the runs that count."""
 
     def as_it_asks(self, model: Any, guide: Any) -> tuple[Any, Any]:
-        """Model and guide; the guide asks for what the option says, unless it is to be Pyro's own."""
-        return model, self.option(guide) if self.option is not None and self.as_asked else guide
+        """Model and guide, which ask for what the option says, unless they are to be Pyro's own."""
+        return self.option.of_both(model, guide) if self.option is not None and self.as_asked else (model, guide)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         pyros: Any = super()

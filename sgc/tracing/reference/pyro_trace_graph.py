@@ -14,7 +14,7 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from sgc.tracing.asked_enumeration import AsksForSeveralValuesError, NoticedEnumeration, enumerated_as_asked
+from sgc.tracing.asked_enumeration import AsksForSeveralValuesError, enumerated_as_asked, noticing_enumeration
 from sgc.tracing.baseline_options import LEAVE_ONE_OUT
 from sgc.tracing.plate_subsamples import NotedSubsamples
 from sgc.tracing.reference.average_rows import pyros_averages_by_rows
@@ -42,7 +42,7 @@ class PyroTraceGraph(PyroLoss, TraceGraph_ELBO):
         if not self.as_asked:
             return model, guide
         if not self.enumerates:
-            return model, NoticedEnumeration()(guide)
+            return noticing_enumeration(model, guide)
         return enumerated_as_asked(model, guide, self._first_dim, self._in_plates)
 
     @property

@@ -1,4 +1,4 @@
-"""Eagerly: ELBO and surrogate of a run in which some sites of the guide have all their values.
+"""Eagerly: ELBO and surrogate of a run in which some sites have all their values.
 
 The formulas are those of ``docs/estimators.md``, written out as they stand there: each cost is multiplied by the
 probabilities of all enumerated sites that it depends on, and summed, in an order that ``opt_einsum`` finds. The
@@ -18,8 +18,9 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from sgc.tracing.asked_enumeration import VALUES_DIM
+from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
 from sgc.tracing.reference.average_rows import construct_baseline
+from sgc.tracing.reference.eager_marginals import EagerMarginal, eager_marginals
 
 Labels = tuple[Any, ...]
 """What each dim of a tensor is of: a plate's dim, as a number, or the name of an enumerated site."""
@@ -35,11 +36,12 @@ class Labelled:
 
 @dataclass(frozen=True)
 class _Cost:
-    """A cost with its sign; what the surrogate has of it; and the latent sites that it depends on."""
+    """A cost with its sign; what the surrogate has of it; the latent sites that it depends on; its plates by name."""
 
     value: Labelled
     differentiated: Labelled
     upstream: frozenset[str]
+    plates: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,17 @@ class WeightedRun:
         enumerated = {name: site for name, site in self._guide.items() if is_enumerated(site)}
         self._dims: dict[Any, int] = {name: site["infer"][VALUES_DIM] for name, site in enumerated.items()}
         self._names = {site["infer"]["_dim_to_id"][self._dims[name]]: name for name, site in enumerated.items()}
+        for site in _samples(model_trace):
+            if SUMMED_OUT_DIM in site["infer"]:
+                self._names[site["infer"]["_dim_to_id"][site["infer"][SUMMED_OUT_DIM]]] = site["name"]
         self._upstream: dict[str, frozenset[str]] = {}
         for name, site in self._guide.items():
             self._upstream[name] = self._depends_on(site)
         self._sampled = {name for name, site in enumerated.items() if site["infer"].get("num_samples") is not None}
         weights = {name: self._weight(name, site) for name, site in enumerated.items()}
         self._weights = {name: weight for name, weight in weights.items() if name in weight.labels}  # else it is one
-        self._costs = [*self._of_model(model_trace), *self._of_guide()]
+        marginals = eager_marginals(model_trace, guide_trace)
+        self._costs = [*self._of_model(model_trace, marginals), *self._of_guide()]
 
     def value_and_surrogate(self) -> tuple[Tensor, Tensor]:
         """The ELBO of the run, and its surrogate loss without what leave-one-out baselines add."""
@@ -113,8 +119,12 @@ class WeightedRun:
             if not below or site["is_observed"] or is_summed or is_identically_zero(score_function):
                 continue
             upstream = self._upstream[name] | ({name} & self._sampled)
-            plates = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized]
-            costs = [self._expected(cost.value, cost.upstream - upstream, plates) for cost in below]
+            dims = {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+            plates = list(dims.values())
+            costs = [
+                self._expected(cost.value, cost.upstream - upstream, [dims[p] for p in dims if p in cost.plates])
+                for cost in below
+            ]
             downstream: Any = sum(self._in_place(cost) for cost in costs)
             own = self._labelled(site, score_function)
             labels = dict.fromkeys((*own.labels, *(label for cost in costs for label in cost.labels)))
@@ -132,10 +142,17 @@ class WeightedRun:
         count = log_prob.shape[self._dims[name]]
         return Labelled(torch.full((count,), 1 / count, dtype=log_prob.dtype, device=log_prob.device), (name,))
 
-    def _of_model(self, model_trace: Trace) -> Iterator[_Cost]:
+    def _of_model(self, model_trace: Trace, marginals: list[EagerMarginal]) -> Iterator[_Cost]:
+        factors = {name for marginal in marginals for name in marginal.factors}
         for site in _samples(model_trace):
-            own = self._labelled(site, detach_provenance(site["log_prob"]))
-            yield _Cost(own, own, self._depends_on(site))
+            if site["name"] not in factors:
+                own = self._labelled(site, detach_provenance(site["log_prob"]))
+                yield _Cost(own, own, self._depends_on(site), _plates(site))
+        nodes: Any = model_trace.nodes
+        for marginal in marginals:
+            own = Labelled(marginal.value, marginal.labels)
+            upstream = frozenset().union(*(self._depends_on(nodes[name]) for name in marginal.factors))
+            yield _Cost(own, own, upstream, marginal.plates)
 
     def _of_guide(self) -> Iterator[_Cost]:
         for name, site in self._guide.items():
@@ -143,7 +160,7 @@ class WeightedRun:
             entropy = detach_provenance(site["score_parts"].entropy_term)
             detached = Labelled(own.value.detach(), own.labels)
             known = detached if is_identically_zero(entropy) else self._labelled(site, -entropy)
-            yield _Cost(own, known, self._upstream[name])
+            yield _Cost(own, known, self._upstream[name], _plates(site))
 
     def _depends_on(self, site: Any) -> frozenset[str]:
         """The latent sites that a density depends on: dims tell of enumerated ones also where Pyro loses provenance."""
@@ -198,6 +215,10 @@ def _product(factors: list[Labelled], kept: Any) -> Labelled:
     number = {label: position for position, label in enumerate([*labels, *(known - set(labels))])}
     operands = [part for f in factors for part in (f.value, [number[label] for label in f.labels])]
     return Labelled(opt_einsum.contract(*operands, [number[label] for label in labels], backend="torch"), labels)
+
+
+def _plates(site: Any) -> frozenset[str]:
+    return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
 
 
 def _samples(trace: Trace) -> list[Any]:
