@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import pyro.infer
+
 
 @dataclass(frozen=True)
 class Trained:
     """A model and a guide with the arguments of a step.
 
     :param elbo: the name of the class, which ``pyro.infer`` and ``sgc.infer`` have.
+    :param their_elbo: that of ``pyro.infer``, where its class of the same name does not know what sgc's does.
     :param options: of both.
     :param estimators: sgc's option of that name. What Pyro is asked for in its place stands in ``their_guide``.
     """
@@ -24,10 +27,12 @@ class Trained:
     options: dict[str, Any] = field(default_factory=dict)
     estimators: dict[str, str] | None = None
     their_guide: Callable[..., Any] | None = None
+    their_elbo: str | None = None
 
     def loss(self, infer: ModuleType, **options: Any) -> Any:
         """The ELBO of ``pyro.infer`` or ``sgc.infer``."""
-        return getattr(infer, self.elbo)(**self.options, **options)
+        name = self.their_elbo or self.elbo if infer is pyro.infer else self.elbo
+        return getattr(infer, name)(**self.options, **options)
 
 
 Make = Callable[[], Trained]

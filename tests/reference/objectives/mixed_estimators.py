@@ -8,7 +8,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer import config_enumerate
+from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from tests.reference.objectives.closed_forms import positive
 from tests.reference.objectives.comparison import Comparisons, Trained
@@ -136,3 +139,75 @@ def enumerated_above_a_drawn_one() -> Trained:
             pyro.sample("b", dist.Bernoulli(logits=pyro.param("qb", spread(len(x)))))
 
     return Trained(model, guide, (spread(3),), "TraceEnum_ELBO", {"max_plate_nesting": 1})
+
+
+@add(
+    "Topics of words summed out of the model, shares of topics pathwise, in minibatches: TraceGraph_ELBO", inductor=True
+)
+def topics_of_words() -> Trained:
+    @config_enumerate
+    def model(words: Tensor) -> None:
+        vocabulary = pyro.param("vocabulary", torch.softmax(spread(3, 5), -1), constraint=constraints.simplex)
+        with pyro.plate("documents", 12, subsample=words, dim=-2):
+            shares = pyro.sample("shares", dist.Dirichlet(torch.tensor([1.0, 2.0, 0.7])))
+            with pyro.plate("words", words.shape[1], dim=-1):
+                topic = pyro.sample("topic", dist.Categorical(shares))
+                pyro.sample("word", dist.Categorical(Vindex(vocabulary)[topic]), obs=words)
+
+    def guide(words: Tensor) -> None:
+        counts = nn.functional.one_hot(words, 5).sum(-2).to(torch.get_default_dtype())
+        to_shares = pyro.param("to_shares", 0.2 * spread(5, 3))
+        with pyro.plate("documents", 12, subsample=words, dim=-2):
+            pyro.sample("shares", dist.Dirichlet(nn.functional.softplus((counts @ to_shares)[:, None]) + 0.4))
+
+    words = torch.tensor([[0, 1, 1, 4], [3, 4, 4, 2], [0, 0, 2, 1]])
+    return Trained(model, guide, (words,), "TraceGraph_ELBO", {"max_plate_nesting": 2}, their_elbo="TraceEnum_ELBO")
+
+
+@add("One of two sets of components, enumerated in the guide; assignments summed out of the model")
+def sets_of_components() -> Trained:
+    def model(x: Tensor) -> None:
+        which = pyro.sample("which", dist.Bernoulli(0.4))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        locs = pyro.param("locs", spread(2, 3))
+        weights = pyro.param("weights", torch.tensor([0.2, 0.3, 0.5]), constraint=constraints.simplex)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(Vindex(locs)[which.long(), z], scale), obs=x)
+
+    def guide(x: Tensor) -> None:
+        which = pyro.sample("which", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.3))))
+        loc = pyro.param("scale_loc", torch.tensor([-0.2, 0.1]))[which.long()]
+        pyro.sample("scale", dist.LogNormal(loc, 0.2))
+
+    return Trained(
+        *(model, guide, (spread(5),), "TraceGraph_ELBO", {"max_plate_nesting": 1}),
+        estimators={"which": "enumerate"},
+        their_guide=config_enumerate(guide),
+        their_elbo="TraceEnum_ELBO",
+    )
+
+
+@add("A hidden Markov model of sequences, its states summed out of the model, a rate above it with several particles")
+def states_of_sequences() -> Trained:
+    def model(x: Tensor, lengths: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Normal(0.0, 1.0))
+        stay = torch.stack([torch.sigmoid(rate), torch.sigmoid(-rate)], -1)
+        moves = torch.stack([stay, stay.flip(-1)], -2)
+        levels = pyro.param("levels", torch.tensor([-0.7, 0.9]))
+        with pyro.plate("sequences", len(x), dim=-1):
+            state: Any = torch.tensor(0)
+            for t in pyro.markov(range(x.shape[1])):
+                with pyro.poutine.mask(mask=t < lengths):
+                    probs = Vindex(moves)[..., state, :]
+                    state = pyro.sample(f"state_{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})
+                    pyro.sample(f"x_{t}", dist.Normal(levels[state], 0.8), obs=x[:, t])
+
+    def guide(x: Tensor, lengths: Tensor) -> None:
+        pyro.sample("rate", dist.Normal(pyro.param("loc", torch.tensor(0.4)), positive("scale", torch.tensor(0.5))))
+
+    lengths = torch.tensor([5, 3, 4])
+    return Trained(
+        *(model, guide, (spread(3, 5), lengths), "TraceGraph_ELBO", {"num_particles": 2, "max_plate_nesting": 1}),
+        their_elbo="TraceEnum_ELBO",
+    )
