@@ -238,6 +238,28 @@ def test_rows_of_any_number_and_the_terms_of_its_variance() -> None:
     assert {row.site for row in report.sites} <= {"s", "terms without a score function"}
 
 
+def test_a_mask_that_is_drawn_hides_a_density_and_no_draw() -> None:
+    """What is drawn below the mask does not depend on it, nor do the densities of that; ``verify`` says so, too."""
+
+    def model() -> None:
+        on = pyro.sample("on", dist.Bernoulli(0.3))
+        z = pyro.sample("z", dist.Poisson(1.2))
+        c = pyro.sample("c", dist.Bernoulli(torch.sigmoid(0.5 * z)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(c - z, 1.0), obs=torch.tensor(0.3))
+        pyro.sample("y", dist.Normal(on, 1.0), obs=torch.tensor(0.3))
+
+    def guide() -> None:
+        on = pyro.sample("on", dist.Bernoulli(pyro.param("p", torch.tensor(0.5))))
+        with poutine.mask(mask=on.bool()):
+            pyro.sample("z", dist.Poisson(pyro.param("rate", torch.tensor(1.5))))
+
+    module = sgc.compile(model, guide, backend="eager").initialize()
+    assert module.graph.downstream_costs("on") == {"log p(on)", "log p(y)", "-log q(on)", "-log q(z)"}
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        assert module.verify(), module.verify()
+
+
 @pytest.mark.parametrize("asked", [{"c": "enumerate"}, {"k": "enumerate", "c": "enumerate"}])
 @pytest.mark.parametrize("rows", [3, 2])
 def test_plates_in_one_dim_are_two(rows: int, asked: dict[str, Any]) -> None:

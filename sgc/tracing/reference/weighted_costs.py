@@ -172,7 +172,8 @@ class WeightedRun:
     def _closed(self, names: Any) -> frozenset[str]:
         """These, and what the distributions of the enumerated sites among them depend on."""
         closed: set[str] = set(names)
-        return frozenset(closed.union(*(self._upstream[name] for name in closed if name in self._upstream)))
+        several = [name for name in closed if name in self._dims and name in self._upstream]
+        return frozenset(closed.union(*(self._upstream[name] for name in several)))
 
     def _labelled(self, site: Any, value: Tensor) -> Labelled:
         ids = site["infer"].get("_dim_to_id", {})
