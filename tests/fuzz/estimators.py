@@ -175,7 +175,7 @@ def _is_finite(program: Program) -> bool:
         choice = replace(OBJECTIVES["TraceEnum_ELBO"], enumerates=False)
         config = f'lambda site: {{"enumerate": "parallel"}} if site["name"] in {summed_out} else {{}}'
         asking = Statement(f"model = poutine.infer_config(model, config_fn={config})")
-        plain = replace(plain, wrappers=(*plain.wrappers, asking), options=tuple(choice.options.items()))
+        plain = replace(plain, wrappers=(*plain.wrappers, asking))
     try:
         side = pyro_side(choice)
         theirs = run(plain.source(functional=True), NAME, side, double=program.double, evaluate=False)
