@@ -7,7 +7,7 @@ from torch import fx
 from sgc.graph import keys
 from sgc.graph.closed_form import ClosedFormNode
 from sgc.graph.effects import dependencies
-from sgc.graph.enumerated_values import Marginal
+from sgc.graph.enumerated_values import Marginal, factors_of
 from sgc.graph.enumeration_nodes import ExpectedCostNode, FactorDensityNode, MarginalCostNode, without_enumeration
 from sgc.graph.expectation_nodes import ProbabilityNode
 from sgc.graph.graph import StochasticGraph
@@ -46,10 +46,12 @@ def build_graph(program: Program) -> StochasticGraph:
             else:
                 sinks.append((graph.payload(site.name), node))
 
+    factors = factors_of(program.marginals)
     for name in program.model_order:
-        sinks.append(_cost(program, program.site(name), sign=+1))
+        node_type = FactorDensityNode if name in factors else CostNode
+        sinks.append(_cost(program, program.site(name), node_type, sign=+1))
     for name in program.guide_order:
-        sinks.append(_cost(program, program.site(name), sign=-1))
+        sinks.append(_cost(program, program.site(name), CostNode, sign=-1))
     for site in program.sites:
         sinks += _score_parts(program, site)
         if site.guide is not None and site.guide.probability is not None:
@@ -165,7 +167,7 @@ def _site_node(site: Site) -> SiteNode:
     )
 
 
-def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
+def _cost(program: Program, site: Site, node_type: type[CostNode], sign: int) -> tuple[CostNode, fx.Node]:
     density = site.model if sign > 0 else site.guide
     assert density is not None
     plates = tuple(plate for plate in density.plates if plate.vectorized)
@@ -173,7 +175,6 @@ def _cost(program: Program, site: Site, sign: int) -> tuple[CostNode, fx.Node]:
     if program.enumerates:
         shape = without_enumeration(shape, plates)
     key = keys.cost_key(site.name, sign)
-    node_type = FactorDensityNode if sign > 0 and site.name in program.factors else CostNode
     payload = node_type(key, shape, density.log_prob, site.name, sign, plates, site.source)
     return payload, program.node(density.log_prob)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -33,6 +34,11 @@ class Marginal:
     plates: tuple[str, ...]
     sums: int
     largest: tuple[int, ...]
+
+
+def factors_of(marginals: Iterable[Marginal]) -> frozenset[str]:
+    """The sites whose densities in the model are factors of a sum over others."""
+    return frozenset(site for marginal in marginals for site in marginal.factors)
 
 
 @dataclass(frozen=True)

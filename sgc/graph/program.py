@@ -279,11 +279,6 @@ class Program:
     marginals: tuple[Marginal, ...] = ()
     expected: tuple[ExpectedCost, ...] = ()
 
-    @cached_property
-    def factors(self) -> frozenset[str]:
-        """The sites whose densities in the model are factors of a sum over others."""
-        return frozenset(site for marginal in self.marginals for site in marginal.factors)
-
     def node(self, name: str) -> fx.Node:
         """The fx node of that name."""
         return self._nodes[name]

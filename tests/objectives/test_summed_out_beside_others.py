@@ -139,6 +139,7 @@ WORDS = torch.tensor([[0, 1, 1, 0, 2], [5, 4, 5, 3, 3], [0, 0, 5, 4, 1], [2, 2, 
 
 ASKED: list[dict[str, Any]] = [
     {"estimators": {"genre": "decaying average"}},
+    {"estimators": {"genre": "decaying average per datum"}},
     {"estimators": {"genre": "leave-one-out"}, "num_particles": 3},
     {"estimators": {"genre": "leave-one-out"}, "num_particles": 3, "vectorize_particles": True},
     {"estimators": {"genre": "enumerate"}},

@@ -17,6 +17,7 @@ from sgc.graph import keys
 from sgc.graph.arithmetic import Arithmetic, Value
 from sgc.graph.closed_form import ClosedFormNode
 from sgc.graph.derived_nodes import SurrogateTermNode
+from sgc.graph.enumerated_values import factors_of
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode, Payload, ScorePartNode, SiteNode
 from sgc.graph.plan import Plan
@@ -104,10 +105,11 @@ def take_exact_closed_forms(graph: StochasticGraph, plan: Plan) -> None:
     above the site depend on less noise.
     """
     assert graph.program is not None
+    factors = factors_of(graph.program.marginals)
     for form in list(graph.of_type(ClosedFormNode)):
         site = graph.program.site(form.site)
         assert site.closed_form is not None
-        is_cost = form.site not in graph.program.factors  # else p(z) depends on what is summed out of the model
+        is_cost = form.site not in factors  # else p(z) depends on what is summed out of the model
         if is_cost and _is_exact(graph, form) and site.closed_form.weighted_alike and site.kind is SiteKind.LATENT:
             _take(graph, form)
         else:
