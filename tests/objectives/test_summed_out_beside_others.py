@@ -117,7 +117,7 @@ def topics(words: Tensor) -> None:
     genres = pyro.param(
         "genres", torch.tensor([[4.0, 1.0, 1.0], [1.0, 1.0, 4.0]]), constraint=dist.constraints.positive
     )
-    with pyro.plate("documents", 20, subsample=words, dim=-2):
+    with pyro.plate("documents", 20, subsample=torch.arange(len(words)), dim=-2):
         genre = pyro.sample("genre", dist.Bernoulli(0.4))
         shares = pyro.sample("shares", dist.Dirichlet(genres[genre.long()]))
         with pyro.plate("words", words.shape[1], dim=-1):
@@ -129,7 +129,7 @@ def guessed_topics(words: Tensor) -> None:
     counts = torch.nn.functional.one_hot(words, 6).sum(-2).to(torch.get_default_dtype())
     to_genre = pyro.param("to_genre", 0.1 * data(6))
     to_shares = pyro.param("to_shares", 0.1 * data(6, 3))
-    with pyro.plate("documents", 20, subsample=words, dim=-2):
+    with pyro.plate("documents", 20, subsample=torch.arange(len(words)), dim=-2):
         genre = pyro.sample("genre", dist.Bernoulli(logits=(counts @ to_genre)[:, None]))
         shares = torch.nn.functional.softplus((counts @ to_shares)[:, None] + 0.3 * genre[..., None]) + 0.5
         pyro.sample("shares", dist.Dirichlet(shares))
