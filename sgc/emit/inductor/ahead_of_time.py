@@ -41,6 +41,8 @@ def _compile(exported: ExportedProgram, directory: Path) -> list[str]:
         # Without it a 0-d parameter is a number in the generated program, which ``load_constants`` cannot replace.
         "always_keep_tensor_constants": True,
         "aot_inductor.package": True,
+        # torch notes the machine in this dict: in its own one it would stay, and be taken for an option of the user's.
+        "aot_inductor.metadata": {},
         "aot_inductor.output_path": str(directory),
     }
     with torch.no_grad(), warnings.catch_warnings(), without_advice(), patched(compilation):
