@@ -38,6 +38,12 @@ density of the model that reads what the guide draws below the site, ``p(z | w)`
 an element for each value, too."""
 
 
+def values_dim(infer: Any) -> int | None:
+    """The dim, negative, that a site has several values in, in the guide or in the model; None if it has one."""
+    dim: int | None = infer.get(VALUES_DIM, infer.get(SUMMED_OUT_DIM))
+    return dim
+
+
 def samples_asked(infer: Any) -> int:
     """How many samples side by side a statement asks for; 0: for none."""
     infer = infer or {}

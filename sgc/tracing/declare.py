@@ -28,11 +28,12 @@ from sgc.graph.program import (
 from sgc.graph.sizes import Size, formula_of, is_symbolic, shape_of, size_of
 from sgc.tracing import tracer
 from sgc.tracing.arguments import argument_names
-from sgc.tracing.asked_enumeration import VALUES_DIM
+from sgc.tracing.asked_enumeration import values_dim
 from sgc.tracing.inputs import declare_inputs
 from sgc.tracing.prototype import PrototypeRun
 from sgc.tracing.python.tensor_layouts import check_gradients
-from sgc.tracing.recording import Recording, index_role, samples
+from sgc.tracing.recording import Recording, index_role
+from sgc.tracing.sample_sites import samples
 from sgc.tracing.site_recorder import Statement
 from sgc.tracing.state.moving_inputs import MovingInputs
 from sgc.tracing.state.owners import Owner, Ownership
@@ -291,7 +292,7 @@ def _values_in(site: Any, known: Mapping[int, dict[int, str]]) -> tuple[tuple[in
 
 def _enumerated(site: Any) -> Enumerated | None:
     infer = site["infer"]
-    dim, total = infer.get(VALUES_DIM, infer.get("_enumerate_dim")), infer.get("_enum_total")
+    dim, total = values_dim(infer), infer.get("_enum_total")
     if dim is not None:
         total = site["value"].shape[dim - site["fn"].event_dim]
     return None if total is None else Enumerated(int(total), dim, infer.get("num_samples") is not None)

@@ -26,6 +26,7 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
+from sgc.tracing.sample_sites import samples
 from sgc.tracing.summed_out import MarginalTerm, check_sizes, marginal_terms, model_factors, sums_that_fuse
 
 Program = Callable[..., Any]
@@ -71,7 +72,7 @@ def _renamed(trace: Trace, number: int, runs: int) -> Trace:
     if runs == 1:
         return trace
     renamed = Trace()
-    for site in _samples(trace):
+    for site in samples(trace):
         name = name_in_run(site["name"], number, runs)
         renamed.add_node(name, **{**site, "name": name})
     return renamed
@@ -84,7 +85,7 @@ def joined(traces: Iterable[Trace]) -> Trace:
         return first
     whole = Trace()
     for trace in (first, *others):
-        for site in _samples(trace):
+        for site in samples(trace):
             whole.add_node(site["name"], **site)
     return whole
 
@@ -119,7 +120,7 @@ def _terms(
     model_trace: Trace, guide_trace: Trace, tables: list[tuple[int, ...]]
 ) -> tuple[list[MarginalTerm], list[ExpectedTerm]]:
     costs, factors, ordering, sum_dims, scale = model_factors(model_trace, guide_trace)
-    own = {id(site["packed"]["log_prob"]): (site["name"], +1) for site in _samples(model_trace)}
+    own = {id(site["packed"]["log_prob"]): (site["name"], +1) for site in samples(model_trace)}
     terms: dict[Any, list[tuple[Tensor, tuple[str, int] | int]]] = {
         ordinal: [(cost, own[id(cost)]) for cost in of_ordinal] for ordinal, of_ordinal in costs.items()
     }
@@ -127,7 +128,7 @@ def _terms(
     for ordinal, marginal in marginal_terms(model_trace, guide_trace, factors, sum_dims, scale, tables):
         terms.setdefault(ordinal, []).append((marginal.value, len(marginals)))
         marginals.append(marginal)
-    for site in _samples(guide_trace):
+    for site in samples(guide_trace):
         cost = packed.neg(site["packed"]["log_prob"])
         terms.setdefault(ordering[site["name"]], []).append((cost, (site["name"], -1)))
     return marginals, list(_expected(guide_trace, ordering, terms))
@@ -140,7 +141,7 @@ def _expected(
     dice = Dice(guide_trace, ordering)
     weighing = {
         site["name"]: ordering[site["name"]]
-        for site in _samples(guide_trace)
+        for site in samples(guide_trace)
         if not is_identically_zero(site["packed"]["score_parts"].score_function)
         or site["infer"].get("num_samples") is not None
     }
@@ -186,7 +187,3 @@ def _weights(ring: MarginalRing, log_weights: list[Any], ordinal: Any, costs: li
         weights[key] = query._pyro_backward_result.exp()
         weights[key]._pyro_dims = query._pyro_dims
     return weights
-
-
-def _samples(trace: Trace) -> list[Any]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]

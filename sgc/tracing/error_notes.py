@@ -17,7 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from sgc.errors import SgcError, SourceLine
-from sgc.tracing.asked_enumeration import VALUES_DIM
+from sgc.tracing.asked_enumeration import values_dim
 from sgc.tracing.source import belongs_to_user, current_line, is_of_pyro, line_of, parsed
 
 
@@ -34,7 +34,7 @@ class Statements(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         infer = msg["infer"] or {}
-        if infer.get(VALUES_DIM, infer.get("_enumerate_dim")) is not None and isinstance(msg["value"], Tensor):
+        if values_dim(infer) is not None and isinstance(msg["value"], Tensor):
             self._enumerated[msg["name"]] = list(msg["value"].shape)
 
     def locate(self, error: BaseException) -> None:

@@ -32,6 +32,7 @@ from sgc.tracing.enumeration import (
     named_apart,
 )
 from sgc.tracing.plate_subsamples import are_rows, is_permuted, is_whole, plates_with_rows, rows_of
+from sgc.tracing.sample_sites import samples
 from sgc.tracing.site_recorder import SiteParts, SiteRecorder, Statement, score_parts
 from sgc.tracing.state.transcript import Transcript
 from sgc.tracing.summed_out import MarginalTerm, marginal_costs
@@ -306,8 +307,3 @@ def traces(
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-
-
-def samples(trace: Trace) -> list[Any]:
-    """The sample statements of a trace, in order."""
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]

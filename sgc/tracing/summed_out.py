@@ -26,8 +26,9 @@ from torch import Tensor
 
 from sgc.errors import EnumerationError
 from sgc.graph.sizes import size_of
-from sgc.tracing.asked_enumeration import VALUES_DIM
+from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
 from sgc.tracing.log_einsum import log_einsum
+from sgc.tracing.sample_sites import samples
 from sgc.tracing.threads import replaced_here
 
 
@@ -54,7 +55,8 @@ def marginal_costs(model_trace: Trace, guide_trace: Trace) -> list[MarginalTerm]
 
     :param model_trace: with ``log_prob`` and ``unscaled_log_prob`` at its sites; it is packed by this.
     :param guide_trace: with ``score_parts`` too; likewise.
-    :raises EnumerationError: as :func:`expectation`; if sites of the guide are joint that have their values in one dim.
+    :raises EnumerationError: if a density has no size that fits, joint sites are in plates that are not nested, or
+        sites of the guide that a sum depends on have their values in one dim.
     """
     try:
         guide_trace.pack_tensors()
@@ -73,7 +75,7 @@ def _unpacked(term: MarginalTerm, model_trace: Trace, guide_trace: Trace) -> Ten
     symbols: str = term.value._pyro_dims  # type: ignore[attr-defined]
     dims = [model_trace.symbol_to_dim[symbol] for symbol in symbols]
     if len(set(dims)) < len(dims):
-        several = [site for site in _samples(guide_trace) if VALUES_DIM in site["infer"]]
+        several = [site for site in samples(guide_trace) if VALUES_DIM in site["infer"]]
         own = {site["name"]: site["infer"]["_dim_to_symbol"][site["infer"][VALUES_DIM]] for site in several}
         above = [repr(name) for name, symbol in own.items() if symbol in symbols]
         raise EnumerationError(
@@ -101,7 +103,7 @@ def _not_packed(error: ValueError) -> EnumerationError:
 
 def check_sizes(*traces: Trace) -> None:
     """Refuse a density with a batch dim to the left of all plates that are counted, where a site is enumerated."""
-    sites = [site for trace in traces for site in _samples(trace)]
+    sites = [site for trace in traces for site in samples(trace)]
     enumerated: dict[str, tuple[str, int]] = {}
     for site in sites:
         symbol = site["infer"].get("_enumerate_symbol")
@@ -159,7 +161,7 @@ def _with_site(error: ValueError, model_trace: Trace) -> EnumerationError:
     if upstream is not None:
         remedy = "enumerate the sites upstream of it in the guide, too, or this one in the model"
         return EnumerationError(text.partition(". ")[0], site=upstream[1], remedy=remedy)
-    joint = [site for site in _samples(model_trace) if "masked_log_prob" in site["packed"] or _is_enumerated(site)]
+    joint = [site for site in samples(model_trace) if "masked_log_prob" in site["packed"] or _is_enumerated(site)]
     not_numbers = [site for site in joint if isinstance(site["scale"], Tensor) and site["scale"].ndim]
     others = not_numbers or [site for site in joint if site["scale"] is not joint[0]["scale"] != site["scale"]]
     remedy = "put enumerated sites and those that depend on them under one poutine.scale, a number, and plates that "
@@ -167,7 +169,7 @@ def _with_site(error: ValueError, model_trace: Trace) -> EnumerationError:
 
 
 def _is_enumerated(site: Any) -> bool:
-    return site["infer"].get("_enumerate_dim") is not None
+    return site["infer"].get(SUMMED_OUT_DIM) is not None
 
 
 def _contracted(
@@ -178,11 +180,11 @@ def _contracted(
         return
     names: dict[int, str] = {}
     summed = set()  # also a site of one value, over which nothing is added up
-    for site in _samples(model_trace):
+    for site in samples(model_trace):
         for key in ("masked_log_prob", "unscaled_log_prob"):
             if key in site["packed"]:
                 names[id(site["packed"][key])] = site["name"]
-        if site["infer"].get("_enumerate_dim") is not None and site["name"] not in guide_trace:
+        if _is_enumerated(site) and site["name"] not in guide_trace:
             summed.add(site["name"])
     ordinals = {term: ordinal for ordinal, terms in factors.items() for term in terms}
     with shared_intermediates() as cache:
@@ -236,7 +238,3 @@ def sums_that_fuse(tables: list[tuple[int, ...]]) -> Iterator[None]:
 def _contract_expression(pyros: Callable[..., Any], equation: str, *shapes: Iterable[Any], **options: Any) -> Any:
     """Pyro's order of a contraction, found for the sizes of the capture where they differ from call to call."""
     return pyros(equation, *(tuple(int(size_of(size)) for size in shape) for shape in shapes), **options)
-
-
-def _samples(trace: Trace) -> list[Any]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]

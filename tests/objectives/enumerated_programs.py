@@ -34,6 +34,17 @@ def data(*shape: int) -> Tensor:
     return torch.linspace(-1.0, 2.0, int(torch.Size(shape).numel())).reshape(shape)
 
 
+def crossing_plates() -> None:
+    """A model whose enumerated sites are joint, and in plates that are not nested."""
+    rows, columns = pyro.plate("rows", 2, dim=-1), pyro.plate("columns", 3, dim=-2)
+    with rows:
+        a = pyro.sample("a", dist.Bernoulli(0.5), infer=PARALLEL)
+    with columns:
+        b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+    with rows, columns:
+        pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(3, 2))
+
+
 def mixture() -> Program:
     @config_enumerate
     def model(x: Tensor) -> None:

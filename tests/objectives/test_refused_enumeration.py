@@ -45,19 +45,10 @@ def test_a_density_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_plates_that_are_not_nested_are_refused() -> None:
-    def model() -> None:
-        rows, columns = pyro.plate("rows", 2, dim=-1), pyro.plate("columns", 3, dim=-2)
-        with rows:
-            a = pyro.sample("a", dist.Bernoulli(0.5), infer=PARALLEL)
-        with columns:
-            b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
-        with rows, columns:
-            pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(3, 2))
-
     with pytest.raises(
         EnumerationError, match=r"'a', 'b' are in plates .* \('rows', 'columns'\).* plate nesting"
     ) as raised:
-        sgc.compile(model, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
+        sgc.compile(programs.crossing_plates, programs.nothing, objective="TraceEnum_ELBO", backend="eager")()
     assert raised.value.site == "x" and raised.value.source is not None
 
 

@@ -13,6 +13,7 @@ from pyro import poutine
 
 import sgc
 from sgc.errors import EnumerationError, EstimatorError, SgcError, SiteMismatchError
+from tests.objectives.enumerated_programs import crossing_plates
 from tests.statistical.test_enumerated_sites import line
 
 PARALLEL = {"enumerate": "parallel"}
@@ -171,16 +172,7 @@ def test_scales_that_differ() -> None:
 
 
 def test_plates_that_are_not_nested() -> None:
-    def model() -> None:
-        rows, columns = pyro.plate("rows", 2, dim=-1), pyro.plate("columns", 3, dim=-2)
-        with rows:
-            a = pyro.sample("a", dist.Bernoulli(0.5), infer=PARALLEL)
-        with columns:
-            b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
-        with rows, columns:
-            pyro.sample("x", dist.Normal(a + b, 1.0), obs=torch.zeros(3, 2))
-
-    error = refusal(model, EnumerationError)
+    error = refusal(crossing_plates, EnumerationError)
     assert "'a', 'b' are in plates that are not nested in one another" in error.problem and error.site == "x"
 
 

@@ -7,7 +7,7 @@ computed by the captured program; only which estimator sgc has chosen is read fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -40,6 +40,7 @@ from sgc.tracing.reference.loss_of_objective import PYRO_LOSSES
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.pyro_renyi import PyroImportanceWeighted
 from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
+from sgc.tracing.sample_sites import samples
 from sgc.tracing.source import current_line
 
 
@@ -121,21 +122,21 @@ class PyroWithout(PyroLoss):
             for name in self._in_closed_form if self.as_asked else ():
                 take_closed_form(traces[1].nodes[name], traces[0].nodes[name])
             for trace in traces if self._tracks else ():
-                for site in _samples(trace):
+                for site in samples(trace):
                     names = provenance.of(site["log_prob"])
                     for key in ("log_prob", "log_prob_sum"):
                         site[key] = track_provenance(site[key], names)
         if self._tracks:
             self._look_at_costs(traces)
         self._look_at_requests()
-        for site in _samples(traces[1]):
+        for site in samples(traces[1]):
             self._mend_score(site)
         return self.finished(traces)
 
     def _look_at_costs(self, traces: tuple[Trace, Trace]) -> None:
         """Note the costs that have lost a sample, once their whole provenance is known."""
         for trace, key in zip(traces, ("log p({})", "-log q({})"), strict=True):
-            for site in _samples(trace):
+            for site in samples(trace):
                 cost, names = key.format(site["name"]), get_provenance(site["log_prob_sum"])
                 if Fault.PROVENANCE in self._without:
                     self._seen.provenance[cost] = names
@@ -300,10 +301,6 @@ def _own_score(fn: Any, value: Tensor) -> Any:
         inner = _own_score(fn.base_dist, value)
         return inner if is_identically_zero(inner) else sum_rightmost(inner, fn.reinterpreted_batch_ndims)
     return fn.score_parts(value).score_function
-
-
-def _samples(trace: Trace) -> Sequence[Any]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
 
 
 def pyro_without(

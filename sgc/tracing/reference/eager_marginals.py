@@ -21,6 +21,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
+from sgc.tracing.sample_sites import samples
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def eager_marginals(model_trace: Trace, guide_trace: Trace) -> list[EagerMargina
     :raises ValueError: as Pyro's ``TraceEnum_ELBO``, if sites that are joint are scaled otherwise than one another.
     :raises NotImplementedError: likewise, if they are in plates that are not nested.
     """
-    if not any(SUMMED_OUT_DIM in site["infer"] for site in _samples(model_trace)):
+    if not any(SUMMED_OUT_DIM in site["infer"] for site in samples(model_trace)):
         return []
     model_trace, guide_trace = _plain(model_trace), _plain(guide_trace)
     guide_trace.pack_tensors()
@@ -60,12 +61,12 @@ def _of_components(
 ) -> Iterator[tuple[Tensor, tuple[Any, ...], tuple[str, ...]]]:
     names = {
         id(site["packed"][key]): site["name"]
-        for site in _samples(model_trace)
+        for site in samples(model_trace)
         for key in ("masked_log_prob", "unscaled_log_prob")
         if key in site["packed"]
     }
     label: dict[str, Any] = dict(model_trace.symbol_to_dim)
-    for site in _samples(guide_trace):
+    for site in samples(guide_trace):
         if VALUES_DIM in site["infer"]:
             label[site["infer"]["_dim_to_symbol"][site["infer"][VALUES_DIM]]] = site["name"]
     for component in _components(factors, dims):
@@ -104,7 +105,7 @@ def _dims(term: Tensor) -> str:
 def _plain(trace: Trace) -> Trace:
     """The trace with densities that know nothing of the samples above them, for Pyro's sums know no others."""
     plain = Trace()
-    for site in _samples(trace):
+    for site in samples(trace):
         parts = {key: detach_provenance(site[key]) for key in _PARTS if key in site}
         if "score_parts" in site:
             parts["score_parts"] = ScoreParts(*map(detach_provenance, site["score_parts"]))
@@ -113,7 +114,3 @@ def _plain(trace: Trace) -> Trace:
 
 
 _PARTS = ("log_prob", "unscaled_log_prob", "scale", "mask")
-
-
-def _samples(trace: Trace) -> list[Any]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]

@@ -14,6 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from sgc.tracing.reference.pyro_loss import PyroLoss
+from sgc.tracing.sample_sites import samples
 
 Run = tuple[Tensor, Tensor]
 
@@ -32,10 +33,10 @@ class PyroRenyi(PyroLoss, RenyiELBO):
         dims = get_dependent_plate_dims(model_trace.nodes.values())
         log_weight: Any = torch.zeros(())
         surrogate: Any = torch.zeros(())
-        for site in _samples(model_trace):
+        for site in samples(model_trace):
             log_p = torch_sum(site["log_prob"], dims)
             log_weight, surrogate = log_weight + log_p.detach(), surrogate + log_p
-        for site in _samples(guide_trace):
+        for site in samples(guide_trace):
             _, score_function, entropy_term = site["score_parts"]
             log_q = torch_sum(site["log_prob"], dims)
             log_weight = log_weight - log_q.detach()
@@ -75,13 +76,13 @@ class PyroImportanceWeighted(PyroRenyi):
         """The log weight of one run, or of each of its particles, and the sum of its score functions."""
         if not self.as_asked:
             return super().value_and_surrogate(traces)
-        sites = [site for trace in traces for site in _samples(trace)]
+        sites = [site for trace in traces for site in samples(trace)]
         dims = get_dependent_plate_dims(sites)
         log_weight: Any = torch.zeros(())
         scores: Any = torch.zeros(())
-        for site in _samples(traces[0]):
+        for site in samples(traces[0]):
             log_weight = log_weight + torch_sum(site["log_prob"], dims)
-        for site in _samples(traces[1]):
+        for site in samples(traces[1]):
             score_function = site["score_parts"].score_function
             log_weight = log_weight - torch_sum(site["log_prob"], dims)
             if not is_identically_zero(score_function):
@@ -103,7 +104,3 @@ class PyroImportanceWeighted(PyroRenyi):
 
 def _log_mean(weights: Tensor) -> Tensor:
     return torch.logsumexp(weights, 0) - math.log(len(weights))
-
-
-def _samples(trace: Trace) -> list[Any]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]

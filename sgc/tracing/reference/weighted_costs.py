@@ -21,6 +21,7 @@ from torch import Tensor
 from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
 from sgc.tracing.reference.average_rows import construct_baseline
 from sgc.tracing.reference.eager_marginals import EagerMarginal, eager_marginals
+from sgc.tracing.sample_sites import samples
 
 Labels = tuple[Any, ...]
 """What each dim of a tensor is of: a plate's dim, as a number, or the name of an enumerated site."""
@@ -79,11 +80,11 @@ class WeightedRun:
         self, model_trace: Trace, guide_trace: Trace, first_dim: int, left_out: frozenset[str] = frozenset()
     ) -> None:
         self._first_dim, self._left_out = first_dim, left_out
-        self._guide = {site["name"]: site for site in _samples(guide_trace)}
+        self._guide = {site["name"]: site for site in samples(guide_trace)}
         enumerated = {name: site for name, site in self._guide.items() if is_enumerated(site)}
         self._dims: dict[Any, int] = {name: site["infer"][VALUES_DIM] for name, site in enumerated.items()}
         self._names = {site["infer"]["_dim_to_id"][self._dims[name]]: name for name, site in enumerated.items()}
-        for site in _samples(model_trace):
+        for site in samples(model_trace):
             if SUMMED_OUT_DIM in site["infer"]:
                 self._names[site["infer"]["_dim_to_id"][site["infer"][SUMMED_OUT_DIM]]] = site["name"]
         self._upstream: dict[str, frozenset[str]] = {}
@@ -144,7 +145,7 @@ class WeightedRun:
 
     def _of_model(self, model_trace: Trace, marginals: list[EagerMarginal]) -> Iterator[_Cost]:
         factors = {name for marginal in marginals for name in marginal.factors}
-        for site in _samples(model_trace):
+        for site in samples(model_trace):
             if site["name"] not in factors:
                 own = self._labelled(site, detach_provenance(site["log_prob"]))
                 yield _Cost(own, own, self._depends_on(site), _plates(site))
@@ -220,7 +221,3 @@ def _product(factors: list[Labelled], kept: Any) -> Labelled:
 
 def _plates(site: Any) -> frozenset[str]:
     return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
-
-
-def _samples(trace: Trace) -> list[Any]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
