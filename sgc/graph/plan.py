@@ -33,7 +33,8 @@ class SiteRequest:
     ``estimator`` is ``infer["estimator"]``, of any type; None: there is none. ``baseline`` are the names of the options
     of its baseline that are switched on. ``table`` is how many elements its log density would have with all values
     side by side; None: its support is not finite, or cannot be listed. ``samples`` is how many samples side by side it
-    asks for; 0: for none. ``in_model`` says that the guide does not draw the site.
+    asks for; 0: for none. ``in_model`` says that the guide does not draw the site. ``in_random_loop`` is the sequential
+    plate around it that draws which of its data it runs for: under the name of a site there is another one at each run.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SiteRequest:
     table: int | None = None
     samples: int = 0
     in_model: bool = False
+    in_random_loop: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sgc.errors import ArgumentError
 from sgc.guards.base import Call, Guard
 from sgc.guards.identity import twins
 from sgc.guards.metadata import Alike, Meta, meta, meta_difference, meta_shown, other_sizes
-from sgc.guards.miss import ARRAY_AS_TENSOR, AS_TENSORS, SAME_EACH_TIME, Miss
+from sgc.guards.miss import ARRAY_AS_TENSOR, AS_TENSORS, NO_REASONS, SAME_EACH_TIME, Miss, with_reasons
 from sgc.guards.snapshots import Free, difference, is_as_noted, labelled, loosened, moved, note, shown
 from sgc.native import conditions
 from sgc.native.conditions import Condition
@@ -34,6 +34,7 @@ class ArgumentGuard(Guard):
     :param moving: places among the arguments whose tensors and numbers are inputs.
     :param sizes: dims of tensors that may have any size here; another guard says which.
     :param needed: why the size of a dim is the same at each call.
+    :param by_value: why numbers in some places are the same at each call.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class ArgumentGuard(Guard):
         moving: Collection[Place] = (),
         sizes: Dims = NO_DIMS,
         needed: Mapping[tuple[Sized, int], str] = NOTHING_NEEDED,
+        by_value: Mapping[Place, str] = NO_REASONS,
     ) -> None:
         self._sizes = sizes
         self._needed = needed
+        self._by_value = by_value
         self._records: dict[int, CallRecord] = {}
         self._spec = call.spec
         self._names = tuple(names)
@@ -122,12 +125,13 @@ class ArgumentGuard(Guard):
     def _remedy(self, position: int, leaf: Any) -> str:
         if hasattr(type(leaf), "__array__"):  # numpy's arrays, pandas' tables
             return ARRAY_AS_TENSOR
-        return AS_TENSORS if is_number(leaf) or position in self._records else SAME_EACH_TIME
+        remedy = AS_TENSORS if is_number(leaf) or position in self._records else SAME_EACH_TIME
+        return with_reasons(remedy, self._by_value, None, position)
 
     def _with_reason(self, position: int, leaf: Tensor, miss: Miss) -> Miss:
         """A miss of a tensor, with the reason why its size is not left open."""
         reasons = dict.fromkeys(self._needed[position, d] for d in range(leaf.dim()) if (position, d) in self._needed)
-        return Miss(miss, miss.about, f"{miss.remedy}; {'; '.join(reasons)}") if reasons else miss
+        return Miss(miss, miss.about, "; ".join((miss.remedy, *reasons)))
 
     def moved(self, call: Call) -> Iterator[Place]:
         """The places of another tensor or number than there was, those of inputs among them."""

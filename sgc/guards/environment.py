@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import types
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from sgc.guards.environment_walk import CONTAINERS, Walk, is_library
 from sgc.guards.hooks import GLOBAL_HOOKS
 from sgc.guards.iterators import progress
-from sgc.guards.miss import Miss
+from sgc.guards.miss import NO_REASONS, Miss, with_reasons
 from sgc.guards.snapshots import (
     Free,
     difference,
@@ -82,18 +82,22 @@ class Environment(Walk):
             own += still_holds(read_of(holder, key), noted)
         return own
 
-    def changed(self) -> Miss | None:
-        """The name of a value that is not what it was, None if all are."""
+    def changed(self, by_value: Mapping[Place, str] = NO_REASONS) -> Miss | None:
+        """The name of a value that is not what it was, None if all are.
+
+        :param by_value: why numbers in some places are the same at each call.
+        """
         for holder, key, expected, noted in self._fixed:
             value = look_up(holder, key)
             if value is not expected:
                 text = difference(self._label(holder, key), value, noted)
                 if text is not None:
-                    return Miss(text, self._label(holder, key), _REMEDY)
+                    return Miss(text, self._label(holder, key), with_reasons(_REMEDY, by_value, holder, key))
         for holder, key, noted in self._changing:
             text = difference("", look_up(holder, key), noted)
             if text is not None:
-                return Miss(self._label(holder, key) + text, self._label(holder, key), _REMEDY)
+                label = self._label(holder, key)
+                return Miss(label + text, label, with_reasons(_REMEDY, by_value, holder, key))
         return None
 
     def moved(self) -> Iterator[Place]:

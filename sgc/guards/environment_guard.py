@@ -14,7 +14,7 @@ from sgc.errors import CaptureError
 from sgc.guards.base import Call, Guard
 from sgc.guards.environment import Environment
 from sgc.guards.libraries import LIBRARY_ROOTS, is_of_a_library
-from sgc.guards.miss import Miss
+from sgc.guards.miss import NO_REASONS, Miss
 from sgc.native.conditions import Condition
 from sgc.tracing.state.external_reads import ExternalReads
 from sgc.tracing.state.places import Place
@@ -29,6 +29,7 @@ class EnvironmentGuard(Guard):
 
     :param moving: places whose tensors and numbers are inputs.
     :param owned: the identities of tensors that others own.
+    :param by_value: why numbers in some places are the same at each call.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class EnvironmentGuard(Guard):
         reads: ExternalReads,
         moving: Collection[Place] = (),
         owned: Collection[int] = (),
+        by_value: Mapping[Place, str] = NO_REASONS,
     ) -> None:
+        self._by_value = by_value
         self._installed = [*_installed(model), *_installed(guide)]
         objects = [leaf for leaf in call.leaves if not isinstance(leaf, (Tensor, np.ndarray, np.generic, *PLAIN))]
         self._environment = Environment(model, guide, *objects, reads=reads, moving=moving)
@@ -76,7 +79,7 @@ class EnvironmentGuard(Guard):
         return self._environment.conditions()
 
     def miss(self, call: Call) -> Miss | None:
-        return self._environment.changed()
+        return self._environment.changed(self._by_value)
 
     def refuse_used_up(self) -> None:
         """Refuse a program that has drawn from a generator, or has taken items of an iterator or file, that it keeps.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from sgc.tracing.state.places import Place
+
 
 class Miss(str):
     """What differs, in words.
@@ -28,3 +33,11 @@ FEW_SHAPES = "pad data to a few shapes"
 READ_OUTSIDE = (
     "write the choice with tensors (torch.where, indexing, poutine.mask), or read the value outside of model and guide"
 )
+
+NO_REASONS: Mapping[Place, str] = {}
+
+
+def with_reasons(remedy: str, by_value: Mapping[Place, str], holder: Any, key: Any) -> str:
+    """A remedy, with the reasons why numbers in what a holder has under a key are no inputs."""
+    reasons = dict.fromkeys(why for place, why in by_value.items() if place.holder is holder and place.key == key)
+    return "; ".join((remedy, *reasons))

@@ -84,6 +84,9 @@ def _check_in_model(request: SiteRequest) -> None:
 
 def _check_names(requests: list[SiteRequest], options: Options) -> None:
     names = [request.name for request in requests]
+    for request in requests:
+        if request.in_random_loop is not None and request.name in dict(options.estimators):
+            raise _differs_by_run(request)
     for pattern, wanted in options.estimators:
         reached = [request for request in requests if wanted == ENUMERATE or not request.in_model]
         matched = [request for request in reached if fnmatchcase(request.name, pattern)]
@@ -96,6 +99,17 @@ def _check_names(requests: list[SiteRequest], options: Options) -> None:
             f"the option estimators has {pattern!r}, which {no_site} of the guide",
             remedy=f"its latent sites are {', '.join(repr(r.name) for r in requests if not r.in_model) or 'none'}",
         )
+
+
+def _differs_by_run(request: SiteRequest) -> EstimatorError:
+    return EstimatorError(
+        f"the option estimators has its name, and the sequential plate '{request.in_random_loop}' around it draws "
+        "which of its data it runs for, so that another site may have it at each call",
+        site=request.name,
+        source=request.source,
+        remedy=f'ask by a pattern that matches the sites of all data, or write `with pyro.plate("'
+        f'{request.in_random_loop}", ...)` in the place of the loop',
+    )
 
 
 def _check_scored(pattern: str, baseline: str, matched: list[SiteRequest]) -> None:

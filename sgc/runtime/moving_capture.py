@@ -52,8 +52,8 @@ class MovingCapture:
     def __post_init__(self) -> None:
         self.put_back: Callable[[], object] = list  # takes away what a capture has left in the program's objects
         self.names = argument_names(self.call.args, self.call.kwargs)
-        self.by_value = frozenset[Place]().union(*(known.by_value for known in self.earlier))
-        self._moving = frozenset(self._moved()) - self.by_value
+        self.by_value = {place: why for known in self.earlier for place, why in known.by_value.items()}
+        self._moving = frozenset(self._moved()) - self.by_value.keys()
         self.needed_sizes = {axis: why for known in self.earlier for axis, why in known.needed_sizes.items()}
         for sizes in [known.capture.sizes for known in self.earlier if known.capture.sizes is not None]:
             for where, dim in sizes.axes:
@@ -78,14 +78,16 @@ class MovingCapture:
         owned = {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
         owned.update(id(tensor) for tensor in self.run.store.tensors().values())
         program = self.program
-        return EnvironmentGuard(program.model, program.guide, self.call, self.run.reads, self._moving, owned)
+        return EnvironmentGuard(
+            program.model, program.guide, self.call, self.run.reads, self._moving, owned, self.by_value
+        )
 
     def guard_of_arguments(self) -> ArgumentGuard:
         """The arguments as they are now, after the capture.
 
         :raises ArgumentError: if one cannot be guarded.
         """
-        guard = ArgumentGuard(self.call, self.names, self._moving, self.sizes, self.needed_sizes)
+        guard = ArgumentGuard(self.call, self.names, self._moving, self.sizes, self.needed_sizes, self.by_value)
         guard.refuse_unguarded()
         guard.note_calls(self._recorded)
         return guard
@@ -105,12 +107,13 @@ class MovingCapture:
             captured, transcript = self._with_numbers()
         except Exception as error:  # where no capture can follow, or a fault that shows again without
             self.by_value, self._moving, self._reads_again = before
-            self._close_sizes({}, _needed_at(getattr(error, "source", None)))
+            self._close_sizes({}, _needed_at("size", getattr(error, "source", None)))
             return None
         assert captured.sizes is not None
         reason = why_not_resized(captured)
-        if reason is None and difference(transcript, self.run.transcript) is not None:
-            reason = "with a formula in its place the program runs otherwise"
+        differing = difference(transcript, self.run.transcript) if reason is None else None
+        if differing is not None:
+            reason = _runs_otherwise(differing.source)
         free = {} if reason else captured.sizes.dims
         if not free:
             self.by_value, self._moving, self._reads_again = before
@@ -122,15 +125,19 @@ class MovingCapture:
             if not self._traces:
                 break
             made = self._tried({})
-            if made is not None and difference(made[1], self.run.transcript) is None:
-                return made
-            self._keep_by_value(kinds)
+            if isinstance(made, tuple):
+                differing = difference(made[1], self.run.transcript)
+                if differing is None:
+                    return made
+                made = _runs_otherwise(differing.source)
+            self._keep_by_value(kinds, made)
         records = self._records()
-        made = self._tried(records) if records else None
-        if made is None:
-            return self._capture({})
-        self._recorded = records
-        return made
+        if records:
+            made = self._tried(records)
+            if isinstance(made, tuple):
+                self._recorded = records
+                return made
+        return self._capture({})
 
     def others(self, owners: dict[str, Owner]) -> dict[str, Owner]:
         """Where tensors are that may be bound anew, of which the program uses no more than their metadata."""
@@ -138,9 +145,9 @@ class MovingCapture:
         tensors = {place for place, value in self.moving.values.items() if isinstance(value, Tensor)}
         return {place.label: PlaceOwner(place) for place in self.moving.values if place in tensors - used}
 
-    def _keep_by_value(self, kinds: tuple[type, ...]) -> None:
+    def _keep_by_value(self, kinds: tuple[type, ...], reason: str) -> None:
         kept = {place for place in self.moving.numbers if isinstance(self.moving.values[place], kinds)}
-        self.by_value |= kept
+        self.by_value = {**self.by_value, **dict.fromkeys(kept, reason)}
         self._moving -= kept
         self._reads_again = False
         self._note()
@@ -149,7 +156,9 @@ class MovingCapture:
         """Sizes but for those that are ``free`` are what they are in the call, now and in later captures."""
         for where, dims in self.sizes.items():
             for dim in dims - free.get(where, frozenset()):
-                self.needed_sizes[where, dim] = reason or _needed_at(traced.line_of(where, dim) if traced else None)
+                self.needed_sizes[where, dim] = reason or _needed_at(
+                    "size", traced.line_of(where, dim) if traced else None
+                )
         self.sizes = free
         self._note()
 
@@ -195,24 +204,28 @@ class MovingCapture:
         positions = {position for guard in guards for position in guard.varying(self.call)} - taken
         return {position: CallRecord(self.names[position]) for position in sorted(positions)}
 
-    def _tried(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript] | None:
-        """A capture in which numbers and partials are stood in for; None if the program cannot be run with these.
+    def _tried(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript] | str:
+        """A capture in which numbers and partials are stood in for; why not, if the program cannot be run with these.
 
         It may raise anything where it looks into one that Python cannot imitate. That is no fault of the program, which
         is captured again with the values themselves; a fault of its own raises there.
         """
         try:
             return self._capture(records)
-        except Exception:
-            return None
+        except Exception as error:
+            return _needed_at("number", getattr(error, "source", None))
 
     def _capture(self, records: dict[int, CallRecord]) -> tuple[Capture, Transcript]:
         self.put_back()  # what the one before has left: no two have the same fake mode
         return capture_program(self.program, self.run, self.plan, records, self.moving)
 
 
-def _needed_at(line: SourceLine | None) -> str:
-    return f"the program needs the size itself{f' at {line}' if line is not None else ''}"
+def _needed_at(what: str, line: SourceLine | None) -> str:
+    return f"the program needs the {what} itself{f' at {line}' if line is not None else ''}"
+
+
+def _runs_otherwise(line: SourceLine | None) -> str:
+    return f"with a formula in its place the program runs otherwise{f' at {line}' if line is not None else ''}"
 
 
 def owner_key(owner: Owner) -> Sized | None:

@@ -70,8 +70,8 @@ class Specialization:
     backend: Backend
     tensors: TensorGuard
     guards: tuple[Guard, ...]
-    by_value: frozenset[Place] = frozenset()
-    """Places of numbers that cannot be inputs."""
+    by_value: Mapping[Place, str] = field(default_factory=dict)
+    """Places of numbers that cannot be inputs, with the reasons."""
     needed_sizes: Mapping[tuple[Sized, int], str] = field(default_factory=dict)
     """Tensors and dims whose sizes cannot be left open, with the reasons."""
     reason: str = FIRST_CALL

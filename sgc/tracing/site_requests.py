@@ -26,11 +26,14 @@ class SiteRequests(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self._lines: dict[str, SourceLine | None] = {}
+        self._drawn: set[str] = set()
         self.requests: tuple[SiteRequest, ...] = ()
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] not in self._lines:
             self._lines[msg["name"]] = current_line()
+        if isinstance(msg["fn"], _Subsample):  # Pyro's classes take these out of a trace
+            self._drawn.add(msg["name"])
 
     def note(self, model_trace: Trace, guide_trace: Trace) -> None:
         """Note what the latent sites of a guide ask for, and those of the model alone that ask for an estimator."""
@@ -41,7 +44,8 @@ class SiteRequests(Messenger):
             asked = site["infer"].get("estimator")
             if name not in guide_trace.nodes and asked is not None:
                 sampler = sampler_of(as_given(site["fn"]))
-                yield SiteRequest(name, self._lines.get(name), sampler, asked, in_model=True)
+                loop = self._random_loop(site)
+                yield SiteRequest(name, self._lines.get(name), sampler, asked, in_model=True, in_random_loop=loop)
 
     def _of(self, guide_trace: Trace) -> Iterator[SiteRequest]:
         for name, site in _latent(guide_trace):
@@ -57,7 +61,13 @@ class SiteRequests(Messenger):
                 baseline=given,
                 samples=samples_asked(infer),
                 table=_table(site["fn"]) if infer.get("estimator") == AUTO else None,
+                in_random_loop=self._random_loop(site),
             )
+
+    def _random_loop(self, site: Any) -> str | None:
+        """The sequential plate around a site that has drawn its subsample."""
+        loops = (frame for frame in site["cond_indep_stack"] if not frame.vectorized and frame.size != frame.full_size)
+        return next((loop.name for loop in loops if loop.name in self._drawn), None)
 
 
 def _latent(trace: Trace) -> Iterator[tuple[str, Any]]:

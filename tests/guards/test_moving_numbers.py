@@ -231,6 +231,22 @@ def test_a_number_that_decides_on_the_structure_is_known_by_value(structure: Cal
     assert len(module.specializations) <= 5
 
 
+@pytest.mark.parametrize("where", ["argument", "attribute"])
+def test_a_number_that_is_known_by_value_is_said_to_be_with_the_line_that_needs_it(where: str) -> None:
+    kept = Kept()
+
+    def model(a: float) -> None:
+        number = a if where == "argument" else kept.own
+        observe(float(np.exp(np.array([number]))[0]))
+
+    module = sgc.compile(model, guide, backend="eager")
+    for a in NUMBERS:
+        kept.own = a
+        compare(module, model, a if where == "argument" else 1.0)
+    (miss,) = module.misses()
+    assert "the program needs the number itself at " in miss.remedy and "np.exp" in miss.remedy
+
+
 def test_a_guard_shows_a_size_as_the_whole_number_that_it_is() -> None:
     def model(n: int, a: float) -> None:
         observe(torch.ones(3, n).sum(-1) * a, 1.0 + float(f"{a}"))

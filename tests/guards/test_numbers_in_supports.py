@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,22 @@ def test_pyros_numbers_by_few_versions(model: Callable[..., None], sizes: tuple[
         of_sgc, of_pyro = side_by_side(loss_module, model, guide, x, beta, seed=seed, parameter="loc")
         torch.testing.assert_close(of_sgc, of_pyro, rtol=1e-4, atol=1e-4)
     assert len(loss_module.specializations) <= 4
+
+
+def test_a_distribution_with_open_sizes_does_not_lead_to_what_torch_knows_of_them(tmp_path: Path) -> None:
+    """An expanded distribution has its batch shape as an attribute. The sizes lead to torch's loggers, and these to
+    open files, which cannot be copied.
+    """
+    torchs = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    with open(tmp_path / "log", "w") as file:
+        torchs.addHandler(handler := logging.StreamHandler(file))
+        try:
+            loss_module = sgc.compile(of_ones_own, guide, backend="eager")
+            for n in (6, 4, 5, 7):
+                loss_module(rows(n, n), 0.3)
+        finally:
+            torchs.removeHandler(handler)
+    assert len(loss_module.specializations) == 2, loss_module.misses()
 
 
 @pytest.mark.parametrize("model", [of_an_argument, of_ones_own])

@@ -12,7 +12,7 @@ from pyro.distributions.transforms import AffineTransform
 from torch import Tensor
 
 import sgc
-from sgc.errors import EnumerationError
+from sgc.errors import EnumerationError, EstimatorError
 from tests.statistical.test_enumerated_sites import line
 
 
@@ -63,6 +63,9 @@ def test_sites_whose_names_depend_on_a_random_subsample() -> None:
     losses = {round(float(module()), 10) for _ in range(4)}
     assert len(losses) == 1  # nothing but the rows is drawn, and all rows are alike
     assert module.verify(), module.verify()
+    of_rows = {f"z{i}": "enumerate" for i in range(5)}
+    with pytest.raises(EstimatorError, match="the sequential plate 'p' around it draws which of its data it runs for"):
+        sgc.compile(model, guide, backend="eager", estimators=of_rows)()
 
 
 def test_a_support_of_one_value() -> None:

@@ -22,6 +22,7 @@ class Hole:
 
 _UNCHANGED = (
     *(str, bytes, int, float, complex, bool, type(None), type, torch.Size, torch.dtype, torch.device),
+    *(torch.SymInt, torch.SymFloat, torch.SymBool),  # these lead to all that torch knows of the sizes
     *(types.ModuleType, types.BuiltinFunctionType, torch.nn.Module),
 )
 
