@@ -233,11 +233,11 @@ class Recording:
             self.transcript.note_sites(traces, sources, run=run, named_by_samples=named_by_samples)
 
     def _score_parts(self, site: Any, *, in_guide: bool) -> SiteParts:
-        known = len(self.requirements)
+        known, line = len(self.requirements), self.recorder.statements[site["name"]].source
         with self.recorder.attempting():
-            own = score_parts(site, in_guide=in_guide)
+            own = score_parts(site, in_guide=in_guide, line=line)
         for requirement in self.requirements[known:]:
-            requirement.site, requirement.source = site["name"], self.recorder.statements[site["name"]].source
+            requirement.site, requirement.source = site["name"], line
         return own
 
     def _output(self, name: str, role: str, value: Any) -> None:

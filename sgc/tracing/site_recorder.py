@@ -138,10 +138,12 @@ class SiteParts:
     unscaled: Any = None
 
 
-def score_parts(site: Any, *, in_guide: bool) -> SiteParts:
+def score_parts(site: Any, *, in_guide: bool, line: SourceLine | None) -> SiteParts:
     """Pyro's ``ScoreParts`` of a traced site, scaled and masked; of a model site only the ``log_prob``.
 
     A density that branches on its data becomes one opaque node.
+
+    :param line: the sample statement.
     """
     fn, value, args, kwargs = site["fn"], site["value"], site["args"], site["kwargs"]
     attempt = Attempt(fn, value, args, kwargs)
@@ -152,7 +154,7 @@ def score_parts(site: Any, *, in_guide: bool) -> SiteParts:
             raise
         fn, value, args, kwargs = attempt.undo()
         _require_support(fn, value)
-        log_prob = opaque_log_prob(fn, value, args, kwargs)
+        log_prob = opaque_log_prob(fn, value, args, kwargs, line)
         own = _own(*((log_prob, 0, log_prob) if fn.has_rsample else (log_prob, log_prob, 0)))
     parts = own.parts.scale_and_mask(site["scale"], site["mask"])
     return replace(own, parts=parts, unscaled=own.parts.log_prob)

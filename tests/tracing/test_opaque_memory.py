@@ -20,7 +20,7 @@ NO_SIZE = torch.Size()
 
 
 def number(value: float) -> Tensor:
-    return torch.tensor([value, value + 0.1])
+    return torch.tensor([value, value + 0.1], requires_grad=True)
 
 
 CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 def gradients(call: OpaqueCall, shape: tuple[int, ...], *, overwritten: bool) -> list[Tensor]:
-    arguments = [tensor.clone() for tensor in call.tensors]
+    arguments = [tensor.detach().clone() for tensor in call.tensors]
     pyro.set_rng_seed(0)
     value, token = torch.ops.sgc.opaque_taped(arguments, call.number, list(shape), call.dtype)
     assert value.shape == shape

@@ -12,7 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions import MaskedDistribution, Rejector
@@ -20,16 +20,21 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Distribution, Independent
 
+from sgc.errors import CaptureError, SourceLine
 from sgc.graph.meta_keys import KEEPS
 from sgc.tracing import tracer
 from sgc.tracing.leaves.substitution import Hole, Substitution
+from sgc.tracing.source import current_line
 from sgc.tracing.threads import replaced_here
 
 
 class OpaqueCall:
-    """A call ``(method, args, kwargs)`` as a function of the tensors that it reaches."""
+    """A call ``(method, args, kwargs)`` as a function of the tensors that it reaches.
 
-    def __init__(self, call: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    :param line: where it is asked for; the line being executed, if nothing is said.
+    """
+
+    def __init__(self, call: Any, shape: tuple[int, ...], dtype: torch.dtype, line: SourceLine | None = None) -> None:
         self.tensors: list[Tensor] = []
         with_holes = Substitution(self._hole)
         self._template = with_holes(call)
@@ -37,9 +42,12 @@ class OpaqueCall:
             # The checks of what the call reaches are nodes of the program, and are not made within the call.
             if isinstance(part, Distribution) and not isinstance(type(part)._validate_args, property):
                 part._validate_args = False
+        self.needs_gradient = [tensor.requires_grad for tensor in self.tensors]
         self.shape = shape
         self.dtype = dtype
         self.number = numbered(self)
+        self._line = line or current_line()
+        self._is_checked = False
 
     def _hole(self, tensor: Tensor) -> Any:
         for position, known in enumerate(self.tensors):
@@ -50,7 +58,43 @@ class OpaqueCall:
 
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         method, args, kwargs = Substitution(lambda hole: tensors[hole.position])(self._template)
-        return method(*args, **kwargs)
+        counted = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+        value: Tensor = method(*args, **kwargs)
+        if any(tensor._version != before for tensor, before in counted):
+            raise self._error(
+                "writes in place into a tensor that it was made of, and the write would be lost",
+                "let it write into a copy, or keep such state in a buffer that the program writes outside of it",
+            )
+        return value
+
+    def refuse_others(self, value: Tensor, leaves: list[Tensor]) -> None:
+        """Refuse a result, of the first such call, that depends on a tensor with a gradient that is no argument.
+
+        :raises CaptureError: that this gradient would be lost.
+        """
+        if self._is_checked:
+            return
+        known, seen, ahead = {id(leaf) for leaf in leaves}, set(), [value.grad_fn]
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)  # of a node that accumulates a gradient
+            if leaf is not None and id(leaf) not in known:
+                raise self._error(
+                    f"depends on a tensor {list(leaf.shape)} that requires a gradient and is not among its attributes, "
+                    "so that the gradient would be lost",
+                    "keep the tensor, or the module that has it, as an attribute of the distribution; parameters that "
+                    "Pyro constrains are computed outside and passed to it",
+                )
+            ahead.extend(following for following, _ in node.next_functions)
+        self._is_checked = True
+
+    def _error(self, problem: str, remedy: str) -> CaptureError:
+        """For what only the call itself shows."""
+        what = "what branches on values in a distribution's sampler or density runs as Python, and this one"
+        return CaptureError(f"{what} {problem}", source=self._line, remedy=remedy)
 
 
 _CALLS: weakref.WeakValueDictionary[int, Callable[[list[Tensor]], Tensor]] = weakref.WeakValueDictionary()
@@ -87,10 +131,12 @@ def _opaque_taped(tensors: list[Tensor], number: int, shape: list[int], dtype: t
     # A custom operator runs below autograd; the call's own graph is built above it.
     above = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     with above, torch.enable_grad():
+        call = cast(OpaqueCall, _CALLS[number])
+        leaves = [t.detach().requires_grad_(needed) for t, needed in zip(tensors, call.needs_gradient, strict=True)]
         # The memory of an argument is the program's. What Inductor lays out for this call alone (a copy, of an expanded
         # tensor say) it gives to other values afterwards; the graph keeps what it needs for the gradient until then.
-        leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in tensors]
-        value = _CALLS[number](leaves)
+        value = call([leaf.clone() for leaf in leaves])
+        call.refuse_others(value, leaves)
     token = next(_TOKENS)
     _TAPES[token] = (value, leaves)
     while len(_TAPES) > 256:
@@ -203,11 +249,16 @@ def rejection_as_leaves() -> Iterator[None]:
 _NO_SHAPE = torch.Size()
 
 
-def opaque_log_prob(fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Record ``fn.log_prob(value, *args, **kwargs)`` as one node."""
+def opaque_log_prob(
+    fn: Any, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], line: SourceLine | None = None
+) -> Tensor:
+    """Record ``fn.log_prob(value, *args, **kwargs)`` as one node.
+
+    :param line: the sample statement; the line being executed, if nothing is said.
+    """
     batch = value.shape[: value.dim() - fn.event_dim]
     shape = tuple(torch.broadcast_shapes(fn.batch_shape, batch))
-    return _differentiable(OpaqueCall((fn.log_prob, (value, *args), kwargs), shape, _dtype(fn)))
+    return _differentiable(OpaqueCall((fn.log_prob, (value, *args), kwargs), shape, _dtype(fn), line))
 
 
 def _differentiable(call: OpaqueCall) -> Tensor:

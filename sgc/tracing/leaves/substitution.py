@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import types
 import weakref
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Hole:
 _UNCHANGED = (
     *(str, bytes, int, float, complex, bool, type(None), type, torch.Size, torch.dtype, torch.device),
     *(torch.SymInt, torch.SymFloat, torch.SymBool),  # these lead to all that torch knows of the sizes
-    *(types.ModuleType, types.BuiltinFunctionType, torch.nn.Module),
+    *(types.ModuleType, types.BuiltinFunctionType, torch.jit.ScriptModule),
 )
 
 
 class Substitution:
-    """Copies containers, closures and objects, with each tensor and hole replaced.
+    """Copies containers, closures and objects, modules among them, with each tensor and hole replaced.
+
+    What there is only one of, an open file or an object that is its own copy, is left as it is.
 
     :param leaf: what stands in the place of a tensor or a hole.
     """
@@ -48,7 +52,7 @@ class Substitution:
         for kind, copied in _COPIED:
             if isinstance(value, kind):
                 return copied(self, value)
-        return self._object(value) if hasattr(value, "__dict__") else value
+        return self._object(value) if getattr(value, "__dict__", None) or next(_slots(value), None) else value
 
     def _sequence(self, value: Any) -> Any:
         parts = [self(part) for part in value]
@@ -56,8 +60,19 @@ class Substitution:
         self.copies[id(value)] = made
         return made
 
+    def _deque(self, value: deque[Any]) -> Any:
+        self.copies[id(value)] = made = type(value)(maxlen=value.maxlen)
+        made.extend(self(part) for part in value)
+        return made
+
+    def _partial(self, value: functools.partial[Any]) -> Any:
+        made = functools.partial(self(value.func), *self(value.args), **self(value.keywords))
+        self.copies[id(value)] = made
+        return made
+
     def _dictionary(self, value: dict[Any, Any]) -> Any:
-        self.copies[id(value)] = made = type(value)()
+        own = (value.default_factory,) if isinstance(value, defaultdict) else ()
+        self.copies[id(value)] = made = type(value)(*own)
         made.update({key: self(part) for key, part in value.items()})
         return made
 
@@ -65,13 +80,14 @@ class Substitution:
         return types.MethodType(value.__func__, self(value.__self__))
 
     def _function(self, value: types.FunctionType) -> Any:
-        if not value.__closure__:
+        held = value.__closure__ or ()
+        if not (held or value.__defaults__ or value.__kwdefaults__):
             return value
-        cells = tuple(types.CellType() for _ in value.__closure__)
-        made = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
-        made.__kwdefaults__ = value.__kwdefaults__
+        cells = tuple(types.CellType() for _ in held)
+        made = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
         self.copies[id(value)] = made
-        for old, new in zip(value.__closure__, cells, strict=True):
+        made.__defaults__, made.__kwdefaults__ = self(value.__defaults__), self(value.__kwdefaults__)
+        for old, new in zip(held, cells, strict=True):
             new.cell_contents = self(old.cell_contents)
         return made
 
@@ -81,14 +97,45 @@ class Substitution:
         return weakref.ref(self(owner)) if owner is not None else value
 
     def _object(self, value: Any) -> Any:
-        self.copies[id(value)] = made = copy.copy(value)
-        for name, part in list(vars(made).items()):
-            vars(made)[name] = self(part)
+        self.copies[id(value)] = made = _copied(value)
+        if made is value:
+            return made
+        own = getattr(made, "__dict__", {})
+        for name, part in list(own.items()):
+            if not (isinstance(value, nn.Module) and "_hooks" in name):  # these lead to whoever has registered them
+                own[name] = self(part)
+        for name, part in _slots(value):
+            object.__setattr__(made, name, self(part))  # also where the class is frozen
         return made
 
 
+def _copied(value: Any) -> Any:
+    """A copy that shares its attributes; the object itself where there is only one of it."""
+    if isinstance(value, nn.Module):
+        made = type(value).__new__(type(value))
+        vars(made).update(vars(value))
+        return made
+    try:
+        return copy.copy(value)
+    except TypeError:  # "cannot pickle": an open file, a connection
+        return value
+
+
+def _slots(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object has in slots, by the names under which they are found."""
+    for base in type(value).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            is_private = name.startswith("__") and not name.endswith("__")
+            found = f"_{base.__name__.lstrip('_')}{name}" if is_private else name
+            if found not in ("__dict__", "__weakref__") and hasattr(value, found):
+                yield found, getattr(value, found)
+
+
 _COPIED: tuple[tuple[Any, Callable[[Substitution, Any], Any]], ...] = (
-    ((list, tuple), Substitution._sequence),
+    ((list, tuple, set, frozenset), Substitution._sequence),
+    (deque, Substitution._deque),
+    (functools.partial, Substitution._partial),
     (dict, Substitution._dictionary),
     (types.MethodType, Substitution._method),
     (types.FunctionType, Substitution._function),

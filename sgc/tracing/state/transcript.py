@@ -130,13 +130,22 @@ class Transcript(TorchFunctionMode):
         source = SourceLine(code.co_filename, frame.f_lineno, code.co_name)
         event = Event(values, source)
         self.events.setdefault(call, []).append(event)
-        result = func(*args, **(kwargs or {}))
+        try:
+            result = func(*args, **(kwargs or {}))
+        except Exception:
+            self._drop(call, event)  # what could not be traced becomes an opaque node, or the capture fails
+            raise
         if tracer.is_capturing():
             event.node = tracer.last_node()
         for part in result if type(result) in (list, tuple) else (result,):
             if isinstance(part, Tensor) and not tracer.is_fake(part):
                 self._made[id(part)] = weakref.ref(part)
         return result
+
+    def _drop(self, call: Call, event: Event) -> None:
+        self.events[call] = [other for other in self.events[call] if other is not event]
+        if not self.events[call]:
+            del self.events[call]
 
     def forget(self) -> None:
         """Forget what was noted: it was not the run that counts."""
