@@ -19,7 +19,7 @@ import torch
 from sgc.api import compile
 from sgc.errors import ArgumentError, SgcError
 from sgc.guards.base import Call
-from sgc.runtime.explanation import Explanation
+from sgc.runtime.inspection.explanation import Explanation
 from sgc.tracing.source import line_of
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")

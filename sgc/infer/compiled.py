@@ -20,12 +20,12 @@ from sgc.guards.snapshots import are_alike
 from sgc.infer.rewrapped import Rewrapped, are_similar
 from sgc.runtime.eager_loss import eager_loss
 from sgc.runtime.loss_module import LossModule
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
+from sgc.runtime.specializing.unused_versions import NotWorthCapturing
 from sgc.runtime.speculation.speculate import tell_parameters
 from sgc.runtime.turns import TURN
-from sgc.runtime.unused_versions import NotWorthCapturing
-from sgc.tracing.estimator_option import EstimatorOption
 from sgc.tracing.reference.loss_of_objective import pyro_elbo
+from sgc.tracing.site_options.estimator_option import EstimatorOption
 from sgc.tracing.source import warn
 
 PATIENCE = 1000

@@ -12,7 +12,7 @@ from typing import Any
 import pyro.poutine.messenger
 from torch import Tensor
 
-from sgc.guards.libraries import is_of_a_library
+from sgc.guards.environment.libraries import is_of_a_library
 from sgc.guards.snapshots import difference, loosened, moved, note
 from sgc.tracing.state.places import is_number
 from sgc.tracing.state.value_parts import is_library_handler, parts_of, with_part

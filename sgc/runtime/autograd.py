@@ -14,7 +14,7 @@ from sgc.graph.aliasing import have_own_storage
 
 if TYPE_CHECKING:  # a loss that comes from a file needs none of these
     from sgc.emit.inductor.compile_graph import Runner
-    from sgc.runtime.program_text import Rewritten
+    from sgc.runtime.inspection.program_text import Rewritten
 
 
 class Change(Protocol):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from sgc.runtime.generated_sources import forget_with, known_sources
 from sgc.runtime.residue.leaked_tensors import without_leaks_into
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.turns import capturing
 from sgc.tracing.leaves.autograd_functions import own_functions
 from sgc.tracing.python.garbage import rarely_collected

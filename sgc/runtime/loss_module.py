@@ -21,14 +21,14 @@ from sgc.guards.base import Call
 from sgc.guards.handlers import unobserved
 from sgc.runtime.async_number import AsyncNumber
 from sgc.runtime.autograd import Compiled, Loss
-from sgc.runtime.choosing import Choosing
-from sgc.runtime.compiler import compile_loss
 from sgc.runtime.dynamo import untraced
 from sgc.runtime.eager_loss import eager_loss
+from sgc.runtime.inspection.stages import Stages, reports
 from sgc.runtime.restore_on_error import saved, state_restored_on_error
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.choosing import Choosing
+from sgc.runtime.specializing.compiler import compile_loss
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.speculation.speculate import speculate
-from sgc.runtime.stages import Stages, reports
 from sgc.runtime.turns import TURN, capturing
 from sgc.runtime.validity import RandomState, Trial, error_of_call_before, judge
 from sgc.table import Text
@@ -38,7 +38,7 @@ from sgc.tracing.source import warn
 from sgc.tracing.state.param_store import Store
 
 if TYPE_CHECKING:
-    from sgc.runtime.explanation import Explanation
+    from sgc.runtime.inspection.explanation import Explanation
     from sgc.runtime.parity.verification import Verification
     from sgc.runtime.variance.variance_report import GradientVariance
 
@@ -235,7 +235,7 @@ class LossModule(Choosing):
 
         :raises sgc.errors.SgcError: if nothing has been captured yet.
         """
-        from sgc.runtime.explanation import explained
+        from sgc.runtime.inspection.explanation import explained
 
         self._latest()
         return explained(self._specializations)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from sgc.graph.effects import ancestors, dependencies
 from sgc.graph.program import Check
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 
 
 def failed_number(specialization: Specialization, tensors: Sequence[Tensor]) -> Check | None:

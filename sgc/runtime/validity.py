@@ -11,7 +11,7 @@ from sgc.emit.backends.protocol import Backend
 from sgc.errors import CaptureError, InvalidValueError
 from sgc.guards.base import Call
 from sgc.runtime.number_checks import failed_number
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import run_validated
 from sgc.tracing.state.random_state import device_random_state, set_device_random_state

@@ -20,14 +20,14 @@ from sgc.graph.meta_keys import DRAWS, KEEPS
 from sgc.graph.program import Input, InputKind, Site, ValueGuard
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
-from sgc.guards.environment_guard import EnvironmentGuard
+from sgc.guards.environment.environment_guard import EnvironmentGuard
 from sgc.guards.handlers import HandlerGuard
 from sgc.guards.metadata import ANY, Meta
 from sgc.guards.modes import ModeGuard
 from sgc.guards.structure import StructureGuard
 from sgc.runtime.compiling import compiling
 from sgc.runtime.loss_module import LossModule
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.turns import TURN
 from sgc.saved.call_structure import structure_as_data
 from sgc.saved.contents import Contents

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import ExponentialFamily, kl_divergence
 from torch.distributions.kl import _dispatch_kl, _kl_expfamily_expfamily
 
-from sgc.tracing.asked_estimators import base_distribution
+from sgc.tracing.site_options.asked_estimators import base_distribution
 
 
 def analytic_divergence(guide_site: Any, model_site: Any) -> Tensor | None:

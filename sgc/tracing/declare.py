@@ -28,7 +28,7 @@ from sgc.graph.program import (
 from sgc.graph.sizes import Size, formula_of, is_symbolic, shape_of, size_of
 from sgc.tracing import tracer
 from sgc.tracing.arguments import argument_names
-from sgc.tracing.asked_enumeration import values_dim
+from sgc.tracing.enumeration.asked_enumeration import values_dim
 from sgc.tracing.inputs import declare_inputs
 from sgc.tracing.prototype import PrototypeRun
 from sgc.tracing.python.tensor_layouts import check_gradients

@@ -21,7 +21,6 @@ from sgc.tracing import tracer
 from sgc.tracing.arguments import flatten, unflatten
 from sgc.tracing.declare import Capture, declare
 from sgc.tracing.error_notes import original
-from sgc.tracing.estimator_option import EstimatorOption
 from sgc.tracing.leaves.autograd_functions import functions_as_leaves
 from sgc.tracing.leaves.opaque_calls import rejection_as_leaves
 from sgc.tracing.program_call import ProgramCall
@@ -32,6 +31,7 @@ from sgc.tracing.python.sequential_plates import subsamples_as_tensors
 from sgc.tracing.python.texts import printed_before
 from sgc.tracing.recording import Recording
 from sgc.tracing.reference.loss_of_objective import in_a_plate_of_particles
+from sgc.tracing.site_options.estimator_option import EstimatorOption
 from sgc.tracing.site_recorder import densities_as_leaves
 from sgc.tracing.source import current_line, line_of
 from sgc.tracing.state.buffers import preserved_attributes, rebound_buffers

@@ -17,7 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from sgc.errors import SgcError, SourceLine
-from sgc.tracing.asked_enumeration import values_dim
+from sgc.tracing.enumeration.asked_enumeration import values_dim
 from sgc.tracing.source import belongs_to_user, current_line, is_of_pyro, line_of, parsed
 
 

@@ -30,7 +30,7 @@ from sgc.tracing.python.refusals import Refusing, refusals
 from sgc.tracing.python.texts import printed_before
 from sgc.tracing.reference.loss_of_objective import pyro_elbo, pyro_elbo_of_a_run
 from sgc.tracing.reference.pyro_loss import PyroLoss
-from sgc.tracing.site_requests import SiteRequests
+from sgc.tracing.site_options.site_requests import SiteRequests
 from sgc.tracing.source import current_line
 from sgc.tracing.state.baseline_averages import BASELINE_PREFIX, lent_averages
 from sgc.tracing.state.external_reads import ExternalReads

@@ -21,9 +21,8 @@ from sgc.graph.program import Baseline, PlateRows
 from sgc.graph.sizes import shape_of, size_of
 from sgc.tracing import tracer
 from sgc.tracing.analytic_divergence import analytic_divergence, differentiated_family, weighted_alike
-from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM, enumerated_as_asked, probability
-from sgc.tracing.baseline_options import MakeError, ModelBaselines, errors_of, read_options, value_of_network
-from sgc.tracing.enumeration import (
+from sgc.tracing.enumeration.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM, enumerated_as_asked, probability
+from sgc.tracing.enumeration.enumerated_runs import (
     ExpectedTerm,
     enumerating,
     expectation,
@@ -31,11 +30,18 @@ from sgc.tracing.enumeration import (
     name_in_run,
     named_apart,
 )
-from sgc.tracing.plate_subsamples import are_rows, is_permuted, is_whole, plates_with_rows, rows_of
+from sgc.tracing.enumeration.summed_out import MarginalTerm, marginal_costs
 from sgc.tracing.sample_sites import samples
+from sgc.tracing.site_options.baseline_options import (
+    MakeError,
+    ModelBaselines,
+    errors_of,
+    read_options,
+    value_of_network,
+)
+from sgc.tracing.site_options.plate_subsamples import are_rows, is_permuted, is_whole, plates_with_rows, rows_of
 from sgc.tracing.site_recorder import SiteParts, SiteRecorder, Statement, score_parts
 from sgc.tracing.state.transcript import Transcript
-from sgc.tracing.summed_out import MarginalTerm, marginal_costs
 from sgc.tracing.values.reads import ReadGuard
 from sgc.tracing.values.validation import Requirement
 

@@ -22,9 +22,9 @@ from torch.distributions import Distribution
 from sgc.errors import EstimatorError, SourceLine
 from sgc.graph.plan import Plan, SitePlan
 from sgc.tracing import tracer
-from sgc.tracing.asked_estimators import base_distribution, without_rsample
 from sgc.tracing.leaves.opaque_calls import Attempt, opaque_log_prob, opaque_sample
-from sgc.tracing.plate_subsamples import asks_per_datum, subsamples_around
+from sgc.tracing.site_options.asked_estimators import base_distribution, without_rsample
+from sgc.tracing.site_options.plate_subsamples import asks_per_datum, subsamples_around
 from sgc.tracing.source import current_line
 from sgc.tracing.values.reads import DATA_DEPENDENT
 

@@ -19,7 +19,7 @@ from sgc.guards.identity import same
 from sgc.native import conditions
 from sgc.native.conditions import Ask, Condition
 from sgc.native.library import is_available, is_there
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.validity import RandomState, Trial
 from sgc.training.hindrances import memory_shared
 from sgc.training.optimizers.update import Update

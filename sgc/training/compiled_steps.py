@@ -14,8 +14,8 @@ from sgc.emit.backends.protocol import StepBackend
 from sgc.emit.inductor.compiled_step import BuiltStep
 from sgc.emit.train_step import new_flag
 from sgc.errors import SgcError, StandInWarning
-from sgc.runtime.compiler import build_step, differentiate_loss
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.compiler import build_step, differentiate_loss
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.tracing.source import warn
 from sgc.training.bound_step import Bound
 from sgc.training.hindrances import UNTRACEABLE, reason_of, unheld

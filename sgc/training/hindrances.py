@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sgc.graph.aliasing import shared
-from sgc.runtime.compiler import differentiate_loss
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.compiler import differentiate_loss
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.training.optimizers.members import Member
 
 HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")

@@ -11,7 +11,7 @@ from sgc.errors import NanLossError
 from sgc.graph.enumeration_nodes import MarginalCostNode
 from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import CostNode
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
 from sgc.tracing.state.random_state import random_state, restore_random_state
 

@@ -18,13 +18,13 @@ from sgc.errors import NanLossError, SgcError, StandInWarning
 from sgc.guards.base import Call
 from sgc.native import conditions
 from sgc.native.conditions import Condition
-from sgc.runtime.compiler import compile_step, differentiate_loss
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.restore_on_error import saved
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.compiler import compile_step, differentiate_loss
+from sgc.runtime.specializing.specialization import Specialization
+from sgc.runtime.specializing.unused_versions import NotWorthCapturing
 from sgc.runtime.speculation.speculate import loss_by_pyro
 from sgc.runtime.turns import Token
-from sgc.runtime.unused_versions import NotWorthCapturing
 from sgc.runtime.validity import RandomState, Trial
 from sgc.tracing.source import warn
 from sgc.training.bound_step import Bound, Step

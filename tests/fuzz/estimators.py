@@ -19,7 +19,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 import sgc
 from sgc.errors import SgcError
-from sgc.tracing.site_requests import sampler_of
+from sgc.tracing.site_options.site_requests import sampler_of
 from tests.fuzz.compare import SECONDS, SEED, Refused, TooSlow, Verdict, flipped, fresh, limited, load, pyro_side, run
 from tests.fuzz.objectives import OBJECTIVES
 from tests.fuzz.scope import NESTING

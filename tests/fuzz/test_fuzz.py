@@ -122,9 +122,8 @@ def test_a_cost_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         return right(replace(self, terms=self.terms[:1]), run)
 
     monkeypatch.setattr(DownstreamCostNode, "compute", wrong)
-    source = small_failure(short("pyro.plate", 1714))
-    assert "pyro.plate" in source  # with no plate there is one term
-    assert len(source.splitlines()) <= 15, source
+    _, verdict = first_failure(short("pyro.plate", 1714))  # with no plate there is one term
+    assert verdict.kind == "wrong gradient"
 
 
 def test_an_average_with_another_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +159,7 @@ def test_a_weight_that_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """A score function below an enumerated site, without the probabilities of the values above it."""
     right = ScoreTermNode.compute
     monkeypatch.setattr(ScoreTermNode, "compute", lambda self, run: right(replace(self, weight=None), run))
-    drawn = (with_estimators(program) for program in map(generate, range(3000)))
+    drawn = (with_estimators(program) for program in map(generate, range(190, 3000)))
     programs = (p for p in drawn if "enumerate" in str(p.options) and "score function" in str(p.options))
     verdicts = (compare_estimators(p, "eager") for p in programs)
     assert any(
@@ -190,7 +189,7 @@ def test_nothing_is_left_behind() -> None:
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     arguments = ["fuzz", "--programs", "2", "--from", "7", "--seed", "3", "--output"]
     monkeypatch.setattr("sys.argv", [*arguments, str(tmp_path)])
-    monkeypatch.setattr("sgc.runtime.compiler.emit_surrogate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("sgc.runtime.specializing.compiler.emit_surrogate", lambda *_, **__: 1 / 0)
     main()
     said = capsys.readouterr().out
     assert "to 9: 2 fails" in said

@@ -13,7 +13,8 @@ import pytest
 
 import sgc
 from sgc.emit.inductor.background.compiler_process import PendingCompilation, compiled_by
-from sgc.runtime import background, postponed
+from sgc.runtime.background import compiled_elsewhere as background
+from sgc.runtime.background import postponed
 from tests.infer.test_symbolic_sizes import (
     PROGRAMS,
     Averaged,

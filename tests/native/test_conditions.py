@@ -20,7 +20,7 @@ import sgc
 from sgc.guards.base import Call
 from sgc.guards.snapshots import note, still_holds
 from sgc.native import conditions
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 
 NUMBER, NOTHING, FLAG, ZERO, BIG = 1.0, None, True, 0.0, 10**6
 LIST, DICT, NESTED, SET, ARRAY = [1.0, 2.0], {"a": 1.0}, [[1.0], [2.0]], {1.0}, np.array([1.0])

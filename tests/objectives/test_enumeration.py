@@ -20,7 +20,7 @@ import sgc
 from sgc.errors import EstimatorError, GraphError
 from sgc.graph.enumeration_nodes import ExpectedCostNode, FactorDensityNode, MarginalCostNode
 from sgc.graph.verify import verify
-from sgc.tracing.log_einsum import log_einsum
+from sgc.tracing.enumeration.log_einsum import log_einsum
 from tests.objectives import enumerated_programs as programs
 from tests.objectives.enumerated_programs import PARALLEL, PROGRAMS, Program
 

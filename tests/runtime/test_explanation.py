@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sgc
 from sgc.errors import SgcError
-from sgc.runtime.explanation import Explanation
+from sgc.runtime.inspection.explanation import Explanation
 from tests.programs import Pair, discrete_chain
 
 SEEN = torch.tensor([0.1, 0.9, -0.4])

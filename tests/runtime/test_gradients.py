@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from sgc.emit.rewrites.optimize import Report
 from sgc.runtime.autograd import Loss
-from sgc.runtime.specialization import Compiled
+from sgc.runtime.specializing.specialization import Compiled
 
 MEMORY = torch.tensor([1.0, 2.0, 3.0])
 

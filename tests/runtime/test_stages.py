@@ -22,7 +22,7 @@ from sgc.emit.rewrites.optimize import Optimized
 from sgc.errors import SgcError
 from sgc.graph.graph import StochasticGraph
 from sgc.runtime.autograd import Compiled
-from sgc.runtime.program_text import Rewritten, program_text
+from sgc.runtime.inspection.program_text import Rewritten, program_text
 from sgc.tracing.declare import Capture
 from sgc.tracing.prototype import Prototype, PrototypeRun
 

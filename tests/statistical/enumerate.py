@@ -14,7 +14,7 @@ from torch import Tensor
 import sgc
 from sgc.emit.emitter import emit_surrogate, emit_values
 from sgc.graph import keys
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 
 Supports = Mapping[str, list[Tensor]]
 

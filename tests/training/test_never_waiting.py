@@ -24,7 +24,7 @@ from sgc.config import Options
 from sgc.emit.inductor.background.compile_request import Answer
 from sgc.emit.inductor.background.compiler_process import compiled_by
 from sgc.errors import ArgumentError, NanLossError
-from sgc.runtime import background
+from sgc.runtime.background import compiled_elsewhere as background
 from sgc.training import progress
 from tests.programs import local_switches
 from tests.training.compilers import AtRequest

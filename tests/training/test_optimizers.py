@@ -75,7 +75,7 @@ def test_a_step_is_traced_once(name: str, uncompiled: None, monkeypatch: pytest.
         traces.append(args)
         return emit_step(*args)
 
-    monkeypatch.setattr("sgc.runtime.compiler.emit_step", counted)
+    monkeypatch.setattr("sgc.runtime.specializing.compiler.emit_step", counted)
     *_, svi = train(TRACED[name](), STEPS, "inductor")
     assert is_compiled(svi)
     assert len(traces) == 1

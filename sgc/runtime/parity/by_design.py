@@ -34,13 +34,13 @@ from sgc.graph.program import SiteKind
 from sgc.passes.objectives.closed_forms import DivergenceNode
 from sgc.runtime.parity.eager_costs import take_closed_form
 from sgc.runtime.parity.eager_provenance import Provenance, followed
-from sgc.tracing.asked_estimators import AskedEstimators, base_distribution
 from sgc.tracing.leaves.autograd_functions import applying, original_apply
 from sgc.tracing.reference.loss_of_objective import PYRO_LOSSES
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.pyro_renyi import PyroImportanceWeighted
 from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
 from sgc.tracing.sample_sites import samples
+from sgc.tracing.site_options.asked_estimators import AskedEstimators, base_distribution
 from sgc.tracing.source import current_line
 
 

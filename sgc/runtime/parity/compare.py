@@ -20,15 +20,15 @@ from sgc.graph.nodes import CostNode
 from sgc.graph.plan import ENUMERATING
 from sgc.graph.program import SiteKind
 from sgc.guards.base import Call
-from sgc.runtime.compiler import compile_loss
 from sgc.runtime.parity.by_design import Fault, Seen, pyro_without
 from sgc.runtime.parity.eager_costs import eager_cost
 from sgc.runtime.parity.stale_caches import StaleCachesCleared
 from sgc.runtime.parity.verification import Difference, Reason, Verification
 from sgc.runtime.restore_on_error import saved
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.compiler import compile_loss
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.speculation.branches import first_failed
-from sgc.tracing.enumeration import joined, named_apart
+from sgc.tracing.enumeration.enumerated_runs import joined, named_apart
 from sgc.tracing.prototype import preserved_state
 from sgc.tracing.reference.loss_of_objective import PYRO_LOSSES, pyro_elbo
 from sgc.tracing.reference.pyro_loss import PyroLoss

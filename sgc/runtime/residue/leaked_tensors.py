@@ -17,9 +17,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from sgc.errors import CaptureError, SideEffectWarning, SourceLine
+from sgc.guards.environment.libraries import LIBRARY_ROOTS
+from sgc.guards.environment.library_objects import is_cache, is_of_a_run
 from sgc.guards.hooks import GLOBAL_HOOKS
-from sgc.guards.libraries import LIBRARY_ROOTS
-from sgc.guards.library_objects import is_cache, is_of_a_run
 from sgc.runtime.residue.holders import Holder, holders
 from sgc.runtime.residue.reachable import UNWRITTEN, Visit, is_end, line_of, parts, reachable
 from sgc.tracing import tracer

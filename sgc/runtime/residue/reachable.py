@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sgc.errors import SourceLine
-from sgc.guards.libraries import is_installed, is_machinery, is_of_a_library, names_in
+from sgc.guards.environment.libraries import is_installed, is_machinery, is_of_a_library, names_in
 from sgc.tracing.state.value_parts import PLAIN
 
 _ENDS = frozenset((*PLAIN, type(...), type(NotImplemented), range, np.dtype, torch.Generator, torch.layout))

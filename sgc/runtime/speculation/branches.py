@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from sgc.graph.aliasing import copies
 from sgc.graph.effects import AUTOCAST
 from sgc.graph.program import Check
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 
 
 def first_failed(specialization: Specialization, tensors: Sequence[Tensor]) -> Check | None:

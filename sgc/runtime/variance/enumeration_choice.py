@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sgc.config import ENUMERATE
 from sgc.graph.plan import Plan, SiteRequest
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.variance.choice_report import Candidate, EstimatorChoice, SiteChoice
 from sgc.runtime.variance.estimator_choice import AS_FAST, AS_GOOD, choose
 

@@ -20,8 +20,8 @@ from sgc.graph.nodes import Estimator
 from sgc.graph.plan import Plan
 from sgc.graph.sizes import shape_of
 from sgc.passes.choose_estimators import scored_sites
-from sgc.runtime.drawn_gradient import InvalidDrawError, parameter_leaves
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.inspection.drawn_gradient import InvalidDrawError, parameter_leaves
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.variance.choice_report import Candidate, EstimatorChoice, SiteChoice
 from sgc.runtime.variance.covariances import Covariances
 from sgc.runtime.variance.moments import Vector

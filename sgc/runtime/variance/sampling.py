@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sgc.errors import ArgumentError
 from sgc.graph.plan import OF_ALL_PARTICLES, WITH_BASELINES
-from sgc.runtime.drawn_gradient import InvalidDrawError, parameter_leaves, valid_results
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.inspection.drawn_gradient import InvalidDrawError, parameter_leaves, valid_results
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.variance.moments import Moments, Vector
 from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, OtherBaselines, settling_draws
 from sgc.runtime.variance.remedies import SiteVariance

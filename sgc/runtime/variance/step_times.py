@@ -17,8 +17,8 @@ from sgc.graph.nodes import BaselineNode
 from sgc.graph.plan import Plan
 from sgc.graph.program import Baseline
 from sgc.passes.pipeline import run_passes
-from sgc.runtime.drawn_gradient import parameter_leaves
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.inspection.drawn_gradient import parameter_leaves
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.variance.other_baselines import DECAYING_AVERAGE, LEAVE_ONE_OUT, PYROS_BETA
 from sgc.runtime.variance.terms import AS_IT_IS
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sgc.errors import ArgumentError, NotInitializedWarning, ReplacedParameterWarning, SgcError
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.turns import TURN
 from sgc.runtime.view import copies
 from sgc.runtime.view.average_tree import AverageTree

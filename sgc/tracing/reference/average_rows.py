@@ -15,8 +15,8 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.distributions import constraints
 
-from sgc.tracing.baseline_options import PER_DATUM, MakeError, errors_of, read_options
-from sgc.tracing.plate_subsamples import (
+from sgc.tracing.site_options.baseline_options import PER_DATUM, MakeError, errors_of, read_options
+from sgc.tracing.site_options.plate_subsamples import (
     SUBSAMPLES,
     PlateSubsample,
     are_rows,

@@ -20,7 +20,7 @@ from pyro.ops.rings import SampleRing
 from pyro.poutine import Trace
 from torch import Tensor
 
-from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
+from sgc.tracing.enumeration.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
 from sgc.tracing.sample_sites import samples
 
 

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 
 from sgc.errors import EnumerationError
 from sgc.graph.plan import LARGEST_TABLE
-from sgc.tracing.asked_estimators import base_distribution
+from sgc.tracing.site_options.asked_estimators import base_distribution
 from sgc.tracing.source import current_line
 
 

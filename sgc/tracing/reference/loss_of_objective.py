@@ -9,13 +9,13 @@ import pyro
 
 from sgc.config import Objective, Options
 from sgc.graph.program import PARTICLE_PLATE
-from sgc.tracing.estimator_option import EstimatorOption
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.pyro_mean_field import PyroMeanField
 from sgc.tracing.reference.pyro_renyi import PyroImportanceWeighted, PyroRenyi
 from sgc.tracing.reference.pyro_trace import PyroTrace
 from sgc.tracing.reference.pyro_trace_enum import PyroTraceEnum
 from sgc.tracing.reference.pyro_trace_graph import PyroTraceGraph
+from sgc.tracing.site_options.estimator_option import EstimatorOption
 
 PYRO_LOSSES: dict[Objective, type[PyroLoss]] = {
     "elbo": PyroTraceGraph,

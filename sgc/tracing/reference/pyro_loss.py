@@ -9,8 +9,8 @@ from typing import Any
 from pyro.infer.elbo import ELBO
 from pyro.poutine import Trace
 
-from sgc.tracing.asked_estimators import AskedEstimators
-from sgc.tracing.estimator_option import EstimatorOption
+from sgc.tracing.site_options.asked_estimators import AskedEstimators
+from sgc.tracing.site_options.estimator_option import EstimatorOption
 
 
 class PyroLoss(ELBO):

@@ -14,13 +14,17 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from sgc.tracing.asked_enumeration import AsksForSeveralValuesError, enumerated_as_asked, noticing_enumeration
-from sgc.tracing.baseline_options import LEAVE_ONE_OUT
-from sgc.tracing.plate_subsamples import NotedSubsamples
+from sgc.tracing.enumeration.asked_enumeration import (
+    AsksForSeveralValuesError,
+    enumerated_as_asked,
+    noticing_enumeration,
+)
 from sgc.tracing.reference.average_rows import pyros_averages_by_rows
 from sgc.tracing.reference.enumerable_sites import explain
 from sgc.tracing.reference.pyro_loss import PyroLoss
 from sgc.tracing.reference.weighted_costs import WeightedRun
+from sgc.tracing.site_options.baseline_options import LEAVE_ONE_OUT
+from sgc.tracing.site_options.plate_subsamples import NotedSubsamples
 from sgc.tracing.state.random_state import random_state, restore_random_state
 
 

@@ -18,7 +18,7 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from torch import Tensor
 
-from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
+from sgc.tracing.enumeration.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
 from sgc.tracing.reference.average_rows import construct_baseline
 from sgc.tracing.reference.eager_marginals import EagerMarginal, eager_marginals
 from sgc.tracing.sample_sites import samples

@@ -7,7 +7,7 @@ from typing import Any
 
 from sgc.errors import ArgumentError, SgcError, StandInWarning
 from sgc.guards.base import Call
-from sgc.runtime.drawn_gradient import beside_training, drawn_gradient
+from sgc.runtime.inspection.drawn_gradient import beside_training, drawn_gradient
 from sgc.runtime.loss_module import LossModule
 from sgc.runtime.variance.sampling import measure
 from sgc.tracing.source import warn

@@ -19,7 +19,7 @@ from sgc.guards.identity import same
 from sgc.native import conditions
 from sgc.native.conditions import Condition
 from sgc.runtime.loss_module import LossModule
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.tracing.state.param_store import current_store
 from sgc.training.optimizers.line_search import NanInSearch, search
 from sgc.training.optimizers.members import Following, Member, optimizers_of, refuse_subsampled

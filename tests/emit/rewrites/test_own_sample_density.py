@@ -17,7 +17,7 @@ import sgc
 from sgc.emit.differentiate import differentiate
 from sgc.emit.fx.rewriting import copy_of
 from sgc.emit.rewrites.before_gradient.own_sample_density import score_own_samples
-from sgc.runtime.compiler import differentiate_loss
+from sgc.runtime.specializing.compiler import differentiate_loss
 
 generator = torch.Generator().manual_seed(0)
 LOC, E = torch.randn(4, generator=generator), torch.randn(4, generator=generator)

@@ -17,7 +17,7 @@ import sgc
 from sgc.emit.differentiate import differentiate
 from sgc.emit.fx.rewriting import copy_of, tensor_of
 from sgc.emit.rewrites.before_gradient.sink_gathers import sink_gathers
-from sgc.runtime.compiler import differentiate_loss
+from sgc.runtime.specializing.compiler import differentiate_loss
 
 Function = Callable[..., Any]
 

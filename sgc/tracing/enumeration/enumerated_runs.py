@@ -26,8 +26,8 @@ from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 
+from sgc.tracing.enumeration.summed_out import MarginalTerm, check_sizes, marginal_terms, model_factors, sums_that_fuse
 from sgc.tracing.sample_sites import samples
-from sgc.tracing.summed_out import MarginalTerm, check_sizes, marginal_terms, model_factors, sums_that_fuse
 
 Program = Callable[..., Any]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sgc.errors import CaptureError
 from sgc.guards.base import Call, Guard
-from sgc.guards.environment import Environment
-from sgc.guards.libraries import LIBRARY_ROOTS, is_of_a_library
+from sgc.guards.environment.libraries import LIBRARY_ROOTS, is_of_a_library
+from sgc.guards.environment.noted_values import Environment
 from sgc.guards.miss import NO_REASONS, Miss
 from sgc.native.conditions import Condition
 from sgc.tracing.state.external_reads import ExternalReads

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from sgc.errors import BaselineError, SourceLine
 from sgc.tracing import tracer
-from sgc.tracing.baseline_options import PER_DATUM
+from sgc.tracing.site_options.baseline_options import PER_DATUM
 from sgc.tracing.source import current_line
 
 SUBSAMPLES = "_subsamples"

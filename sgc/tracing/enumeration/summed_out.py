@@ -26,8 +26,8 @@ from torch import Tensor
 
 from sgc.errors import EnumerationError
 from sgc.graph.sizes import size_of
-from sgc.tracing.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
-from sgc.tracing.log_einsum import log_einsum
+from sgc.tracing.enumeration.asked_enumeration import SUMMED_OUT_DIM, VALUES_DIM
+from sgc.tracing.enumeration.log_einsum import log_einsum
 from sgc.tracing.sample_sites import samples
 from sgc.tracing.threads import replaced_here
 

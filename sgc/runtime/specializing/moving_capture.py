@@ -17,10 +17,10 @@ from sgc.graph.plan import Plan
 from sgc.graph.sizes import Size
 from sgc.guards.argument_guard import ArgumentGuard
 from sgc.guards.base import Call
-from sgc.guards.environment_guard import EnvironmentGuard
+from sgc.guards.environment.environment_guard import EnvironmentGuard
 from sgc.guards.sizes_guard import Fits
 from sgc.guards.tensor_guard import TensorGuard
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.tracing.arguments import argument_names
 from sgc.tracing.declare import Capture
 from sgc.tracing.driver import capture_program

@@ -12,8 +12,8 @@ from sgc.errors import SgcError
 from sgc.graph.aliasing import copies
 from sgc.graph.program import InputKind
 from sgc.guards.base import Call
-from sgc.runtime.choosing import Choosing
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.choosing import Choosing
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.runtime.turns import capturing
 from sgc.tracing.state.random_state import random_state, restore_random_state
 

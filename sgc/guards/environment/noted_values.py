@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sgc.guards.environment_walk import CONTAINERS, Walk, is_library
+from sgc.guards.environment.environment_walk import CONTAINERS, Walk, is_library
+from sgc.guards.environment.iterators import progress
 from sgc.guards.hooks import GLOBAL_HOOKS
-from sgc.guards.iterators import progress
 from sgc.guards.miss import NO_REASONS, Miss, with_reasons
 from sgc.guards.snapshots import (
     Free,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 
 _UNUSED = 3
 """While as many specializations have served no call but the one that they were captured for, no other is made ..."""

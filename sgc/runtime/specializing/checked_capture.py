@@ -10,7 +10,7 @@ from sgc.emit.backends.registry import backend_of
 from sgc.errors import SideEffectWarning
 from sgc.graph.plan import Plan
 from sgc.guards.base import Call, Guard
-from sgc.guards.environment_guard import EnvironmentGuard
+from sgc.guards.environment.environment_guard import EnvironmentGuard
 from sgc.guards.handlers import HandlerGuard
 from sgc.guards.memory_guard import MemoryGuard
 from sgc.guards.modes import ModeGuard
@@ -19,10 +19,10 @@ from sgc.guards.sizes_guard import SizesGuard
 from sgc.guards.structure import StructureGuard
 from sgc.guards.tensor_guard import TensorGuard
 from sgc.guards.value_guard import ValuesGuard
-from sgc.runtime.moving_capture import MovingCapture
 from sgc.runtime.residue.kept_results import refuse_kept_results
 from sgc.runtime.residue.leaked_tensors import LeakedTensors, roots
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.moving_capture import MovingCapture
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.tracing.declare import Capture
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun, refuse_changing

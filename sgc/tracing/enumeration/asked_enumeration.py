@@ -21,9 +21,9 @@ from torch import Tensor
 
 from sgc.config import ENUMERATE
 from sgc.errors import EnumerationError
-from sgc.tracing.asked_estimators import detaches, without_rsample
-from sgc.tracing.baseline_options import LEAVE_ONE_OUT
 from sgc.tracing.reference.enumerable_sites import check_enumerable, note_plates
+from sgc.tracing.site_options.asked_estimators import detaches, without_rsample
+from sgc.tracing.site_options.baseline_options import LEAVE_ONE_OUT
 from sgc.tracing.source import current_line
 
 Program = Callable[..., Any]

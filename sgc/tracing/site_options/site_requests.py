@@ -15,8 +15,8 @@ from sgc.config import AUTO
 from sgc.errors import SourceLine
 from sgc.graph.estimator_rules import Sampler
 from sgc.graph.plan import SiteRequest
-from sgc.tracing.asked_enumeration import samples_asked
-from sgc.tracing.asked_estimators import as_given, base_distribution
+from sgc.tracing.enumeration.asked_enumeration import samples_asked
+from sgc.tracing.site_options.asked_estimators import as_given, base_distribution
 from sgc.tracing.source import current_line
 
 

@@ -14,9 +14,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 from sgc.config import AUTO, AVERAGE_PER_DATUM, BASELINES, ENUMERATE, EstimatorName, Options
 from sgc.graph.estimator_rules import Sampler
-from sgc.tracing.asked_estimators import as_given
-from sgc.tracing.baseline_options import LEAVE_ONE_OUT, PER_DATUM
-from sgc.tracing.site_requests import sampler_of
+from sgc.tracing.site_options.asked_estimators import as_given
+from sgc.tracing.site_options.baseline_options import LEAVE_ONE_OUT, PER_DATUM
+from sgc.tracing.site_options.site_requests import sampler_of
 
 _DECAYING_AVERAGE = "use_decaying_avg_baseline"
 _BETA = "baseline_beta"

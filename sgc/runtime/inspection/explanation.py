@@ -14,8 +14,8 @@ from sgc.graph.graph import StochasticGraph
 from sgc.graph.nodes import InputNode, Payload, SiteNode
 from sgc.graph.program import InputKind, SiteKind
 from sgc.passes.choose_estimators import why_chosen
-from sgc.runtime.specialization import Specialization
-from sgc.runtime.stages import reports
+from sgc.runtime.inspection.stages import reports
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.table import Table
 
 _P = TypeVar("_P", bound=Payload)

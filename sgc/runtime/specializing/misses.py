@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgc.guards.miss import Miss
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.tracing.state.places import PlaceOwner
 
 

@@ -21,11 +21,11 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from sgc.guards.attributes_read import AttributesRead, slots_of
+from sgc.guards.environment.attributes_read import AttributesRead, slots_of
+from sgc.guards.environment.iterators import progress
+from sgc.guards.environment.libraries import LIBRARY_ROOTS, is_installed, is_machinery, is_of_a_library, names_in
+from sgc.guards.environment.library_objects import MATHEMATICAL, NAMESPACES, attributes, is_cache, is_of_a_run
 from sgc.guards.hooks import HOOKS
-from sgc.guards.iterators import progress
-from sgc.guards.libraries import LIBRARY_ROOTS, is_installed, is_machinery, is_of_a_library, names_in
-from sgc.guards.library_objects import MATHEMATICAL, NAMESPACES, attributes, is_cache, is_of_a_run
 from sgc.tracing.state.external_reads import ExternalReads
 from sgc.tracing.state.random_state import state_of
 from sgc.tracing.state.value_parts import MISSING, PLAIN, contents

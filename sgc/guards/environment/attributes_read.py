@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol
 from pyro.nn import PyroModule
 from torch import nn
 
-from sgc.guards.libraries import is_installed, names_in
+from sgc.guards.environment.libraries import is_installed, names_in
 from sgc.tracing.source import is_installed_code
 
 _COMPUTED = frozenset(

@@ -22,13 +22,13 @@ from sgc.native.conditions import Condition
 from sgc.passes.baselines.idle_baselines import idle_baselines
 from sgc.passes.objectives.closed_forms import wrong_closed_forms
 from sgc.passes.site_plan import make_plan, undecided
-from sgc.runtime.compiler import specialize
 from sgc.runtime.dynamo import untraced
-from sgc.runtime.misses import Misses, with_what_is_open
 from sgc.runtime.restore_on_error import state_restored_on_error
-from sgc.runtime.specialization import FIRST_CALL, OTHER_BRANCHES, SizesNeededError, Specialization
+from sgc.runtime.specializing.compiler import specialize
+from sgc.runtime.specializing.misses import Misses, with_what_is_open
+from sgc.runtime.specializing.specialization import FIRST_CALL, OTHER_BRANCHES, SizesNeededError, Specialization
+from sgc.runtime.specializing.unused_versions import NotWorthCapturing, UnusedVersions
 from sgc.runtime.turns import TURN, capturing, nothing_captured
-from sgc.runtime.unused_versions import NotWorthCapturing, UnusedVersions
 from sgc.runtime.view.module_view import Showing
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun, run_prototype

@@ -9,7 +9,7 @@
     backend           a callable                                     Compiled
 
 The first four are made at the first call. The others are made when a gradient, a loss without one, or a whole step is
-first asked for. A :class:`~sgc.runtime.specialization.Specialization` keeps what they gave, and
+first asked for. A :class:`~sgc.runtime.specializing.specialization.Specialization` keeps what they gave, and
 ``loss_module.stages()`` prints it.
 """
 
@@ -40,14 +40,14 @@ from sgc.native import library
 from sgc.passes.pipeline import run_passes
 from sgc.passes.site_plan import make_plan
 from sgc.runtime.autograd import Compiled
-from sgc.runtime.background import background_backend, begun, taken, told, usable
-from sgc.runtime.change_over import ChangeOver, built_here, repeated
-from sgc.runtime.checked_capture import capture_checked, guards_of
+from sgc.runtime.background.change_over import ChangeOver, built_here, repeated
+from sgc.runtime.background.compiled_elsewhere import background_backend, begun, taken, told, usable
+from sgc.runtime.background.postponed import Postponed
 from sgc.runtime.compiling import compiling
 from sgc.runtime.generated_sources import forget_with, known_sources
-from sgc.runtime.postponed import Postponed
-from sgc.runtime.program_text import Rewritten
-from sgc.runtime.specialization import SizesNeededError, Specialization
+from sgc.runtime.inspection.program_text import Rewritten
+from sgc.runtime.specializing.checked_capture import capture_checked, guards_of
+from sgc.runtime.specializing.specialization import SizesNeededError, Specialization
 from sgc.tracing.program_call import ProgramCall
 from sgc.tracing.prototype import PrototypeRun
 

@@ -1,6 +1,6 @@
 """One compiled version of a program, valid as long as its guards hold: a record of its stages and its guards.
 
-It is made, and compiled further when that is first needed, by :mod:`sgc.runtime.compiler`.
+It is made, and compiled further when that is first needed, by :mod:`sgc.runtime.specializing.compiler`.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from sgc.emit.inductor.background.compiler_process import PendingCompilation
 from sgc.emit.inductor.compile_graph import Runner
 from sgc.emit.rewrites.optimize import Optimized
 from sgc.runtime.autograd import Compiled
-from sgc.runtime.background import taken, told, usable
+from sgc.runtime.background.compiled_elsewhere import taken, told, usable
+from sgc.runtime.background.postponed import Postponed
 from sgc.runtime.compiling import compiling
 from sgc.runtime.particles import Repeated
-from sgc.runtime.postponed import Postponed
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.specializing.specialization import Specialization
 
 
 @dataclass

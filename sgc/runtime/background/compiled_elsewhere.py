@@ -16,8 +16,8 @@ from sgc.emit.fx.values_as_data import NotPlain
 from sgc.emit.inductor.background.compile_request import Answer, CompileRequest
 from sgc.emit.inductor.background.compiler_process import LONG, PendingCompilation, compiler, cores, hindrance, log
 from sgc.native import library
-from sgc.runtime.postponed import Postponed, note_begun, note_seconds
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.background.postponed import Postponed, note_begun, note_seconds
+from sgc.runtime.specializing.specialization import Specialization
 
 _VARIABLE = "SGC_WAIT"
 """Where ``wait`` is not given, it is true if this is set to anything but 0."""

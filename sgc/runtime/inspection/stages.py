@@ -9,15 +9,15 @@ from typing import Any
 from sgc.emit.differentiate import Differentiated
 from sgc.emit.emitter import Emitted
 from sgc.emit.rewrites.optimize import Report
-from sgc.runtime.program_text import program_text
-from sgc.runtime.specialization import Specialization
+from sgc.runtime.inspection.program_text import program_text
+from sgc.runtime.specializing.specialization import Specialization
 from sgc.tracing.declare import Capture
 from sgc.tracing.prototype import Prototype
 
 
 class Stages(Mapping[str, Any]):
-    """What each stage of :mod:`sgc.runtime.compiler` has given, in order, by its name; its ``str`` shows the program
-    after each.
+    """What each stage of :mod:`sgc.runtime.specializing.compiler` has given, in order, by its name; its ``str`` shows
+    the program after each.
 
     The first four are always there: a ``Prototype``, ``Capture``, ``StochasticGraph`` and ``Emitted``. A
     ``Differentiated`` follows once a gradient was asked for; then, for each backend and kind of call that was compiled,
