@@ -47,7 +47,6 @@ class OpaqueCall:
         self.dtype = dtype
         self.number = numbered(self)
         self._line = line or current_line()
-        self._is_checked = False
 
     def _hole(self, tensor: Tensor) -> Any:
         for position, known in enumerate(self.tensors):
@@ -68,12 +67,10 @@ class OpaqueCall:
         return value
 
     def refuse_others(self, value: Tensor, leaves: list[Tensor]) -> None:
-        """Refuse a result, of the first such call, that depends on a tensor with a gradient that is no argument.
+        """Refuse a result that depends on a tensor with a gradient that is no argument; each call has its own branches.
 
         :raises CaptureError: that this gradient would be lost.
         """
-        if self._is_checked:
-            return
         known, seen, ahead = {id(leaf) for leaf in leaves}, set(), [value.grad_fn]
         while ahead:
             node = ahead.pop()
@@ -89,7 +86,6 @@ class OpaqueCall:
                     "Pyro constrains are computed outside and passed to it",
                 )
             ahead.extend(following for following, _ in node.next_functions)
-        self._is_checked = True
 
     def _error(self, problem: str, remedy: str) -> CaptureError:
         """For what only the call itself shows."""

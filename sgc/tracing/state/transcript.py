@@ -143,9 +143,9 @@ class Transcript(TorchFunctionMode):
         return result
 
     def _drop(self, call: Call, event: Event) -> None:
-        self.events[call] = [other for other in self.events[call] if other is not event]
-        if not self.events[call]:
-            del self.events[call]
+        others = [other for other in self.events.pop(call, ()) if other is not event]
+        if others:
+            self.events[call] = others
 
     def forget(self) -> None:
         """Forget what was noted: it was not the run that counts."""
