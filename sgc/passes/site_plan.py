@@ -84,8 +84,9 @@ def _check_in_model(request: SiteRequest) -> None:
 
 def _check_names(requests: list[SiteRequest], options: Options) -> None:
     names = [request.name for request in requests]
+    asked = {pattern for pattern, _ in options.estimators}
     for request in requests:
-        if request.in_random_loop is not None and request.name in dict(options.estimators):
+        if request.in_random_loop is not None and request.name in asked:
             raise _differs_by_run(request)
     for pattern, wanted in options.estimators:
         reached = [request for request in requests if wanted == ENUMERATE or not request.in_model]

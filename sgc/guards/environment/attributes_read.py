@@ -76,17 +76,6 @@ class AttributesRead:
         return frozenset(names)
 
 
-def slots_of(cls: type) -> list[str]:
-    """The attributes that a class written in Python keeps outside of a dictionary."""
-    return [
-        name
-        for base in cls.__mro__
-        if "__slots__" in vars(base)
-        for name, part in vars(base).items()
-        if isinstance(part, types.MemberDescriptorType)
-    ]
-
-
 def _codes(cls: type) -> Iterator[tuple[str, types.CodeType]]:
     """The code of a class's methods and properties, by their names."""
     for name, part in vars(cls).items():

@@ -21,14 +21,14 @@ from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from sgc.guards.environment.attributes_read import AttributesRead, slots_of
+from sgc.guards.environment.attributes_read import AttributesRead
 from sgc.guards.environment.iterators import progress
 from sgc.guards.environment.libraries import LIBRARY_ROOTS, is_installed, is_machinery, is_of_a_library, names_in
 from sgc.guards.environment.library_objects import MATHEMATICAL, NAMESPACES, attributes, is_cache, is_of_a_run
 from sgc.guards.hooks import HOOKS
 from sgc.tracing.state.external_reads import ExternalReads
 from sgc.tracing.state.random_state import state_of
-from sgc.tracing.state.value_parts import MISSING, PLAIN, contents
+from sgc.tracing.state.value_parts import MISSING, PLAIN, contents, slots_of
 
 _STANDARD = sysconfig.get_path("stdlib")
 _MAX_DEPTH = 6
@@ -124,7 +124,7 @@ class Walk(ABC):
             self.note(held, name, held[name], f"{type(value).__name__}.", depth)
 
     def _visit_object(self, value: Any, label: str, depth: int) -> None:
-        slots = () if is_installed(type(value)) else slots_of(type(value))
+        slots = () if is_installed(type(value)) else slots_of(type(value).__mro__)
         if not slots and not hasattr(value, "__dict__"):
             self.visit(type(value), label, depth)
             return

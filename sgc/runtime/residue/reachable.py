@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sgc.errors import SourceLine
 from sgc.guards.environment.libraries import is_installed, is_machinery, is_of_a_library, names_in
-from sgc.tracing.state.value_parts import PLAIN
+from sgc.tracing.state.value_parts import PLAIN, slots_of
 
 _ENDS = frozenset((*PLAIN, type(...), type(NotImplemented), range, np.dtype, torch.Generator, torch.layout))
 BUILTIN = frozenset((dict, list, tuple, set, frozenset))
@@ -194,13 +194,7 @@ def in_slots(value: Any) -> Iterator[tuple[str, Any]]:
 
 @functools.lru_cache(maxsize=4096)
 def _slots(cls: type) -> tuple[str, ...]:
-    return tuple(
-        name
-        for base in cls.__mro__
-        if "__slots__" in vars(base) and not is_installed(base)
-        for name, part in vars(base).items()
-        if isinstance(part, types.MemberDescriptorType)
-    )
+    return tuple(slots_of(base for base in cls.__mro__ if not is_installed(base)))
 
 
 def _parts_of_function(function: types.FunctionType) -> Iterator[tuple[Step, Any]]:

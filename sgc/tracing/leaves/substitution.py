@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgc.tracing.state.value_parts import slots_of
+
 
 @dataclass(frozen=True)
 class Hole:
@@ -122,14 +124,8 @@ def _copied(value: Any) -> Any:
 
 
 def _slots(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object has in slots, by the names under which they are found."""
-    for base in type(value).__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            is_private = name.startswith("__") and not name.endswith("__")
-            found = f"_{base.__name__.lstrip('_')}{name}" if is_private else name
-            if found not in ("__dict__", "__weakref__") and hasattr(value, found):
-                yield found, getattr(value, found)
+    """What an object has in slots; one that was never set has nothing."""
+    return ((name, getattr(value, name)) for name in slots_of(type(value).__mro__) if hasattr(value, name))
 
 
 _COPIED: tuple[tuple[Any, Callable[[Substitution, Any], Any]], ...] = (

@@ -6,7 +6,7 @@ import functools
 import types
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,20 @@ class _Empty:
 
 MISSING = _Empty()
 """Stands for what a name that is not bound holds."""
+
+
+def slots_of(bases: Iterable[type]) -> list[str]:
+    """The names under which instances have what classes written in Python keep outside of a dictionary.
+
+    :param bases: the classes whose slots count, of ``type(value).__mro__``.
+    """
+    return [
+        name
+        for base in bases
+        if "__slots__" in vars(base)
+        for name, part in vars(base).items()
+        if isinstance(part, types.MemberDescriptorType)
+    ]
 
 
 def contents(cell: types.CellType) -> Any:
